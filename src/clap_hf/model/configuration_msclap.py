@@ -1,0 +1,187 @@
+# Copyright 2026 The clap_hf authors. MIT License.
+"""Configuration of Microsoft CLAP: an audio tower (HTSAT or CNN14), any transformers text tower, two projections."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+# How a text tower's states become one sentence vector, for the towers the paper compares (Table 1).
+DEFAULT_TEXT_POOLING = {
+    "gpt2": "last_token",
+    "bert": "cls",
+    "roberta": "cls",
+    "clip_text_model": "projection",
+}
+TEXT_POOLINGS = ("last_token", "cls", "mean", "projection")
+
+
+@strict
+class MSClapAudioConfig(PreTrainedConfig):
+    """Configuration of an audio tower; the defaults are HTSAT as in the released 2023 model.
+
+    Args:
+        architecture: `"htsat"` (hierarchical token-semantic audio transformer, 2023) or `"cnn14"` (PANNs, 2022).
+        num_mel_bins: Mel bins of the input features.
+        hidden_size: Size of the pooled output. HTSAT derives it (`embed_dim * 2 ** (stages - 1)`); CNN14 defaults to
+            its last channel count, 2,048.
+        num_labels_frame_map: Classes of HTSAT's token-semantic head (527 AudioSet classes in the released
+            checkpoints); 0 builds no such head.
+        num_frames: Frames that HTSAT's input is stretched to, bicubically.
+        num_time_chunks: Equal time chunks that HTSAT stacks along frequency to make its image more square:
+            64 mel bins x 1,024 frames in 4 chunks make 256 x 256.
+        patch_size: Side of HTSAT's patches, in mel bins and in frames.
+        embed_dim: Channels of HTSAT's first stage; they double at every following stage.
+        depths: Blocks of each HTSAT stage.
+        num_attention_heads: Attention heads of each HTSAT stage.
+        window_size: Side of the attention windows, in patches.
+        mlp_ratio: Hidden size of a block's MLP over its channels.
+        qkv_bias: Whether query, key and value projections have a bias.
+        hidden_act: Activation of HTSAT's MLPs.
+        layer_norm_eps: Epsilon of HTSAT's layer norms.
+        drop_path_rate: Stochastic depth of the last HTSAT block; earlier blocks ramp up to it linearly from 0.
+        hidden_dropout_prob: Dropout after HTSAT's patch embedding, attention output and MLP layers.
+        attention_probs_dropout_prob: Dropout of HTSAT's attention weights.
+        conv_channels: Output channels of CNN14's blocks.
+        conv_dropout: Dropout after each CNN14 block.
+        head_dropout: Dropout before and after CNN14's fully connected layer.
+        spec_augment: Whether random stripes of the log-mel are masked in training.
+        spec_augment_time_stripes: Time stripes masked per clip.
+        spec_augment_time_width: Upper bound of a time stripe's width, frames.
+        spec_augment_freq_stripes: Frequency stripes masked per clip.
+        spec_augment_freq_width: Upper bound of a frequency stripe's width, mel bins.
+        initializer_range: Standard deviation of newly initialised weights.
+    """
+
+    model_type = "msclap_audio"
+    base_config_key = "audio_config"
+
+    architecture: str = "htsat"
+    num_mel_bins: int = 64
+    hidden_size: int | None = None
+    num_labels_frame_map: int = 0
+
+    num_frames: int = 1024
+    num_time_chunks: int = 4
+    patch_size: int = 4
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_attention_heads: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 8
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    drop_path_rate: float | int = 0.1
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+
+    conv_channels: list[int] | tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    conv_dropout: float | int = 0.2
+    head_dropout: float | int = 0.5
+
+    spec_augment: bool = True
+    spec_augment_time_stripes: int = 2
+    spec_augment_time_width: int = 64
+    spec_augment_freq_stripes: int = 2
+    spec_augment_freq_width: int = 8
+
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.architecture == "htsat":
+            self.hidden_size = self.embed_dim * 2 ** (len(self.depths) - 1)
+        elif self.hidden_size is None:
+            self.hidden_size = self.conv_channels[-1]
+        super().__post_init__(**kwargs)
+
+    def validate_architecture_name(self):
+        """`architecture` names a tower that exists."""
+        if self.architecture not in ("htsat", "cnn14"):
+            raise ValueError(f"architecture is {self.architecture!r}, expected 'htsat' or 'cnn14'.")
+
+    def validate_htsat_geometry(self):
+        """The folded spectrogram divides into patches, patch merges and attention windows."""
+        if self.architecture != "htsat":
+            return
+        if len(self.depths) != len(self.num_attention_heads):
+            raise ValueError(
+                f"depths {tuple(self.depths)} and num_attention_heads {tuple(self.num_attention_heads)} must name the "
+                "same number of stages."
+            )
+        merged = self.patch_size * 2 ** (len(self.depths) - 1)
+        height, width = self.num_mel_bins * self.num_time_chunks, self.num_frames // self.num_time_chunks
+        if self.num_frames % self.num_time_chunks or height % merged or width % merged:
+            raise ValueError(
+                f"The folded spectrogram is {height} x {self.num_frames / self.num_time_chunks:g} "
+                f"(mel bins x chunks, frames / chunks); both sides must be multiples of {merged} "
+                "(patch_size * 2 ** (stages - 1)). Change num_frames, num_time_chunks or patch_size."
+            )
+        for stage, heads in enumerate(self.num_attention_heads):
+            rows, columns = height // self.patch_size // 2**stage, width // self.patch_size // 2**stage
+            window = min(self.window_size, rows, columns)
+            if rows % window or columns % window:
+                raise ValueError(
+                    f"Stage {stage + 1} is {rows} x {columns} patches, not a multiple of its attention window "
+                    f"{window}. Change window_size, num_frames or num_time_chunks."
+                )
+            if self.embed_dim * 2**stage % heads:
+                raise ValueError(
+                    f"Stage {stage + 1} has {self.embed_dim * 2**stage} channels, not divisible by its {heads} heads."
+                )
+
+
+@strict
+class MSClapConfig(PreTrainedConfig):
+    """Configuration of a CLAP dual encoder; the defaults are HTSAT + GPT-2 as in the released 2023 model.
+
+    Args:
+        text_config: Configuration of the text tower, any transformers text encoder or GPT-style model.
+        audio_config: Configuration of the audio tower (`MSClapAudioConfig`).
+        projection_dim: Size of the shared space.
+        projection_dropout: Dropout inside the two projections.
+        text_pooling: How the text tower's states become one vector: `"last_token"` (state at the end token; GPT-2),
+            `"cls"` (first token; BERT, RoBERTa), `"mean"` (over the tokens; sentence encoders such as MiniLM) or
+            `"projection"` (the tower's own pooled projection; CLIP). Chosen by the text model's type when None.
+        logit_scale_init_value: Initial exp(logit_scale). The released code starts at 1 / 0.07 (default); the paper
+            (Section 3) says its temperature was initialised to 0.007, which is 1 / 0.007 here.
+        logit_scale_max: Upper clamp of exp(logit_scale), or None for no clamp (paper and released code). CLIP's clamp
+            of 100 would cut the paper's initial 142.9.
+        initializer_range: Standard deviation of newly initialised weights of projections and heads.
+        classifier_dropout: Dropout before the head of `MSClapForAudioClassification`.
+    """
+
+    model_type = "msclap"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="gpt2"),
+        "audio_config": MSClapAudioConfig,
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 1024
+    projection_dropout: float | int = 0.5
+    text_pooling: str | None = None
+    logit_scale_init_value: float | int = 1 / 0.07
+    logit_scale_max: float | int | None = None
+    initializer_range: float = 0.02
+    classifier_dropout: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.text_pooling is None:
+            self.text_pooling = DEFAULT_TEXT_POOLING.get(self.text_config.model_type)
+
+    def validate_text_pooling(self):
+        """`text_pooling` is known, and given where the text model's type does not decide it."""
+        if self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(
+                f"text_pooling is {self.text_pooling!r} for a text tower of type {self.text_config.model_type!r}, "
+                f"expected one of {TEXT_POOLINGS}. Pass text_pooling= to MSClapConfig."
+            )
+
+
+AutoConfig.register("msclap_audio", MSClapAudioConfig, exist_ok=True)
+AutoConfig.register("msclap", MSClapConfig, exist_ok=True)
+
+__all__ = ["MSClapAudioConfig", "MSClapConfig"]

@@ -1,0 +1,342 @@
+# Copyright 2026 The clap_hf authors. MIT License.
+"""Feature extractor of Microsoft CLAP: audio at any stated sampling rate to log-mel windows, in torch."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+
+
+LONG_AUDIO = ("windows", "center", "random")
+SHORT_AUDIO = ("repeat", "pad")
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
+MAX_CHANNELS = 32  # a 2-D array's shorter side up to this is its channels
+MAX_AMPLITUDE = 100.0  # float audio is in [-1, 1]; far beyond it, integer samples were not scaled
+INTEGER_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.int8: 2.0**7}
+
+
+@runtime_checkable
+class AudioDecoderLike(Protocol):
+    """What `torchcodec.decoders.AudioDecoder` (and the `Audio` column of datasets) offers."""
+
+    def get_all_samples(self) -> Any: ...
+
+
+def check_sampling_rate(sampling_rate: int | float | None, name: str) -> int:
+    """Validate a sampling rate, Hz, given for the audio called `name`."""
+    if sampling_rate is None:
+        raise ValueError(
+            f"The sampling rate of {name} is missing: an array does not carry it. "
+            "Pass sampling_rate= in Hz, or a dict {'array': ..., 'sampling_rate': ...}."
+        )
+    is_number = isinstance(sampling_rate, (int, float, np.integer, np.floating)) and not isinstance(sampling_rate, bool)
+    if not is_number or sampling_rate != sampling_rate or not MIN_RATE <= sampling_rate <= MAX_RATE:
+        raise ValueError(
+            f"The sampling rate of {name} is {sampling_rate!r}, expected {MIN_RATE} to {MAX_RATE} Hz. "
+            "Pass the rate that the audio was recorded or decoded at."
+        )
+    if sampling_rate != int(sampling_rate):
+        raise ValueError(f"The sampling rate of {name} is {sampling_rate!r}, expected a whole number of Hz.")
+    return int(sampling_rate)
+
+
+def to_mono(audio: Any, name: str) -> torch.Tensor:
+    """One clip as mono float32.
+
+    Args:
+        audio: Samples as a numpy array, torch tensor or list of floats: `[samples]`, `[channels, samples]` or
+            `[samples, channels]`; float in [-1, 1] or an integer type at full scale.
+        name: What error messages call the clip.
+
+    Returns:
+        `[samples]`, float32, the mean of the channels.
+
+    Raises:
+        TypeError: If it is not audio samples.
+        ValueError: If the shape is ambiguous, the clip is empty, or samples are NaN, infinite or unscaled.
+    """
+    if isinstance(audio, (list, tuple)):
+        audio = np.asarray(audio)
+    if isinstance(audio, np.ndarray):
+        if audio.dtype == object or audio.dtype.kind not in "fiu":
+            raise TypeError(f"{name} holds {audio.dtype} values, expected float or integer samples.")
+        audio = torch.from_numpy(np.ascontiguousarray(audio))
+    if not isinstance(audio, torch.Tensor):
+        raise TypeError(
+            f"{name} is a {type(audio).__name__}, expected samples (numpy array, torch tensor, list of floats), a dict "
+            "{'array': ..., 'sampling_rate': ...} or an AudioDecoder. Decode files first: clap_hf.load_audio(path)."
+        )
+    audio = audio.detach()
+    if audio.numel() == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(audio.shape)}), expected at least one sample.")
+    if audio.ndim == 2:
+        channel_dim = 0 if audio.shape[0] < audio.shape[1] else 1
+        if audio.shape[channel_dim] > MAX_CHANNELS or audio.shape[0] == audio.shape[1] > 1:
+            raise ValueError(
+                f"{name} has shape {tuple(audio.shape)}: neither side can be its channels (at most {MAX_CHANNELS}, "
+                "and fewer than samples). One clip is [samples], [channels, samples] or [samples, channels]; "
+                "pass several clips as a list."
+            )
+    elif audio.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {tuple(audio.shape)}, expected [samples], [channels, samples] or [samples, channels]. "
+            "Pass several clips as a list."
+        )
+    if audio.is_floating_point():
+        samples = audio.float()
+    elif audio.dtype in INTEGER_SCALE:
+        samples = audio.float() / INTEGER_SCALE[audio.dtype]
+    elif audio.dtype == torch.uint8:
+        samples = (audio.float() - 128.0) / 128.0
+    else:
+        raise TypeError(f"{name} holds {audio.dtype} samples, expected float, int8, int16, int32 or uint8.")
+    if audio.ndim == 2:
+        samples = samples.mean(dim=channel_dim)
+    peak = samples.abs().max()
+    if not torch.isfinite(peak):
+        raise ValueError(f"{name} holds NaN or infinite samples. Repair or drop the clip.")
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(
+            f"{name} has float samples up to {peak:g}, expected [-1, 1]. Divide 16-bit values by 32,768, "
+            "or pass them in their integer type."
+        )
+    return samples
+
+
+def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Resample by windowed-sinc interpolation, equal to `torchaudio.functional.resample` at its defaults.
+
+    Written out here because this file ships to the Hub, where only torch and transformers may be imported; the
+    reference implementation resamples with torchaudio's defaults (Hann window, 6 zero crossings, roll-off 0.99).
+
+    Args:
+        samples: `[samples]`, float32, at `rate`.
+        rate: Hz.
+        new_rate: Hz.
+
+    Returns:
+        `[ceil(samples * new_rate / rate)]`, float32, at `new_rate`.
+    """
+    if rate == new_rate:
+        return samples
+    divisor = math.gcd(rate, new_rate)
+    rate, new_rate = rate // divisor, new_rate // divisor
+    cutoff = min(rate, new_rate) * 0.99
+    width = math.ceil(6 * rate / cutoff)
+    offset = torch.arange(-width, width + rate, dtype=torch.float64) / rate
+    phase = torch.arange(0, -new_rate, -1, dtype=torch.float64)[:, None] / new_rate
+    time = ((phase + offset) * cutoff).clamp(-6, 6)
+    kernels = torch.sinc(time) * torch.cos(time * math.pi / 12) ** 2 * cutoff / rate  # [new_rate, taps]
+    kernels = kernels.to(samples)[:, None]
+    padded = F.pad(samples[None, None], (width, width + rate))
+    resampled = F.conv1d(padded, kernels, stride=rate).transpose(1, 2).reshape(-1)
+    return resampled[: math.ceil(new_rate * samples.shape[0] / rate)]
+
+
+class MSClapFeatureExtractor(SequenceFeatureExtractor):
+    """Audio to log-mel windows, deterministic unless asked to crop at random.
+
+    Args:
+        feature_size: Mel bins.
+        sampling_rate: Rate the model hears, Hz; other rates are resampled to it.
+        duration_s: Length of a window, s.
+        n_fft: Length of the Fourier transform and of its Hann window, samples.
+        hop_length: Hop between frames, samples.
+        fmin: Lowest frequency of the mel filters, Hz.
+        fmax: Highest frequency of the mel filters, Hz.
+        mel_sampling_rate: Rate the mel filters are designed for, Hz; `sampling_rate` when None. The released 2023
+            code designs them for 32,000 Hz and then feeds 44,100 Hz audio, which scales every edge by 44.1 / 32.
+        long_audio: What happens to clips longer than a window: `"windows"` covers the whole clip by evenly spaced
+            windows (the model averages their embeddings), `"center"` keeps the middle, `"random"` crops at random
+            (for training; needs a generator).
+        short_audio: What happens to shorter clips: `"repeat"` fills the window with repetitions (as released),
+            `"pad"` with zeros.
+        padding_value: Required by the base class; zero-padding is the only kind.
+
+    Source: paper Section 3, "Pre-processing"; `msclap.CLAPWrapper` and torchlibrosa for the exact log-mel.
+    """
+
+    model_input_names = ["input_features", "num_windows"]
+
+    def __init__(
+        self,
+        feature_size: int = 64,
+        sampling_rate: int = 44_100,
+        duration_s: float = 7.0,
+        n_fft: int = 1024,
+        hop_length: int = 320,
+        fmin: float = 50.0,
+        fmax: float = 8_000.0,
+        mel_sampling_rate: int | None = None,
+        long_audio: str = "windows",
+        short_audio: str = "repeat",
+        padding_value: float = 0.0,
+        **kwargs: Any,  # names the base class stores (feature_extractor_type, auto_map...)
+    ):
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        self.duration_s = duration_s
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.fmin = fmin
+        self.fmax = fmax
+        self.mel_sampling_rate = sampling_rate if mel_sampling_rate is None else mel_sampling_rate
+        self.long_audio = long_audio
+        self.short_audio = short_audio
+        self._check_policies(long_audio, short_audio)
+        self.mel_filters = mel_filter_bank(
+            num_frequency_bins=n_fft // 2 + 1,
+            num_mel_filters=feature_size,
+            min_frequency=fmin,
+            max_frequency=fmax,
+            sampling_rate=self.mel_sampling_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        ).astype(np.float32)
+
+    @property
+    def window_samples(self) -> int:
+        """Length of a window, samples at `sampling_rate`."""
+        return round(self.duration_s * self.sampling_rate)
+
+    @staticmethod
+    def _check_policies(long_audio: str, short_audio: str) -> None:
+        if long_audio not in LONG_AUDIO:
+            raise ValueError(f"long_audio is {long_audio!r}, expected one of {LONG_AUDIO}.")
+        if short_audio not in SHORT_AUDIO:
+            raise ValueError(f"short_audio is {short_audio!r}, expected one of {SHORT_AUDIO}.")
+
+    def __call__(
+        self,
+        raw_audio: Any,
+        sampling_rate: int | None = None,
+        *,
+        long_audio: str | None = None,
+        short_audio: str | None = None,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Turn one clip or a list of clips into log-mel windows.
+
+        Args:
+            raw_audio: A clip or a list of clips. A clip is samples (numpy array, torch tensor, list of floats;
+                `[samples]`, `[channels, samples]` or `[samples, channels]`; float in [-1, 1] or int8, int16, int32,
+                uint8), a dict `{"array" or "raw": samples, "sampling_rate": Hz}`, or an AudioDecoder.
+            sampling_rate: Rate of clips that do not carry their own, Hz. Never guessed.
+            long_audio: Overrides the extractor's policy for this call.
+            short_audio: Overrides the extractor's policy for this call.
+            generator: Source of the crop positions of `long_audio="random"`, on the CPU.
+            device: Where the log-mel is computed and returned.
+            return_tensors: `"pt"` (also for None) or `"np"`.
+
+        Returns:
+            `input_features` `[windows, 1, frames, mel]`, float32 dB, and `num_windows` `[clips]`, the number of
+            consecutive windows that belong to each clip.
+
+        Raises:
+            TypeError: If a clip is not audio.
+            ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
+        """
+        long_audio = self.long_audio if long_audio is None else long_audio
+        short_audio = self.short_audio if short_audio is None else short_audio
+        self._check_policies(long_audio, short_audio)
+        if long_audio == "random" and generator is None:
+            raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
+
+        windows, num_windows = [], []
+        for name, clip in self._clips(raw_audio):
+            samples, rate = self._read_clip(clip, sampling_rate, name)
+            samples = resample(samples.to(device), rate, self.sampling_rate)
+            clip_windows = self._windows(samples, long_audio, short_audio, generator)
+            windows.extend(self.log_mel(window) for window in clip_windows)
+            num_windows.append(len(clip_windows))
+        features = {
+            "input_features": torch.stack(windows)[:, None],
+            "num_windows": torch.tensor(num_windows, device=device),
+        }
+        if return_tensors == "np":
+            features = {name: value.cpu().numpy() for name, value in features.items()}
+        return BatchFeature(features)
+
+    @staticmethod
+    def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
+        """Name and value of every clip; a list whose first item is a number is itself one clip."""
+        if not isinstance(raw_audio, (list, tuple)):
+            return [("The audio", raw_audio)]
+        if len(raw_audio) == 0:
+            raise ValueError("The list of clips is empty, expected at least one clip.")
+        if isinstance(raw_audio[0], (int, float, np.number)):
+            return [("The audio", raw_audio)]
+        return [(f"Clip {i} of the list", clip) for i, clip in enumerate(raw_audio)]
+
+    @staticmethod
+    def _read_clip(clip: Any, sampling_rate: int | None, name: str) -> tuple[torch.Tensor, int]:
+        """Mono samples of one clip and their rate, Hz."""
+        if isinstance(clip, AudioDecoderLike):
+            decoded = clip.get_all_samples()
+            array, own_rate = decoded.data, decoded.sample_rate
+        elif isinstance(clip, dict):
+            key = "raw" if "raw" in clip else "array"
+            if key not in clip or clip[key] is None or "sampling_rate" not in clip:
+                raise ValueError(
+                    f"{name} is a dict with keys {sorted(clip)}, expected 'array' (or 'raw') and 'sampling_rate'."
+                )
+            array, own_rate = clip[key], clip["sampling_rate"]
+        else:
+            return to_mono(clip, name), check_sampling_rate(sampling_rate, name)
+        own_rate = check_sampling_rate(own_rate, name)
+        if sampling_rate is not None and sampling_rate != own_rate:
+            raise ValueError(
+                f"{name} says it is at {own_rate} Hz, but sampling_rate={sampling_rate} was passed. "
+                "Leave sampling_rate out for clips that carry their own."
+            )
+        return to_mono(array, name), own_rate
+
+    def _windows(
+        self, samples: torch.Tensor, long_audio: str, short_audio: str, generator: torch.Generator | None
+    ) -> list[torch.Tensor]:
+        """Cut or fill one clip `[samples]` into windows of `window_samples`."""
+        length, total = self.window_samples, samples.shape[0]
+        if total <= length:
+            if short_audio == "pad":
+                return [F.pad(samples, (0, length - total))]
+            return [samples.repeat(math.ceil(length / total))[:length]]
+        if long_audio == "windows":
+            count = math.ceil(total / length)
+            starts = [round(i * (total - length) / (count - 1)) for i in range(count)]
+        elif long_audio == "center":
+            starts = [(total - length) // 2]
+        else:
+            starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
+        return [samples[start : start + length] for start in starts]
+
+    def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
+        """Log-mel spectrogram: Hann window, centred frames with reflected edges, power, Slaney mel filters, dB.
+
+        Every clip goes through alone: a clip's values cannot depend on its batch, and on a CPU one clip's frames
+        stay in the cache.
+
+        Args:
+            samples: `[samples]`, float32 at `sampling_rate`; any device.
+
+        Returns:
+            `[1 + samples // hop_length, mel]`, dB, floored at -100 dB.
+        """
+        window = torch.hann_window(self.n_fft, device=samples.device)
+        padded = F.pad(samples[None, None], (self.n_fft // 2, self.n_fft // 2), mode="reflect")[0, 0]
+        spectrum = torch.fft.rfft(padded.unfold(0, self.n_fft, self.hop_length) * window)
+        power = spectrum.real.square() + spectrum.imag.square()
+        mel = power @ torch.from_numpy(self.mel_filters).to(samples.device)
+        return 10.0 * torch.log10(mel.clamp(min=1e-10))
+
+
+
+__all__ = ["MSClapFeatureExtractor"]

@@ -1,0 +1,389 @@
+# Copyright 2026 The clap_hf authors. MIT License.
+"""HTSAT, the hierarchical token-semantic audio transformer (Chen et al., ICASSP 2022), CLAP 2023's audio tower.
+
+A log-mel spectrogram is stretched to a fixed number of frames, cut into time chunks that are stacked along frequency,
+and the resulting image goes through four stages of Swin window attention. The pooled output is the mean over the
+tokens of the last stage.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_msclap import MSClapAudioConfig
+
+
+def mask_stripes(features: torch.Tensor, dim: int, max_width: int, num_stripes: int) -> torch.Tensor:
+    """Zero random stripes of a spectrogram, other ones for every clip (SpecAugment, as torchlibrosa draws them).
+
+    Args:
+        features: Spectrograms `[batch, 1, frames, mel]`.
+        dim: 2 masks frames, 3 masks mel bins.
+        max_width: Stripes are `0 ... max_width - 1` wide.
+        num_stripes: Stripes per clip.
+
+    Returns:
+        Spectrograms of the same shape with the stripes set to 0 (the mean, after normalisation).
+    """
+    batch, length = features.shape[0], features.shape[dim]
+    position = torch.arange(length, device=features.device)
+    keep = torch.ones(batch, length, dtype=torch.bool, device=features.device)
+    for _ in range(num_stripes):
+        width = torch.randint(0, max_width, (batch, 1), device=features.device)
+        start = (torch.rand(batch, 1, device=features.device) * (length - width)).long()
+        keep &= (position < start) | (position >= start + width)
+    shape = [batch, 1, 1, 1]
+    shape[dim] = length
+    return features * keep.view(shape)
+
+
+class MSClapBatchNorm(nn.BatchNorm2d):
+    """Normalises every mel bin of a log-mel `[batch, 1, frames, mel]`, and augments it in training."""
+
+    def __init__(self, config: MSClapAudioConfig):
+        super().__init__(config.num_mel_bins)
+        self.config = config
+
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        # Decibel values need float32: bfloat16 resolves 0.5 dB at -100 dB.
+        normed = super().forward(input_features.to(self.weight.dtype).transpose(1, 3)).transpose(1, 3)
+        if self.training and self.config.spec_augment:
+            config = self.config
+            normed = mask_stripes(normed, 2, config.spec_augment_time_width, config.spec_augment_time_stripes)
+            normed = mask_stripes(normed, 3, config.spec_augment_freq_width, config.spec_augment_freq_stripes)
+        return normed
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MSClapHtsatAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learned relative position bias."""
+
+    def __init__(self, config: MSClapAudioConfig, channels: int, num_heads: int, window: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.window = window
+        self.head_dim = channels // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", self.make_relative_position_index(), persistent=False)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.proj = nn.Linear(channels, channels)
+        self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def make_relative_position_index(self) -> torch.Tensor:
+        """Row of the bias table for every pair of positions in a window, `[window ** 2, window ** 2]`."""
+        rows = torch.arange(self.window).repeat_interleave(self.window)
+        columns = torch.arange(self.window).repeat(self.window)
+        row_offset = rows[:, None] - rows[None, :] + self.window - 1
+        column_offset = columns[:, None] - columns[None, :] + self.window - 1
+        return row_offset * (2 * self.window - 1) + column_offset
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        shift_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_windows, tokens, channels = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_windows, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [batch * windows, heads, tokens, head_dim]
+
+        bias = self.relative_position_bias_table[self.relative_position_index]  # [tokens, tokens, heads]
+        bias = bias.permute(2, 0, 1).unsqueeze(0).to(query.dtype)
+        if shift_mask is not None:
+            windows = shift_mask.shape[0]
+            bias = (bias + shift_mask.unsqueeze(1).to(bias.dtype)).repeat(batch_windows // windows, 1, 1, 1)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            bias,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.proj_dropout(self.proj(context.reshape(batch_windows, tokens, channels))), weights
+
+
+class MSClapHtsatMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: MSClapAudioConfig, channels: int):
+        super().__init__()
+        hidden = int(channels * config.mlp_ratio)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(hidden, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dropout(self.activation(self.fc1(hidden_states)))
+        return self.dropout(self.fc2(hidden_states))
+
+
+def drop_path(residual: torch.Tensor, drop_prob: float, training: bool) -> torch.Tensor:
+    """Stochastic depth: drop a block's whole residual for some clips of the batch, scaling up the others."""
+    if drop_prob == 0.0 or not training:
+        return residual
+    keep_prob = 1.0 - drop_prob
+    shape = (residual.shape[0],) + (1,) * (residual.ndim - 1)
+    return residual * (torch.rand(shape, device=residual.device) < keep_prob).to(residual.dtype) / keep_prob
+
+
+class MSClapHtsatBlock(GradientCheckpointingLayer):
+    """A Swin block: (shifted) window attention and an MLP, pre-norm, each on a residual path."""
+
+    def __init__(
+        self,
+        config: MSClapAudioConfig,
+        channels: int,
+        resolution: tuple[int, int],
+        num_heads: int,
+        shifted: bool,
+        drop_path_rate: float,
+    ):
+        super().__init__()
+        self.resolution = resolution
+        self.window = min(config.window_size, *resolution)
+        # A single window has nothing to shift.
+        self.shift = config.window_size // 2 if shifted and min(resolution) > config.window_size else 0
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.attn = MSClapHtsatAttention(config, channels, num_heads, self.window)
+        self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.mlp = MSClapHtsatMLP(config, channels)
+        self.register_buffer("shift_mask", self.make_shift_mask() if self.shift else None, persistent=False)
+
+    def make_shift_mask(self) -> torch.Tensor:
+        """0 within, -100 across regions that the cyclic shift made neighbours, `[windows, tokens, tokens]`."""
+        region = torch.zeros(1, *self.resolution, 1)
+        bounds = (0, -self.window, -self.shift, None)
+        slices = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        for number, (rows, columns) in enumerate((r, c) for r in slices for c in slices):
+            region[:, rows, columns] = number
+        region = self.to_windows(region).squeeze(-1)
+        return torch.where(region[:, None, :] == region[:, :, None], 0.0, -100.0)
+
+    def to_windows(self, image: torch.Tensor) -> torch.Tensor:
+        """`[batch, rows, columns, channels]` -> `[batch * windows, window ** 2, channels]`."""
+        batch, rows, columns, channels = image.shape
+        image = image.view(batch, rows // self.window, self.window, columns // self.window, self.window, channels)
+        return image.permute(0, 1, 3, 2, 4, 5).reshape(-1, self.window**2, channels)
+
+    def from_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        """`[batch * windows, window ** 2, channels]` -> `[batch, rows, columns, channels]`."""
+        rows, columns = self.resolution
+        channels = windows.shape[-1]
+        image = windows.view(-1, rows // self.window, columns // self.window, self.window, self.window, channels)
+        return image.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        batch, tokens, channels = hidden_states.shape
+        image = self.norm1(hidden_states).view(batch, *self.resolution, channels)
+        if self.shift:
+            image = torch.roll(image, (-self.shift, -self.shift), dims=(1, 2))
+        attended, _ = self.attn(self.to_windows(image), self.shift_mask, **kwargs)
+        image = self.from_windows(attended)
+        if self.shift:
+            image = torch.roll(image, (self.shift, self.shift), dims=(1, 2))
+        residual = image.view(batch, tokens, channels)
+        hidden_states = hidden_states + drop_path(residual, self.drop_path_rate, self.training)
+        residual = self.mlp(self.norm2(hidden_states))
+        return hidden_states + drop_path(residual, self.drop_path_rate, self.training)
+
+
+class MSClapHtsatPatchMerging(nn.Module):
+    """Halves both sides of the token image and doubles its channels."""
+
+    def __init__(self, config: MSClapAudioConfig, channels: int, resolution: tuple[int, int]):
+        super().__init__()
+        self.resolution = resolution
+        self.norm = nn.LayerNorm(4 * channels, eps=config.layer_norm_eps)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch, _, channels = hidden_states.shape
+        rows, columns = self.resolution
+        image = hidden_states.view(batch, rows // 2, 2, columns // 2, 2, channels)
+        # Order of the four neighbours: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
+        image = image.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns // 4, 4 * channels)
+        return self.reduction(self.norm(image))
+
+
+class MSClapHtsatStage(nn.Module):
+    """A run of Swin blocks at one resolution, then patch merging except after the last stage."""
+
+    def __init__(self, config: MSClapAudioConfig, stage: int, resolution: tuple[int, int], drop_paths: list[float]):
+        super().__init__()
+        channels = config.embed_dim * 2**stage
+        self.blocks = nn.ModuleList(
+            MSClapHtsatBlock(config, channels, resolution, config.num_attention_heads[stage], bool(i % 2), rate)
+            for i, rate in enumerate(drop_paths)
+        )
+        is_last = stage == len(config.depths) - 1
+        self.downsample = None if is_last else MSClapHtsatPatchMerging(config, channels, resolution)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, **kwargs)
+        return hidden_states if self.downsample is None else self.downsample(hidden_states)
+
+
+class MSClapHtsatModel(PreTrainedModel):
+    """HTSAT: log-mel spectrogram to one vector, with token and frame-level outputs.
+
+    Reference: `msclap.models.htsat`, as released with CLAP 2023.
+    """
+
+    config: MSClapAudioConfig
+    base_model_prefix = "audio_model"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MSClapHtsatBlock"]
+    _keep_in_fp32_modules_strict = ["batch_norm"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": MSClapHtsatBlock, "attentions": MSClapHtsatAttention}
+
+    def __init__(self, config: MSClapAudioConfig):
+        super().__init__(config)
+        self.batch_norm = MSClapBatchNorm(config)
+        self.patch_embed = nn.Conv2d(1, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size)
+        self.patch_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+        rows = config.num_mel_bins * config.num_time_chunks // config.patch_size
+        columns = config.num_frames // config.num_time_chunks // config.patch_size
+        total = sum(config.depths)
+        rates = [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+        self.stages = nn.ModuleList()
+        for stage, depth in enumerate(config.depths):
+            stage_rates, rates = rates[:depth], rates[depth:]
+            self.stages.append(MSClapHtsatStage(config, stage, (rows >> stage, columns >> stage), stage_rates))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+        last = len(config.depths) - 1
+        self.last_resolution = (rows >> last, columns >> last)
+        self.frame_head = None
+        if config.num_labels_frame_map:
+            bins = self.last_resolution[0] // config.num_time_chunks
+            self.frame_head = nn.Conv2d(config.hidden_size, config.num_labels_frame_map, (bins, 3), padding=(0, 1))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, MSClapHtsatAttention):
+            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            init.copy_(module.relative_position_index, module.make_relative_position_index())
+        elif isinstance(module, MSClapHtsatBlock) and module.shift:
+            init.copy_(module.shift_mask, module.make_shift_mask())
+
+    def fold(self, features: torch.Tensor) -> torch.Tensor:
+        """Stretch to the model's frames and stack time chunks along frequency.
+
+        Args:
+            features: Normalised log-mel `[batch, 1, frames, mel]`.
+
+        Returns:
+            Image `[batch, 1, chunks * mel, frames / chunks]`.
+
+        Raises:
+            ValueError: If there are more frames or other mel bins than the model takes.
+        """
+        config = self.config
+        batch, _, frames, mel = features.shape
+        if frames > config.num_frames or mel != config.num_mel_bins:
+            raise ValueError(
+                f"input_features are [batch, 1, {frames}, {mel}], this model takes up to {config.num_frames} frames "
+                f"of {config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
+            )
+        if frames < config.num_frames:
+            size = (config.num_frames, mel)
+            features = F.interpolate(features, size, mode="bicubic", align_corners=True)
+        chunks = config.num_time_chunks
+        features = features.view(batch, chunks, config.num_frames // chunks, mel)
+        return features.transpose(2, 3).reshape(batch, 1, chunks * mel, config.num_frames // chunks)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, input_features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode log-mel spectrograms.
+
+        Args:
+            input_features: Log-mel `[batch, 1, frames, mel]`, dB, from `MSClapFeatureExtractor`.
+
+        Returns:
+            `last_hidden_state` `[batch, tokens, hidden]` and `pooler_output` `[batch, hidden]`, the mean over tokens.
+        """
+        image = self.fold(self.batch_norm(input_features))
+        hidden_states = self.patch_embed(image.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        hidden_states = self.dropout(self.patch_norm(hidden_states))
+        for stage in self.stages:
+            hidden_states = stage(hidden_states, **kwargs)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+
+    def frame_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Class probabilities over time from the token-semantic head (HTSAT, Section 2.2).
+
+        Args:
+            last_hidden_state: Tokens `[batch, tokens, hidden]` from `forward`.
+
+        Returns:
+            Probabilities `[batch, steps, classes]`; the steps divide the clip evenly (32 in the released model).
+
+        Raises:
+            ValueError: If the checkpoint has no such head.
+        """
+        if self.frame_head is None:
+            raise ValueError(
+                "This checkpoint has no token-semantic head (audio_config.num_labels_frame_map is 0); "
+                "the released 2023 checkpoints, converted, have one."
+            )
+        batch, _, channels = last_hidden_state.shape
+        rows, columns = self.last_resolution
+        chunks = self.config.num_time_chunks
+        image = last_hidden_state.transpose(1, 2).view(batch, channels, chunks, rows // chunks, columns)
+        image = image.transpose(2, 3).reshape(batch, channels, rows // chunks, chunks * columns)
+        return torch.sigmoid(self.frame_head(image).squeeze(2)).transpose(1, 2)
+
+
+__all__ = ["MSClapHtsatModel"]
