@@ -12,7 +12,7 @@ from .embedded import embedded_checkpoint
 from .model.configuration_msclap import MSClapAudioConfig, MSClapConfig
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
-from .model.pipeline_msclap import MSClapZeroShotAudioClassificationPipeline
+from .pipeline import MSClapZeroShotAudioClassificationPipeline
 from .model.processing_msclap import MSClapProcessor
 from .checkpoints import load_msclap_checkpoint
 

@@ -5,7 +5,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-
 # How a text tower's states become one sentence vector, for the towers the paper compares (Table 1).
 DEFAULT_TEXT_POOLING = {
     "gpt2": "last_token",

@@ -12,12 +12,13 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
 MAX_CHANNELS = 32  # a 2-D array's shorter side up to this is its channels
 MAX_AMPLITUDE = 100.0  # float audio is in [-1, 1]; far beyond it, integer samples were not scaled
+MAX_CONVOLUTION = 2**22  # weights of a resampling convolution
+BASE_CLASS_NAMES = {"auto_map", "feature_extractor_type", "padding_side", "processor_class", "return_attention_mask"}
 INTEGER_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.int8: 2.0**7}
 
 
@@ -32,17 +33,24 @@ def check_sampling_rate(sampling_rate: int | float | None, name: str) -> int:
     """Validate a sampling rate, Hz, given for the audio called `name`."""
     if sampling_rate is None:
         raise ValueError(
-            f"The sampling rate of {name} is missing: an array does not carry it. "
+            f"{name} has no sampling rate: samples alone do not carry it. "
             "Pass sampling_rate= in Hz, or a dict {'array': ..., 'sampling_rate': ...}."
         )
-    is_number = isinstance(sampling_rate, (int, float, np.integer, np.floating)) and not isinstance(sampling_rate, bool)
-    if not is_number or sampling_rate != sampling_rate or not MIN_RATE <= sampling_rate <= MAX_RATE:
+    if isinstance(sampling_rate, (np.ndarray, torch.Tensor)) and sampling_rate.ndim == 0:
+        sampling_rate = sampling_rate.item()  # what a dataset in numpy or torch format holds
+    is_number = isinstance(sampling_rate, (int, float, np.integer, np.floating))
+    if (
+        not is_number
+        or isinstance(sampling_rate, bool)
+        or sampling_rate != sampling_rate
+        or not MIN_RATE <= sampling_rate <= MAX_RATE
+    ):
         raise ValueError(
-            f"The sampling rate of {name} is {sampling_rate!r}, expected {MIN_RATE} to {MAX_RATE} Hz. "
+            f"{name} has sampling rate {sampling_rate!r}, expected {MIN_RATE} to {MAX_RATE} Hz. "
             "Pass the rate that the audio was recorded or decoded at."
         )
     if sampling_rate != int(sampling_rate):
-        raise ValueError(f"The sampling rate of {name} is {sampling_rate!r}, expected a whole number of Hz.")
+        raise ValueError(f"{name} has sampling rate {sampling_rate!r}, expected a whole number of Hz.")
     return int(sampling_rate)
 
 
@@ -66,11 +74,13 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
     if isinstance(audio, np.ndarray):
         if audio.dtype == object or audio.dtype.kind not in "fiu":
             raise TypeError(f"{name} holds {audio.dtype} values, expected float or integer samples.")
-        audio = torch.from_numpy(np.ascontiguousarray(audio))
+        # torch takes neither foreign byte orders nor negative strides, and warns about read-only memory.
+        audio = torch.from_numpy(np.require(audio, audio.dtype.newbyteorder("="), ["C", "W"]))
     if not isinstance(audio, torch.Tensor):
         raise TypeError(
-            f"{name} is a {type(audio).__name__}, expected samples (numpy array, torch tensor, list of floats), a dict "
-            "{'array': ..., 'sampling_rate': ...} or an AudioDecoder. Decode files first: clap_hf.load_audio(path)."
+            f"{name} is a {type(audio).__name__}, expected samples (numpy array, torch tensor, list of floats), "
+            "a dict {'array': ..., 'sampling_rate': ...} or an AudioDecoder. Decode files first: "
+            "clap_hf.load_audio(path)."
         )
     audio = audio.detach()
     if audio.numel() == 0:
@@ -114,6 +124,7 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 
     Written out here because this file ships to the Hub, where only torch and transformers may be imported; the
     reference implementation resamples with torchaudio's defaults (Hann window, 6 zero crossings, roll-off 0.99).
+    Kernels are computed in float64, where torchaudio's are in part float32: samples differ by about 1e-5.
 
     Args:
         samples: `[samples]`, float32, at `rate`.
@@ -127,16 +138,30 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
         return samples
     divisor = math.gcd(rate, new_rate)
     rate, new_rate = rate // divisor, new_rate // divisor
-    cutoff = min(rate, new_rate) * 0.99
-    width = math.ceil(6 * rate / cutoff)
-    offset = torch.arange(-width, width + rate, dtype=torch.float64) / rate
-    phase = torch.arange(0, -new_rate, -1, dtype=torch.float64)[:, None] / new_rate
-    time = ((phase + offset) * cutoff).clamp(-6, 6)
-    kernels = torch.sinc(time) * torch.cos(time * math.pi / 12) ** 2 * cutoff / rate  # [new_rate, taps]
-    kernels = kernels.to(samples)[:, None]
-    padded = F.pad(samples[None, None], (width, width + rate))
-    resampled = F.conv1d(padded, kernels, stride=rate).transpose(1, 2).reshape(-1)
-    return resampled[: math.ceil(new_rate * samples.shape[0] / rate)]
+    cutoff = min(1.0, new_rate / rate) * 0.99
+    width = math.ceil(6 / cutoff)  # input samples on each side that an output sample hears
+    total = math.ceil(new_rate * samples.shape[0] / rate)
+
+    def kernels(offset: torch.Tensor) -> torch.Tensor:
+        time = (offset * cutoff).clamp(-6, 6)
+        return (torch.sinc(time) * torch.cos(time * math.pi / 12) ** 2 * cutoff).to(samples)
+
+    if rate * new_rate <= MAX_CONVOLUTION:
+        # `rate` input samples make `new_rate` output samples, each by its own kernel.
+        phase = torch.arange(new_rate, dtype=torch.float64)[:, None] * rate / new_rate
+        weights = kernels(torch.arange(-width, width + rate, dtype=torch.float64) - phase)[:, None]
+        padded = F.pad(samples[None, None], (width, width + rate))
+        return F.conv1d(padded, weights, stride=rate).transpose(1, 2).reshape(-1)[:total]
+
+    # Rates with few common divisors (44,056 Hz): those kernels would be almost all zeros, and gigabytes.
+    phase = (torch.arange(min(new_rate, total)) * rate % new_rate).double() / new_rate
+    weights = kernels(torch.arange(-width, width + 2, dtype=torch.float64) - phase[:, None])
+    neighbours = F.pad(samples, (width, width + 2)).unfold(0, weights.shape[1], 1)
+    blocks = []
+    for start in range(0, total, 2**17):
+        output = torch.arange(start, min(start + 2**17, total), device=samples.device)
+        blocks.append((neighbours[output * rate // new_rate] * weights[output % new_rate]).sum(dim=1))
+    return torch.cat(blocks)
 
 
 class MSClapFeatureExtractor(SequenceFeatureExtractor):
@@ -177,8 +202,11 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         long_audio: str = "windows",
         short_audio: str = "repeat",
         padding_value: float = 0.0,
-        **kwargs: Any,  # names the base class stores (feature_extractor_type, auto_map...)
+        **kwargs: Any,  # BASE_CLASS_NAMES, which saved files hold
     ):
+        unknown = sorted(set(kwargs) - BASE_CLASS_NAMES)
+        if unknown:
+            raise TypeError(f"MSClapFeatureExtractor got unknown settings {unknown}, see its documentation.")
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
         self.duration_s = duration_s
         self.n_fft = n_fft
@@ -336,7 +364,6 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         power = spectrum.real.square() + spectrum.imag.square()
         mel = power @ torch.from_numpy(self.mel_filters).to(samples.device)
         return 10.0 * torch.log10(mel.clamp(min=1e-10))
-
 
 
 __all__ = ["MSClapFeatureExtractor"]

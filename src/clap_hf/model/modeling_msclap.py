@@ -19,7 +19,6 @@ from .configuration_msclap import MSClapAudioConfig, MSClapConfig
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
 
-
 AUDIO_TOWERS = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
 
 
@@ -82,13 +81,17 @@ def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | N
     return sums / num_windows.to(sums.dtype).view(-1, *[1] * (sums.ndim - 1))
 
 
+class MSClapProjectionLinear(nn.Linear):
+    """A linear layer of a projection: weights are initialised by the class of the module that owns them."""
+
+
 class MSClapProjection(nn.Module):
     """Two-layer residual projection into the shared space (released code, `msclap.models.clap.Projection`)."""
 
     def __init__(self, in_features: int, config: MSClapConfig):
         super().__init__()
-        self.linear1 = nn.Linear(in_features, config.projection_dim, bias=False)
-        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.linear1 = MSClapProjectionLinear(in_features, config.projection_dim, bias=False)
+        self.linear2 = MSClapProjectionLinear(config.projection_dim, config.projection_dim, bias=False)
         self.layer_norm = nn.LayerNorm(config.projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
 
@@ -112,10 +115,9 @@ class MSClapPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, MSClapProjection):
+        if isinstance(module, MSClapProjectionLinear):
             # torch's default for linear layers, as released: 0.02 would shrink both residual paths.
-            for linear in (module.linear1, module.linear2):
-                init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, MSClapModel):
             init.constant_(module.logit_scale, math.log(module.config.logit_scale_init_value))
 
@@ -223,6 +225,21 @@ class MSClapModel(MSClapPreTrainedModel):
         outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
         return outputs
 
+    def compute_similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Compare embeddings made earlier.
+
+        Args:
+            audio_embeds: Unit vectors `[clips, projection_dim]`.
+            text_embeds: Unit vectors `[texts, projection_dim]`.
+
+        Returns:
+            exp(logit_scale) x cosine similarity, `[clips, texts]`.
+        """
+        scale = self.logit_scale.float().exp()
+        if self.config.logit_scale_max is not None:
+            scale = scale.clamp(max=self.config.logit_scale_max)
+        return (scale * text_embeds @ audio_embeds.to(text_embeds.device).t()).t()
+
     @can_return_tuple
     def forward(
         self,
@@ -259,11 +276,7 @@ class MSClapModel(MSClapPreTrainedModel):
         audio = self.get_audio_features(input_features, num_windows, **kwargs)
         text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
         audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
-
-        scale = self.logit_scale.float().exp()
-        if self.config.logit_scale_max is not None:
-            scale = scale.clamp(max=self.config.logit_scale_max)
-        logits_per_text = scale * text_embeds @ audio_embeds.to(text_embeds.device).t()
+        logits_per_text = self.compute_similarity(audio_embeds, text_embeds).t()
         loss = None
         if return_loss:
             if logits_per_text.shape[0] != logits_per_text.shape[1]:
@@ -286,13 +299,19 @@ class MSClapModel(MSClapPreTrainedModel):
 class MSClapForAudioClassification(MSClapPreTrainedModel):
     """The audio tower with a linear head, for fine-tuning (paper Section 4.2, ESC-50).
 
-    Takes the full `MSClapConfig`, so that `from_pretrained` on any CLAP checkpoint loads its audio tower; `num_labels`,
-    `id2label`, `label2id` and `problem_type` are the usual ones. Logits of a long clip are the mean over its windows.
+    Takes the full `MSClapConfig`, so that `from_pretrained` on any CLAP checkpoint loads its audio tower;
+    `num_labels`, `id2label`, `label2id` and `problem_type` are the usual ones. Logits of a long clip are the
+    mean over its windows.
     """
 
     main_input_name = "input_features"
     input_modalities = ("audio",)
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^audio_projection\.", "logit_scale"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^text_projection\.",
+        r"^audio_projection\.",
+        "logit_scale",
+    ]
 
     def __init__(self, config: MSClapConfig):
         super().__init__(config)

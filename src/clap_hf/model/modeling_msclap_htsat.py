@@ -308,6 +308,12 @@ class MSClapHtsatModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv2d):
+            # torch's default, as released. Its bias is not zero: a masked patch would otherwise reach the layer norm
+            # as a zero vector, whose gradient is scaled by 1 / sqrt(eps).
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, MSClapHtsatAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, module.make_relative_position_index())
@@ -322,17 +328,9 @@ class MSClapHtsatModel(PreTrainedModel):
 
         Returns:
             Image `[batch, 1, chunks * mel, frames / chunks]`.
-
-        Raises:
-            ValueError: If there are more frames or other mel bins than the model takes.
         """
         config = self.config
         batch, _, frames, mel = features.shape
-        if frames > config.num_frames or mel != config.num_mel_bins:
-            raise ValueError(
-                f"input_features are [batch, 1, {frames}, {mel}], this model takes up to {config.num_frames} frames "
-                f"of {config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
-            )
         if frames < config.num_frames:
             size = (config.num_frames, mel)
             features = F.interpolate(features, size, mode="bicubic", align_corners=True)
@@ -352,7 +350,16 @@ class MSClapHtsatModel(PreTrainedModel):
 
         Returns:
             `last_hidden_state` `[batch, tokens, hidden]` and `pooler_output` `[batch, hidden]`, the mean over tokens.
+
+        Raises:
+            ValueError: If there are more frames or other mel bins than the model takes.
         """
+        frames, mel = input_features.shape[-2:]
+        if frames > self.config.num_frames or mel != self.config.num_mel_bins:
+            raise ValueError(
+                f"input_features are [batch, 1, {frames}, {mel}], this model takes up to {self.config.num_frames} "
+                f"frames of {self.config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
+            )
         image = self.fold(self.batch_norm(input_features))
         hidden_states = self.patch_embed(image.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         hidden_states = self.dropout(self.patch_norm(hidden_states))

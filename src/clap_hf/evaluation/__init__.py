@@ -1,0 +1,1 @@
+"""Evaluation: tasks with their metrics, and the runner."""

@@ -1,0 +1,1 @@
+"""Training: one Accelerate loop, its losses, augmentations and recipes."""

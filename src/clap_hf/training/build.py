@@ -1,0 +1,60 @@
+"""From a recipe to a model and its processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from ..model.configuration_msclap import MSClapConfig
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..model.modeling_msclap import MSClapModel
+from ..model.processing_msclap import MSClapProcessor
+from ..tokenizers import sentence_tokenizer
+from .recipe import Recipe
+
+
+def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
+    """Initialise a model from the recipe's seed, with the pretrained text tower if it names one.
+
+    Returns:
+        The model in float32 on the CPU, and its processor.
+
+    Raises:
+        ValueError: If pretrained weights do not fit the text tower.
+    """
+    text = recipe.text
+    if text.pretrained is not None:
+        text_config = AutoConfig.from_pretrained(text.pretrained).to_dict()
+    else:
+        text_config = dict(text.config or {})
+    config = MSClapConfig(
+        text_config=text_config,
+        audio_config=recipe.audio,
+        text_pooling=text.pooling,
+        **recipe.model,
+    )
+    torch.manual_seed(recipe.seed)
+    model = MSClapModel(config)
+    if text.pretrained is not None:
+        _load_text_tower(model, text.pretrained)
+    if text.freeze:
+        model.text_model.requires_grad_(False)
+    tokenizer_source = text.tokenizer or text.pretrained
+    if tokenizer_source is None:
+        raise ValueError("The recipe's text tower is trained from scratch, so text.tokenizer must name a tokenizer.")
+    processor = MSClapProcessor(
+        MSClapFeatureExtractor(**recipe.features),
+        sentence_tokenizer(tokenizer_source, config.text_config, text.max_length),
+    )
+    return model, processor
+
+
+def _load_text_tower(model: MSClapModel, name: str) -> None:
+    """Copy a pretrained text model's weights; a pooler that the tower does not have is left behind."""
+    state: dict[str, Any] = AutoModel.from_pretrained(name, dtype=torch.float32).state_dict()
+    missing, unexpected = model.text_model.load_state_dict(state, strict=False)
+    unexpected = [key for key in unexpected if not key.startswith("pooler.")]
+    if missing or unexpected:
+        raise ValueError(f"Weights of {name} do not fit the text tower: missing {missing}, unexpected {unexpected}.")

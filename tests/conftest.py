@@ -1,0 +1,110 @@
+"""Shared fixtures: tiny models with real parts (the GPT-2 and BERT vocabularies, the recordings in examples/)."""
+
+import os
+
+# Nothing here needs the Hub; a test that asks it for something should fail at once instead of waiting.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clap_hf import MSClapConfig, MSClapFeatureExtractor, MSClapModel, MSClapProcessor
+from clap_hf.tokenizers import sentence_tokenizer
+
+TESTS = Path(__file__).parent
+GPT2_TOKENIZER = TESTS / "tokenizers" / "gpt2"
+EXAMPLES = TESTS.parent / "examples"
+
+TINY_AUDIO = {
+    "num_mel_bins": 32,
+    "num_frames": 256,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_attention_heads": [2, 4],
+    "window_size": 8,
+}
+TINY_CNN14 = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [4, 8, 8], "hidden_size": 12}
+TINY_GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_layer": 2,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_positions": 128,
+}
+
+
+def make_config(text=None, audio=None, **settings) -> MSClapConfig:
+    """A configuration of a few thousand parameters, word embeddings aside."""
+    return MSClapConfig(
+        text_config=TINY_GPT2 if text is None else text,
+        audio_config=TINY_AUDIO if audio is None else audio,
+        projection_dim=24,
+        **settings,
+    )
+
+
+def make_model(text=None, audio=None, seed=0, **settings) -> MSClapModel:
+    """A tiny model in eval mode with seeded weights, larger than usual, so that inputs make a difference."""
+    torch.manual_seed(seed)
+    model = MSClapModel(make_config(text, audio, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    return model
+
+
+def make_feature_extractor(**settings) -> MSClapFeatureExtractor:
+    """The tiny model's front end: 1-s windows at 16 kHz, 201 frames of 32 mel bins."""
+    return MSClapFeatureExtractor(
+        **{
+            "feature_size": 32,
+            "sampling_rate": 16_000,
+            "duration_s": 1.0,
+            "n_fft": 512,
+            "hop_length": 80,
+            "fmax": 8_000.0,
+            **settings,
+        }
+    )
+
+
+def sound(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
+    """A noisy chirp, float32 in [-1, 1], `[samples]`."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(size=time.size)
+    chirp = np.sin(2 * np.pi * (200 + 90 * seed + 300 * time) * time)
+    return (0.3 * chirp + 0.05 * noise).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return sentence_tokenizer(GPT2_TOKENIZER, make_config().text_config, max_length=77)
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer):
+    return MSClapProcessor(make_feature_extractor(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, processor) -> Path:
+    """Folder of a saved tiny model with its processor and its code."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_model().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def batch(processor):
+    """Three texts and three clips of other lengths, one of them of two windows."""
+    return processor(
+        text=["a dog barks", "rain on a tin roof, and far thunder", "silence!"],
+        audio=[sound(0.7, seed=1), sound(1.6, seed=2), sound(1.0, seed=3)],
+        sampling_rate=16_000,
+    )

@@ -1,0 +1,136 @@
+"""The shape of the package: file sizes, who may import whom, docstrings, examples, metadata."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import graphlib
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import clap_hf
+from clap_hf.audio import AUDIO_EXTENSIONS, load_audio
+
+PACKAGE = Path(clap_hf.__file__).parent
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """Every module that a module imports, at its top or inside a function; a name out of a package is that module."""
+    package = name.split(".") if SOURCES[name].name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.update(inner if (inner := f"{base}.{alias.name}") in SOURCES else base for alias in node.names)
+    return found
+
+
+def test_no_source_file_is_long():
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in SOURCES.values()}
+    assert not {name: lines for name, lines in lengths.items() if lines > 600}
+
+
+def test_no_circular_imports():
+    graph = {name: imports(name) & SOURCES.keys() for name in SOURCES}
+    assert graph["clap_hf.audio"] >= {"clap_hf._ffmpeg"}  # the graph sees imports at all
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"circular import: {' <- '.join(error.args[1])}")
+
+
+def test_no_import_runs_up_a_floor():
+    floors = [
+        {"model", "_torchaudio", "_ffmpeg"},
+        {"audio", "checkpoints", "embedded", "auto", "tokenizers", "pipeline"},
+        {"data", "evaluation", "search", "hub"},
+        {"training"},
+        {"cli", "demo"},
+    ]
+    floor_of = {room: floor for floor, rooms in enumerate(floors) for room in rooms}
+    for name in SOURCES:
+        room = name.split(".")[1] if "." in name else None
+        for target in imports(name) & SOURCES.keys():
+            aim = target.split(".")[1] if "." in target else None
+            if room in floor_of and aim in floor_of:
+                assert floor_of[aim] <= floor_of[room], f"{name} imports {target} from a floor above"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("clap_hf.model.")])
+def test_model_files_can_ship_alone(name):
+    # What save_pretrained copies to the Hub: it finds siblings only in the form `from .file import Name`.
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            outside = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside = {str(node.module).split(".")[0]}
+        elif isinstance(node, ast.ImportFrom):
+            outside = set()
+            assert node.level == 1 and node.module and "." not in node.module, f"line {node.lineno}"
+            assert f"clap_hf.model.{node.module}" in SOURCES, f"line {node.lineno}"
+        else:
+            continue
+        allowed = sys.stdlib_module_names | {"torch", "transformers", "numpy", "huggingface_hub"}
+        assert outside <= allowed - {"__future__"}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_public_things_have_docstrings(name):
+    # Methods that override a documented one of torch or transformers may stay silent.
+    silent = []
+    for node in TREES[name].body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                silent.append(node.name)
+    assert not silent
+    assert ast.get_docstring(TREES[name]) or not TREES[name].body, "the module has no docstring"
+
+
+def test_public_names_are_listed_and_exist():
+    assert clap_hf.__all__ == sorted(clap_hf.__all__)
+    assert all(hasattr(clap_hf, name) for name in clap_hf.__all__)
+
+
+def test_version_and_types():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.+)"$', project, re.MULTILINE).group(1) == clap_hf.__version__
+    assert f"version: {clap_hf.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{clap_hf.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert (PACKAGE / "py.typed").exists()
+    assert metadata.version("clap-hf") == clap_hf.__version__
+    assert metadata.entry_points(group="console_scripts")["clap-hf"].value == "clap_hf.cli:app"
+
+
+def test_examples_are_labelled_short_and_credited():
+    with (EXAMPLES / "labels.csv").open(newline="") as file:
+        labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
+    sounds = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in AUDIO_EXTENSIONS)
+    assert sorted(labels) == sounds and all(labels.values())
+    credits = (EXAMPLES / "README.md").read_text()
+    decoded = {name: load_audio(EXAMPLES / name) for name in sounds}
+    for name, audio in decoded.items():
+        assert re.search(rf"^\| {re.escape(name)} \|.*\| \[(CC0|CC BY|BSD)", credits, re.MULTILINE), name
+        assert audio.duration_s <= 10 and not audio.truncated and abs(audio.samples).max() > 0.05, name
+    # The first command meets what users bring: formats, rates and channels.
+    assert {Path(name).suffix for name in sounds} == {".wav", ".flac", ".ogg", ".mp3"}
+    assert len({audio.sampling_rate for audio in decoded.values()}) >= 4
+    assert {audio.samples.shape[0] for audio in decoded.values()} == {1, 2}
+    assert sum((EXAMPLES / name).stat().st_size for name in sounds) < 2_000_000
