@@ -36,7 +36,6 @@ class Augmentation:
     noise_floor_db: tuple[float, float] = (-100.0, -50.0)
 
 
-
 def augment_samples(samples: np.ndarray, length: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
     """Crop, change speed and gain, and fill one clip to the window.
 

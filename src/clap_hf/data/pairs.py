@@ -64,11 +64,23 @@ class PairDataset(Dataset):
             f"{category}/{captions[0] if category in CAPTION_GROUPS else label}".lower()
             for captions, label, category in zip(self.captions, self.labels, self.categories, strict=True)
         ]
+        self.texts = sorted(
+            {caption for captions in self.captions for caption in captions}
+            | {template.format(label) for label in set(self.labels)}
+        )
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self.groups = [numbers[name] for name in names]
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def texts_of_groups(self) -> torch.Tensor:
+        """Which of `texts` say something true of a group, `[groups, texts]`, bool."""
+        column = {text: i for i, text in enumerate(self.texts)}
+        table = torch.zeros(max(self.groups) + 1, len(self.texts), dtype=torch.bool)
+        for group, captions, label in zip(self.groups, self.captions, self.labels, strict=True):
+            table[group, [column[text] for text in (*captions, self.template.format(label))]] = True
+        return table
 
     def weights(self, balance: float, category_weights: dict[str, float]) -> np.ndarray:
         """Sampling weight of every row: (rows of its label) ** -balance, times its category's factor."""
@@ -127,16 +139,19 @@ class PairCollator:
 
     Args:
         tokenizer: Tokenizer with the text tower's sentence rules.
+        texts: All texts of the dataset; a batch also says where its own stand among them.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, texts: list[str]):
         self.tokenizer = tokenizer
+        self.text_numbers = {text: number for number, text in enumerate(texts)}
 
     def __call__(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer([p.text for p in pairs], padding=True, truncation=True, return_tensors="pt")
         return {
             "input_features": torch.stack([p.input_features for p in pairs]),
             "groups": torch.tensor([p.group for p in pairs]),
+            "texts": torch.tensor([self.text_numbers[p.text] for p in pairs]),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
         }

@@ -156,7 +156,7 @@ class MSClapModel(MSClapPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
 
-    def _pool_text(self, outputs: ModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def pool_text(self, outputs: ModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """One vector per text, `[batch, hidden]`, by `config.text_pooling`."""
         if self.config.text_pooling == "projection":
             return outputs.text_embeds
@@ -195,7 +195,7 @@ class MSClapModel(MSClapPreTrainedModel):
         if self.config.text_pooling == "last_token":
             kwargs["use_cache"] = False  # nothing is generated here
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        projected = self.text_projection(self._pool_text(outputs, attention_mask))
+        projected = self.text_projection(self.pool_text(outputs, attention_mask))
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=F.normalize(projected.float(), dim=-1),

@@ -28,8 +28,10 @@ from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from .build import build_model
 from .losses import multi_positive_contrastive_loss
 from .recipe import Recipe
+from .text_bank import TextBank
 
 VALIDATION_CLIPS_PER_CLASS = 6
+LOG_STEPS = 20  # where the progress bar has no terminal to live on
 RECORD, LAST, BEST = "run.jsonl", "last", "best"
 
 
@@ -75,7 +77,7 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
         recipe.batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=PairCollator(processor.tokenizer),
+        collate_fn=PairCollator(processor.tokenizer, dataset.texts),
         drop_last=True,
     )
     optimizer = build_optimizer(model, recipe)
@@ -84,6 +86,9 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     if resume:
         state = _load_last(output_dir / LAST, model, average, optimizer, scheduler)
     average = average.to(accelerator.device)
+    bank = TextBank(model, processor, dataset) if recipe.text_bank else None
+    if bank is not None and accelerator.num_processes > 1:
+        raise ValueError("text_bank runs on one process; leave it out of the recipe for several.")
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
 
@@ -91,7 +96,7 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     best_record: dict[str, Any] = {}
     for epoch in range(state["epoch"], epochs):
         sampler.epoch = epoch
-        record = _train_epoch(accelerator, model, average, loader, optimizer, scheduler, recipe, epoch)
+        record = _train_epoch(accelerator, model, average, loader, optimizer, scheduler, bank, recipe, epoch)
         if accelerator.is_main_process:
             results = evaluate(average, processor, clips)
             record |= {
@@ -139,6 +144,7 @@ def _train_epoch(
     loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    bank: TextBank | None,
     recipe: Recipe,
     epoch: int,
 ) -> dict[str, Any]:
@@ -156,12 +162,15 @@ def _train_epoch(
         for step, batch in enumerate(loader):
             totals["waiting_s"] += time.perf_counter() - waiting
             features = augment_log_mel(batch["input_features"].cpu(), generator, recipe.augmentation)
-            outputs = model(batch["input_ids"], batch["attention_mask"], features.to(accelerator.device))
-            logits = outputs.logits_per_text
-            if recipe.loss == "multi_positive":
-                loss = multi_positive_contrastive_loss(logits, batch["groups"])
+            features = features.to(accelerator.device)
+            if bank is not None:
+                loss, logits = bank.loss(model, features, batch)
             else:
-                loss = contrastive_loss(logits)
+                logits = model(batch["input_ids"], batch["attention_mask"], features).logits_per_text
+                if recipe.loss == "multi_positive":
+                    loss = multi_positive_contrastive_loss(logits, batch["groups"])
+                else:
+                    loss = contrastive_loss(logits)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
@@ -172,6 +181,10 @@ def _train_epoch(
             totals["loss"] += loss.item()
             totals["recall_at_1"] += found.float().mean().item()
             totals["gradient_norm"] += float(norm)
+            if not progress.console.is_terminal and (step + 1) % LOG_STEPS == 0:
+                so_far = totals["loss"] / (step + 1)
+                rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
+                print(f"epoch {epoch + 1} step {step + 1}: loss {so_far:.3f}, {rate:.1f} clips/s", flush=True)
             progress.update(task, advance=1, loss=f"loss {totals['loss'] / (step + 1):.3f}")
             waiting = time.perf_counter()
     elapsed = time.perf_counter() - started

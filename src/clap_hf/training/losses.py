@@ -25,3 +25,22 @@ def multi_positive_contrastive_loss(logits_per_text: torch.Tensor, groups: torch
     logits = logits_per_text.float()
     # The relation is symmetric and so is its row-normalised form within a group: one target serves both directions.
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
+
+
+def text_bank_loss(logits: torch.Tensor, texts: torch.Tensor, also_true: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of clips against all texts of the training set instead of the batch's alone.
+
+    A frozen text tower encodes every text once, so that thousands of negatives cost one projection; a small batch
+    then learns like a large one in the audio-to-text direction.
+
+    Args:
+        logits: Scaled similarities of clips and texts `[batch, texts]`.
+        texts: The text of every clip `[batch]`, column numbers.
+        also_true: Texts that are true of a clip too and must not count as negatives `[batch, texts]`, bool.
+
+    Returns:
+        Scalar loss.
+    """
+    ignored = also_true.clone()
+    ignored[torch.arange(len(texts), device=texts.device), texts] = False
+    return F.cross_entropy(logits.float().masked_fill(ignored, -torch.inf), texts)

@@ -44,6 +44,8 @@ class Recipe:
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
         loss: `"multi_positive"` or `"contrastive"` (paper Eq. 4).
+        text_bank: Whether clips are compared with all texts of the training set instead of the batch's; needs a frozen
+            text tower.
         batch_size: Pairs per step and process.
         steps: Optimiser steps.
         steps_per_epoch: Steps between evaluations.
@@ -67,7 +69,8 @@ class Recipe:
     text: TextTower
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
-    batch_size: int = 96
+    text_bank: bool = False
+    batch_size: int = 64
     steps: int = 1000
     steps_per_epoch: int = 100
     learning_rate: float = 1e-3
@@ -113,4 +116,6 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
         raise ValueError(f"{path}: text needs exactly one of 'pretrained' and 'config'.")
     if recipe.loss not in ("multi_positive", "contrastive"):
         raise ValueError(f"{path}: loss is {recipe.loss!r}, expected 'multi_positive' or 'contrastive'.")
+    if recipe.text_bank and not recipe.text.freeze:
+        raise ValueError(f"{path}: text_bank needs text.freeze: the texts are encoded once.")
     return recipe

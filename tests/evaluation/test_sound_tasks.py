@@ -1,0 +1,88 @@
+"""The corpus' tasks: class selection, an oracle and a random model, retrieval ties."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clap_hf.evaluation import zero_shot
+from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, SoundTask, select_clips
+
+BLANK = dict.fromkeys(("family", "register", "lang", "velocity"))
+
+
+def row(number, category, label, **values):
+    base = {"id": f"{category}/{label}/{number}", "category": category, "label": label, "quality": "named"}
+    return BLANK | base | {"source": "x", "captions": [f"{label} {number}"]} | values
+
+
+def corpus_rows():
+    rows = [row(i, "animal", name) for name in ("dog", "cow", "frog") for i in range(25)]
+    rows += [row(i, "animal", "snake") for i in range(2)]
+    rows += [row(i, "human", name) for name in ("scream", "pain") for i in range(6)]
+    rows += [row(i, "vehicle", f"train {i}", source=RETRIEVAL_SOURCE) for i in range(12)]
+    return rows
+
+
+def test_classes_are_capped_and_rare_ones_left_out():
+    task = next(task for task in CLASSIFICATION_TASKS if task.name == "animals")
+    rows = corpus_rows()
+    chosen = select_clips(task, rows)
+    counts = {name: list(chosen.values()).count(name) for name in set(chosen.values())}
+    assert counts == {"dog": 20, "cow": 20, "frog": 20}
+    # The choice hangs on ids, not on the order of the rows.
+    assert {rows[::-1][i]["id"] for i in select_clips(task, rows[::-1])} == {rows[i]["id"] for i in chosen}
+
+
+def test_one_class_is_no_task():
+    task = SoundTask("x", lambda r: "only", {}, 1, 10)
+    assert select_clips(task, corpus_rows()) == {}
+
+
+@pytest.fixture
+def fake_space(monkeypatch):
+    """Texts and clips as vectors that know the truth: every distinct text gets its own axis."""
+    axes: dict[str, int] = {}
+
+    def axis(name):
+        return F.one_hot(torch.tensor(axes.setdefault(name, len(axes))), 256).float()
+
+    def embed_texts(model, processor, texts):
+        return torch.stack([axis(next((w for w in sorted(LABELS, key=len, reverse=True) if w in t), t)) for t in texts])
+
+    rows = corpus_rows()
+    LABELS = {r["label"] for r in rows}
+    monkeypatch.setattr(zero_shot, "embed_texts", embed_texts)
+    return rows, torch.stack([axis(r["label"]) for r in rows])
+
+
+def test_oracle_scores_one_on_every_task(fake_space):
+    rows, audio = fake_space
+    clips = SimpleNamespace(rows=rows)
+    results = zero_shot.classify(None, None, clips, audio) | zero_shot.retrieve(None, None, clips, audio)
+    assert {"animals", "sound events", "human vocal sounds", "text to audio R@1"} <= set(results)
+    for name, result in results.items():
+        assert result["value"] == result["low"] == result["high"] == 1.0, name
+
+
+def test_random_embeddings_score_chance(fake_space):
+    rows, audio = fake_space
+    random = F.normalize(torch.randn(audio.shape, generator=torch.Generator().manual_seed(3)), dim=-1)
+    result = zero_shot.classify(None, None, SimpleNamespace(rows=rows), random)["animals"]
+    assert result["low"] <= result["chance"] <= result["high"]
+
+
+def test_ties_count_against_the_model(fake_space):
+    rows, audio = fake_space
+    same = torch.ones_like(audio)
+    results = zero_shot.retrieve(None, None, SimpleNamespace(rows=rows), same)
+    assert results["text to audio R@1"]["value"] == 0.0
+    assert results["text to audio R@10"]["value"] == 0.0
+
+
+def test_interval_of_a_mean():
+    low, high = zero_shot.bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
+    assert (low, high) == zero_shot.bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
+    assert low == pytest.approx(0.40, abs=0.03) and high == pytest.approx(0.60, abs=0.03)
