@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clap_hf.data.sound_corpus.build import assemble, build_packages, plan_jobs
+from clap_hf.data.sound_corpus.assemble import assemble
+from clap_hf.data.sound_corpus.build import build_packages, plan_jobs
 from clap_hf.data.sound_corpus.manifest import load_manifest
-from clap_hf.data.sound_corpus.rows import PackageJob
 from clap_hf.data.sound_corpus.soundfonts import FONTS
+from clap_hf.data.sound_corpus.sounds import PackageJob
 
 
 def main(

@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cosine < COLLAPSED:
         parser.exit(
             1,
-            f"20 unlike texts have a mean cosine of {cosine:.3f}, expected below {COLLAPSED}: the text tower tells them "
-            f"not apart. {folder} is left there for inspection.\n",
+            f"20 unlike texts have a mean cosine of {cosine:.3f}, expected below {COLLAPSED}: the text tower is "
+            f"broken. {folder} is left there for inspection.\n",
         )
     os.replace(folder, options.output)
     print(f"Wrote {options.output}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,19 @@ import soundfile
 import soxr
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchaudio.transforms import Resample
+
+from clap_hf import MSClapModel, MSClapProcessor, load_audio, load_msclap_checkpoint
+from clap_hf.model.feature_extraction_msclap import resample
 from msclap_reference import (
     EXAMPLES,
-    STYLES,
     TOKENIZER,
     load_with_soundfile,
     official_state,
     random_clap,
     reference_wrapper,
 )
-from torch import nn
-from torchaudio.functional import resample as torchaudio_resample
-
-from clap_hf import MSClapModel, MSClapProcessor, load_audio, load_msclap_checkpoint
-from clap_hf.model.feature_extraction_msclap import resample
 
 RATES = (8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000)  # Hz
 ODD_CAPTIONS = (
@@ -98,8 +96,8 @@ class Pair:
 class Compared:
     """What both make of the same recordings and captions."""
 
-    mel: list[torch.Tensor]  # [frames, mel], dB
-    reference_mel: list[torch.Tensor]
+    mel: torch.Tensor  # [recordings, frames, mel], dB
+    reference_mel: torch.Tensor
     audio: torch.Tensor  # unit vectors [recordings, 1024]
     reference_audio: torch.Tensor
     text: torch.Tensor  # unit vectors [captions, 1024]
@@ -110,19 +108,13 @@ class Compared:
 
 @pytest.fixture(scope="module", params=["2023", "2022"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Full-size random weights, saved with either key set, converted, and loaded by msclap."""
+    """Full-size random weights in the file format of the published checkpoints, converted, and loaded by msclap."""
     version = request.param
-    clap = random_clap(version, seed=2023)
-    states = []
-    for style in STYLES:
-        path = tmp_path_factory.mktemp(style) / f"CLAP_weights_{version}.pth"
-        torch.save({"model": official_state(clap, version, style)}, path)
-        model, processor = load_msclap_checkpoint(path, version, TOKENIZER[version])
-        states.append(model.state_dict())
-        wrapper = reference_wrapper(path, version) if style == "hub" else None
-        path.unlink()
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    yield Pair(version, wrapper, model, processor, window_s=wrapper.args.duration)
+    path = tmp_path_factory.mktemp("official") / f"CLAP_weights_{version}.pth"
+    torch.save({"model": official_state(random_clap(version, seed=2023), version, "hub")}, path)
+    wrapper = reference_wrapper(path, version)
+    yield Pair(version, wrapper, *load_msclap_checkpoint(path, version, TOKENIZER[version]), wrapper.args.duration)
+    path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -153,40 +145,27 @@ def recordings(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> list[tup
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def compared(pair: Pair, recordings: list[tuple[Path, Path]]) -> Compared:
-    wrapper, model, processor = pair.wrapper, pair.model, pair.processor
-    clips = [
-        {"array": sound.samples, "sampling_rate": sound.sampling_rate} for sound in map(load_audio, paths(recordings))
-    ]
-    own = {"mel": [], "audio": []}
-    reference = {"mel": [], "audio": []}
-    for clip, (_, path) in zip(clips, recordings, strict=True):
-        features = processor(audio=clip)
-        own["mel"].append(features["input_features"][0, 0])
-        own["audio"].append(model.get_audio_features(**features).pooler_output[0])
-        waveform = wrapper.preprocess_audio([path], resample=True)[:, 0]
-        power = pair.front_end.spectrogram_extractor(waveform)
-        reference["mel"].append(pair.front_end.logmel_extractor(power)[0, 0])
-        reference["audio"].append(wrapper.get_audio_embeddings([path])[0])
-    reference_audio = torch.stack(reference["audio"])
-    reference_text = torch.cat([wrapper.get_text_embeddings(CAPTIONS[i : i + 20]) for i in range(0, 100, 20)])
-    tokens = processor(text=list(CAPTIONS))
-    text = model.get_text_features(**tokens).pooler_output
-    one_by_one = [model.get_text_features(**processor(text=caption)).pooler_output for caption in CAPTIONS[:20]]
-    torch.testing.assert_close(torch.cat(one_by_one), text[:20], atol=1e-5, rtol=0)
+    wrapper, references = pair.wrapper, [reference for _, reference in recordings]
+    sounds = [load_audio(path) for path, _ in recordings]
+    clips = [{"array": sound.samples, "sampling_rate": sound.sampling_rate} for sound in sounds]
+    features = pair.processor(text=list(CAPTIONS), audio=clips)
+    outputs = pair.model(**features)
+
+    waveforms = wrapper.preprocess_audio(references, resample=True)[:, 0]
+    # One by one and in small batches: msclap's front end and padded texts take gigabytes otherwise.
+    mel = [pair.front_end.logmel_extractor(pair.front_end.spectrogram_extractor(wave[None]))[0] for wave in waveforms]
+    audio = torch.cat([wrapper.get_audio_embeddings([reference]) for reference in references])
+    text = torch.cat([wrapper.get_text_embeddings(CAPTIONS[i : i + 20]) for i in range(0, 100, 20)])
     return Compared(
-        mel=own["mel"],
-        reference_mel=reference["mel"],
-        audio=torch.stack(own["audio"]),
-        reference_audio=F.normalize(reference_audio, dim=-1),
-        text=text,
-        reference_text=F.normalize(reference_text, dim=-1),
-        logits=model(**tokens, **processor(audio=clips)).logits_per_audio,
-        reference_logits=wrapper.compute_similarity(reference_audio, reference_text),
+        mel=features["input_features"][:, 0],
+        reference_mel=torch.cat(mel),
+        audio=outputs.audio_embeds,
+        reference_audio=F.normalize(audio, dim=-1),
+        text=outputs.text_embeds,
+        reference_text=F.normalize(text, dim=-1),
+        logits=outputs.logits_per_audio,
+        reference_logits=wrapper.compute_similarity(audio, text),
     )
-
-
-def paths(recordings: list[tuple[Path, Path]]) -> list[Path]:
-    return [path for path, _ in recordings]
 
 
 def largest(
@@ -205,7 +184,7 @@ def unlike(vectors: torch.Tensor) -> bool:
 
 
 def test_recordings_are_varied(pair: Pair, recordings: list[tuple[Path, Path]]) -> None:
-    files = [soundfile.info(path) for path in paths(recordings)]
+    files = [soundfile.info(path) for path, _ in recordings]
     assert len(files) >= 20
     assert len({file.samplerate for file in files}) >= 7
     assert {file.channels for file in files} == {1, 2}
@@ -214,12 +193,15 @@ def test_recordings_are_varied(pair: Pair, recordings: list[tuple[Path, Path]]) 
 
 
 def test_log_mel(compared: Compared, record_property: Callable[[str, object], None]) -> None:
-    own, reference = torch.stack(compared.mel), torch.stack(compared.reference_mel)
-    # Both are float32: what lies 100 dB under the loudest bin of a clip is rounding noise, in both.
-    heard = reference > reference.amax(dim=(1, 2), keepdim=True) - 90
-    assert heard.float().mean() > 0.7
-    assert largest(own[heard], reference[heard], "log-mel, dB", record_property) < 1e-2
-    assert largest(own, reference, "log-mel with rounding noise, dB", record_property) < 1.0
+    """In float32 the quietest bins of a frame are rounding noise, in both: power is compared with the frame's peak."""
+    own, reference = compared.mel, compared.reference_mel
+    peak = reference.amax(dim=2, keepdim=True)
+    loud = reference > peak - 40
+    assert loud.float().mean() > 0.4
+    assert largest(own[loud], reference[loud], "log-mel within 40 dB of the frame's peak, dB", record_property) <= 3e-3
+    assert (own - reference).abs().mean() <= 1e-3
+    power, reference_power = 10 ** ((own - peak) / 10), 10 ** ((reference - peak) / 10)
+    assert largest(power, reference_power, "mel power over the frame's peak", record_property) <= 3e-5
 
 
 def test_audio_embeddings(compared: Compared, record_property: Callable[[str, object], None]) -> None:
@@ -265,14 +247,15 @@ def test_long_recording_is_the_mean_of_reference_windows(
 
 @torch.no_grad()
 def test_exclamation_marks_move_the_reference_off_the_end_token(pair: Pair) -> None:
-    """msclap pads with "!" (id 0) and counts the ids that are not 0, so every "!" of a text pools one token too early."""
-    if pair.version != "2023":
-        pytest.skip("BERT is pooled at its first token")
+    """msclap pads with "!" (id 0) and pools at the count of other ids: every "!" of a text moves it one token back."""
     wrapper, model = pair.wrapper, pair.model
     for text, marks in (("a dog barks!", 1), ("stop! thief! run!", 3)):
         reference = F.normalize(wrapper.get_text_embeddings([text]), dim=-1)
         tokens = pair.processor(text=text)
         own = model.get_text_features(**tokens)
+        if pair.version == "2022":  # BERT is pooled at its first token
+            torch.testing.assert_close(own.pooler_output, reference, atol=1e-4, rtol=0)
+            continue
         assert float(own.pooler_output @ reference.t()) < 0.99
 
         # Our states, pooled where msclap pools, give msclap's vector ...
@@ -290,10 +273,13 @@ def test_exclamation_marks_move_the_reference_off_the_end_token(pair: Pair) -> N
 
 @pytest.mark.parametrize("rate", [rate for rate in RATES if rate != 44_100])
 def test_resampling_equals_torchaudio(rate: int, record_property: Callable[[str, object], None]) -> None:
-    speech, _ = soundfile.read(EXAMPLES / "speech.wav", dtype="float32")
-    samples = torch.from_numpy(speech[:20_011])
+    """torchaudio rounds the phases of its kernels to float32 unless its transform is told otherwise."""
+    samples = load_with_soundfile(EXAMPLES / "speech.wav")[0][0, :20_011]
     for source, target in ((rate, 44_100), (44_100, rate)):
-        own, reference = resample(samples, source, target), torchaudio_resample(samples, source, target)
-        assert own.shape == reference.shape
-        assert len(own) == math.ceil(len(samples) * target / source)
-        assert largest(own, reference, f"resampling {source} to {target} Hz", record_property) <= 1e-6
+        own = resample(samples, source, target)
+        exact = Resample(source, target, dtype=torch.float64)(samples.double())
+        assert own.shape == exact.shape
+        name = f"resampling {source} to {target} Hz"
+        assert largest(own, exact, name, record_property) <= 1e-6
+        rounded = Resample(source, target)(samples)  # as msclap resamples
+        assert largest(own, rounded, f"{name}, float32 phases", record_property) <= 1e-5

@@ -6,7 +6,6 @@ unused with the reason. Whatever else is found, or misses, is an error.
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers.initialization import no_init_weights
 
 from .model.configuration_msclap import MSClapAudioConfig, MSClapConfig
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
@@ -149,6 +149,13 @@ class _State:
         self.used.add(key)
         return self.tensors[key]
 
+    def shape(self, key: str, dimensions: int) -> torch.Size:
+        """Shape of a tensor that tells sizes of the model."""
+        shape = self[key].shape
+        if len(shape) != dimensions:
+            raise ValueError(f"{self.path}: {key!r} is {list(shape)}, expected {dimensions} dimensions.")
+        return shape
+
     def count(self, prefix: str) -> int:
         """Number of layers in the list of layers called `prefix`."""
         return len({key[len(prefix) :].split(".")[0] for key in self.tensors if key.startswith(prefix)})
@@ -163,8 +170,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        # torch's own message advises weights_only=False, which would run whatever the file holds.
+    except OSError:
+        raise
+    except Exception as error:  # to torch's unpickler garbage is a program, which fails in any way
+        # Its own message advises weights_only=False, which would run whatever the file holds.
         refused = re.search(r"GLOBAL (\S+)", str(error))
         found = f"it asks for {refused[1]}, code" if refused else "it is damaged or of another format"
         raise ValueError(
@@ -189,16 +198,17 @@ def _feature_extractor(state: _State, release: _Release) -> MSClapFeatureExtract
     real_key = f"{release.front_end}spectrogram_extractor.stft.conv_real.weight"
     imag_key = f"{release.front_end}spectrogram_extractor.stft.conv_imag.weight"
     mel_key = f"{release.front_end}logmel_extractor.melW"
-    n_fft = state[real_key].shape[-1]
+    n_fft = state.shape(real_key, 3)[-1]
     angles = torch.outer(torch.arange(n_fft // 2 + 1), torch.arange(n_fft)).double() * (2 * torch.pi / n_fft)
     window = torch.hann_window(n_fft, dtype=torch.float64)
     for key, wave in ((real_key, angles.cos()), (imag_key, -angles.sin())):
         if not _same(state[key], (wave * window)[:, None], 1e-5):
             raise ValueError(f"{state.path}: {key} is not the {n_fft}-point Hann DFT that the front end computes.")
     stored = state[mel_key]
+    num_mel_bins = state.shape(mel_key, 2)[1]
     for mel_sampling_rate, fmax in _MEL_SETTINGS:
         extractor = MSClapFeatureExtractor(
-            feature_size=stored.shape[-1],
+            feature_size=num_mel_bins,
             duration_s=release.duration_s,
             n_fft=n_fft,
             fmax=fmax,
@@ -214,55 +224,56 @@ def _feature_extractor(state: _State, release: _Release) -> MSClapFeatureExtract
 
 
 def _htsat_config(state: _State) -> MSClapAudioConfig:
-    patches = state[f"{_HTSAT}patch_embed.proj.weight"]
+    embed_dim, _, patch_size, _ = state.shape(f"{_HTSAT}patch_embed.proj.weight", 4)
     stages = range(state.count(f"{_HTSAT}layers."))
-    tables = [state[f"{_HTSAT}layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in stages]
+    table = "blocks.0.attn.relative_position_bias_table"  # [(2 * window - 1) ** 2, heads]
+    tables = [state.shape(f"{_HTSAT}layers.{i}.{table}", 2) for i in stages]
     return MSClapAudioConfig(
         architecture="htsat",
-        num_mel_bins=state[f"{_HTSAT}logmel_extractor.melW"].shape[1],
-        num_labels_frame_map=state[f"{_HTSAT}tscam_conv.weight"].shape[0],
-        patch_size=patches.shape[-1],
-        embed_dim=patches.shape[0],
+        num_mel_bins=state.shape(f"{_HTSAT}logmel_extractor.melW", 2)[1],
+        num_labels_frame_map=state.shape(f"{_HTSAT}tscam_conv.weight", 4)[0],
+        patch_size=patch_size,
+        embed_dim=embed_dim,
         depths=[state.count(f"{_HTSAT}layers.{i}.blocks.") for i in stages],
-        num_attention_heads=[table.shape[1] for table in tables],
-        window_size=(round(tables[0].shape[0] ** 0.5) + 1) // 2,  # a table has (2 * window - 1) ** 2 rows
-        mlp_ratio=state[f"{_HTSAT}layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patches.shape[0],
+        num_attention_heads=[heads for _, heads in tables],
+        window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
+        mlp_ratio=state.shape(f"{_HTSAT}layers.0.blocks.0.mlp.fc1.weight", 2)[0] / embed_dim,
     )
 
 
 def _cnn14_config(state: _State) -> MSClapAudioConfig:
     return MSClapAudioConfig(
         architecture="cnn14",
-        num_mel_bins=state[f"{_CNN14}logmel_extractor.melW"].shape[1],
-        hidden_size=state[f"{_CNN14}fc1.weight"].shape[0],
-        conv_channels=[state[f"{_CNN14}conv_block{i}.conv1.weight"].shape[0] for i in range(1, 7)],
+        num_mel_bins=state.shape(f"{_CNN14}logmel_extractor.melW", 2)[1],
+        hidden_size=state.shape(f"{_CNN14}fc1.weight", 2)[0],
+        conv_channels=[state.shape(f"{_CNN14}conv_block{i}.conv1.weight", 4)[0] for i in range(1, 7)],
     )
 
 
 def _gpt2_config(state: _State) -> dict[str, Any]:
-    vocabulary, size = state[f"{_TEXT}wte.weight"].shape
+    vocabulary, size = state.shape(f"{_TEXT}wte.weight", 2)
     return {
         "model_type": "gpt2",
         "vocab_size": vocabulary,
-        "n_positions": state[f"{_TEXT}wpe.weight"].shape[0],
+        "n_positions": state.shape(f"{_TEXT}wpe.weight", 2)[0],
         "n_embd": size,
         "n_layer": state.count(f"{_TEXT}h."),
-        "n_head": size // 64,  # no tensor shows it; GPT-2 heads are 64 wide in every size
-        "n_inner": state[f"{_TEXT}h.0.mlp.c_fc.weight"].shape[1],
+        "n_head": size // 64,  # no tensor shows it; heads are 64 wide in every size of GPT-2
+        "n_inner": state.shape(f"{_TEXT}h.0.mlp.c_fc.weight", 2)[1],
     }
 
 
 def _bert_config(state: _State) -> dict[str, Any]:
-    vocabulary, size = state[f"{_TEXT}embeddings.word_embeddings.weight"].shape
+    vocabulary, size = state.shape(f"{_TEXT}embeddings.word_embeddings.weight", 2)
     return {
         "model_type": "bert",
         "vocab_size": vocabulary,
         "hidden_size": size,
         "num_hidden_layers": state.count(f"{_TEXT}encoder.layer."),
-        "num_attention_heads": size // 64,  # as GPT-2
-        "intermediate_size": state[f"{_TEXT}encoder.layer.0.intermediate.dense.weight"].shape[0],
-        "max_position_embeddings": state[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
-        "type_vocab_size": state[f"{_TEXT}embeddings.token_type_embeddings.weight"].shape[0],
+        "num_attention_heads": size // 64,  # as in GPT-2
+        "intermediate_size": state.shape(f"{_TEXT}encoder.layer.0.intermediate.dense.weight", 2)[0],
+        "max_position_embeddings": state.shape(f"{_TEXT}embeddings.position_embeddings.weight", 2)[0],
+        "type_vocab_size": state.shape(f"{_TEXT}embeddings.token_type_embeddings.weight", 2)[0],
     }
 
 
@@ -347,9 +358,10 @@ def load_msclap_checkpoint(
     config = MSClapConfig(
         text_config=_gpt2_config(state) if version == "2023" else _bert_config(state),
         audio_config=_htsat_config(state) if version == "2023" else _cnn14_config(state),
-        projection_dim=state["audio_encoder.projection.linear1.weight"].shape[0],
+        projection_dim=state.shape("audio_encoder.projection.linear1.weight", 2)[0],
     )
-    model = MSClapModel(config).eval()
+    with no_init_weights():  # every weight is copied below
+        model = MSClapModel(config).eval()
     _copy_weights(state, model, release.renamed)
     _check_constants(state, model)
 

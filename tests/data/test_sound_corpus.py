@@ -18,14 +18,16 @@ import pytest
 import soundfile
 
 from clap_hf.data.sound_corpus.archives import read_clonk_group, read_doom_wad, read_ttd_catalogue, read_zip
-from clap_hf.data.sound_corpus.build import assemble, build_packages, plan_jobs
+from clap_hf.data.sound_corpus.assemble import FEATURES, assemble
+from clap_hf.data.sound_corpus.build import build_packages, plan_jobs
 from clap_hf.data.sound_corpus.captions import caption_variants, clean_title, with_article
 from clap_hf.data.sound_corpus.decode import SAMPLING_RATE, UnusableSound, encode_flac, read_excerpts
 from clap_hf.data.sound_corpus.duplicates import find_near_duplicates, thumbnail
 from clap_hf.data.sound_corpus.manifest import Clip, load_manifest
 from clap_hf.data.sound_corpus.packages import PackageError, fetch_package, unpack_package
-from clap_hf.data.sound_corpus.rows import is_finished, rows_file
-from clap_hf.data.sound_corpus.soundfonts import FONTS, plan_notes, render_notes
+from clap_hf.data.sound_corpus.soundfonts import FONTS, Font, plan_phrases
+from clap_hf.data.sound_corpus.sounds import is_finished, sounds_file
+from clap_hf.data.sound_corpus.synthesis import render_phrases
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
@@ -95,7 +97,9 @@ def corpus_jobs(tmp_path: Path):
         # The crow again, quieter and at another rate: a leak from train into test.
         file.writestr("sound/crow.wav", wav_bytes(chirp(2500, 700, rate=32_000, level=0.2), 32_000))
     make_deb(packages, "wolves-data", {"usr/share/pak0.pk3": archive.getvalue()})
-    clips = [a_clip("birds-data", f"usr/share/{name}.wav") for name in ("owl", "crow", "broken", "silent", "tick", "gone")]
+    clips = [
+        a_clip("birds-data", f"usr/share/{name}.wav") for name in ("owl", "crow", "broken", "silent", "tick", "gone")
+    ]
     for name in ("wolf", "crow"):
         clips.append(a_clip("wolves-data", f"pak0.pk3.d/sound/{name}.wav", "test", archive="zip", label=name))
     return plan_jobs(clips, fonts=()), tmp_path
@@ -105,7 +109,7 @@ def corpus_jobs(tmp_path: Path):
 def test_build_reports_and_loads(corpus_jobs) -> None:
     jobs, folder = corpus_jobs
     finished: list[str] = []
-    failed = build_packages(jobs, folder / "work", processes=1, on_finished=lambda job: finished.append(job.package))
+    failed = build_packages(jobs, folder / "work", processes=2, on_finished=lambda job: finished.append(job.package))
     report = assemble(jobs, folder / "work", folder / "corpus", failed)
     assert failed == [] and sorted(finished) == ["birds-data", "wolves-data"]
     assert report["rows"] == {"train": 1, "validation": 0, "test": 2}
@@ -119,7 +123,7 @@ def test_build_reports_and_loads(corpus_jobs) -> None:
 
     corpus = datasets.load_dataset(str(folder / "corpus"), cache_dir=str(folder / "cache"))
     assert {split: len(rows) for split, rows in corpus.items()} == {"train": 1, "test": 2}
-    assert corpus["train"].features["audio"] == datasets.Audio(sampling_rate=SAMPLING_RATE)
+    assert corpus["train"].features == FEATURES
     row = corpus["train"].cast_column("audio", datasets.Audio(decode=False))[0]
     assert row["captions"][0] == "an owl hooting" and row["source"] == "birds-data" and row["licence"] == "CC0"
     assert row["original_sampling_rate"] == 22_050 and row["midi"] is None
@@ -129,7 +133,7 @@ def test_build_reports_and_loads(corpus_jobs) -> None:
     expected = chirp(400, 900, rate=SAMPLING_RATE)
     assert np.corrcoef(samples, expected)[0, 1] > 0.999
     card = (folder / "corpus" / "README.md").read_text()
-    assert "| birds-data | CC0 | 1 | 0 |" in card and "data/test-*.parquet" in card
+    assert "| birds-data | CC0 | 1 | 0 |" in card and card.startswith("---\npretty_name")
 
 
 @needs_dpkg
@@ -138,13 +142,13 @@ def test_second_run_makes_nothing_again_and_gives_equal_bytes(corpus_jobs) -> No
     work = folder / "work"
     build_packages(jobs, work, processes=1)
     assemble(jobs, work, folder / "first", [])
-    stamps = {job.package: rows_file(job.package, work).stat().st_mtime_ns for job in jobs}
+    stamps = {job.package: sounds_file(job.package, work).stat().st_mtime_ns for job in jobs}
     build_packages(jobs, work, processes=1)
-    assert stamps == {job.package: rows_file(job.package, work).stat().st_mtime_ns for job in jobs}
+    assert stamps == {job.package: sounds_file(job.package, work).stat().st_mtime_ns for job in jobs}
     # One package lost: only that one is made again, and the corpus comes out the same, byte by byte.
-    rows_file("birds-data", work).unlink()
+    sounds_file("birds-data", work).unlink()
     build_packages(jobs, work, processes=1)
-    assert rows_file("wolves-data", work).stat().st_mtime_ns == stamps["wolves-data"]
+    assert sounds_file("wolves-data", work).stat().st_mtime_ns == stamps["wolves-data"]
     assemble(jobs, work, folder / "second", [])
     files = sorted(path.relative_to(folder / "first") for path in (folder / "first").rglob("*") if path.is_file())
     assert len(files) == 4
@@ -153,12 +157,28 @@ def test_second_run_makes_nothing_again_and_gives_equal_bytes(corpus_jobs) -> No
 
 
 @needs_dpkg
-def test_changed_clips_are_made_again(corpus_jobs) -> None:
+def test_changed_files_are_made_again_and_changed_captions_only_joined(corpus_jobs) -> None:
     jobs, folder = corpus_jobs
     build_packages(jobs, folder / "work", processes=1)
-    clips = [dataclasses.replace(clip, caption="a barn owl hooting") for clip in jobs[0].clips]
-    (changed,) = plan_jobs(clips, fonts=())
-    assert is_finished(jobs[0], folder / "work") and not is_finished(changed, folder / "work")
+    (recaptioned,) = plan_jobs([dataclasses.replace(clip, caption="a barn owl") for clip in jobs[0].clips], fonts=())
+    (other_files,) = plan_jobs(list(jobs[0].clips[:2]), fonts=())
+    assert is_finished(recaptioned, folder / "work") and not is_finished(other_files, folder / "work")
+    assemble([recaptioned], folder / "work", folder / "corpus", [])
+    rows = datasets.load_dataset(str(folder / "corpus"), cache_dir=str(folder / "cache"), split="train")
+    assert {captions[0] for captions in rows["captions"]} == {"a barn owl"}
+
+
+@needs_dpkg
+def test_a_rebuilt_corpus_is_not_served_from_the_old_cache(corpus_jobs) -> None:
+    jobs, folder = corpus_jobs
+    build_packages(jobs, folder / "work", processes=1)
+    counts = []
+    for chosen in (jobs, jobs[:1]):
+        assemble(chosen, folder / "work", folder / "corpus", [])
+        counts.append(
+            len(datasets.load_dataset(str(folder / "corpus"), cache_dir=str(folder / "cache"), split="train"))
+        )
+    assert counts == [1, 2]  # without the other package the crow is no leak
 
 
 def test_unfetchable_package_is_listed_and_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +229,21 @@ def test_long_files_are_cut_after_their_silence_and_music_is_spread(tmp_path: Pa
 
 def test_unusable_sounds_say_why(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 8_000)
-    with pytest.raises(UnusableSound, match="empty"):
-        read_excerpts(tmp_path / "empty.wav")
     soundfile.write(tmp_path / "nan.wav", np.full(8_000, np.nan, np.float32), 8_000, subtype="FLOAT")
-    with pytest.raises(UnusableSound, match="not finite"):
-        read_excerpts(tmp_path / "nan.wav")
+    for name in ("empty.wav", "nan.wav"):
+        with pytest.raises(UnusableSound, match=name):
+            read_excerpts(tmp_path / name)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_raw_gsm_is_told_by_its_name(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "prompt.wav", chirp(300, 900, seconds=1, rate=8_000), 8_000, subtype="GSM610")
+    # Microsoft packs two 33-byte frames into 65 bytes; ffmpeg unpacks them into the raw form of telephone exchanges.
+    convert = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "prompt.wav"), "-c:a", "libgsm", "-f", "gsm"]
+    if subprocess.run([*convert, str(tmp_path / "prompt.gsm")], capture_output=True, check=False).returncode:
+        pytest.skip("this ffmpeg cannot write GSM")
+    (excerpt,) = read_excerpts(tmp_path / "prompt.gsm")
+    assert excerpt.sampling_rate == 8_000 and abs(len(excerpt.waveform) / SAMPLING_RATE - 1) < 0.05
 
 
 def test_overshoot_is_scaled_not_clipped(tmp_path: Path) -> None:
@@ -294,14 +324,17 @@ def test_clonk_groups_nest(tmp_path: Path) -> None:
 
 def test_captions_lead_with_the_manifest_and_never_claim_loudness() -> None:
     clip = a_clip("qabcs-data", "owl.ogg", raw_label="Barn_owl.")
-    assert caption_variants(clip) == ["an owl hooting", "the sound of barn owl", "owl", "the sound of owl"]
-    drum = a_clip("kit", "k.flac", category="drum", label="kick drum", caption="a soft kick drum hit")
-    assert caption_variants(drum) == ["a kick drum hit", "kick drum", "the sound of kick drum"]
+    assert caption_variants(clip)[:3] == ["an owl hooting", "the sound of barn owl", "owl"]
+    drum = a_clip("kit", "k.flac", category="drum", label="open hi-hat", caption="a soft open hi-hat")
+    assert caption_variants(drum) == ["an open hi-hat", "open hi-hat", "the sound of an open hi-hat"]
     speech = a_clip("s", "s.ogg", category="speech", label="Czech", lang="Czech", caption="a person speaking in Czech")
     assert caption_variants(speech)[1:] == ["speech in Czech", "somebody speaking Czech"]
     weak = a_clip("g", "g.ogg", category="other", label="other", quality="weak", caption="the sound of seeker")
     assert caption_variants(weak) == ["the sound of seeker"]
+    cello = a_clip("c", "c.ogg", category="instrument", label="cello", caption="a cello playing", family="strings")
+    assert caption_variants(cello)[-1] == "a strings instrument"
     assert with_article("ukulele") == "a ukulele" and with_article("oboe") == "an oboe"
+    assert with_article("cymbals") == "cymbals" and with_article("synth brass") == "a synth brass"
     assert clean_title("An orca.") == "an orca" and clean_title("7-1") == ""
 
 
@@ -315,25 +348,35 @@ def test_manifest_inside_the_package() -> None:
     assert all(len(names) == 1 for names in splits.values())
     for clip in clips:
         captions = caption_variants(clip)
-        assert 1 <= len(captions) <= 4 and all(caption.strip() for caption in captions)
+        assert 1 <= len(captions) <= 5 and all(caption.strip() for caption in captions)
         assert not any(word in captions[0].split() for word in ("loud", "quiet"))
 
 
 def test_bad_manifest_names_the_line(tmp_path: Path) -> None:
     good = json.dumps({k: v for k, v in dataclasses.asdict(a_clip("p", "a.wav")).items() if v is not None})
     path = tmp_path / "manifest.jsonl.gz"
-    for second, match in (("{}", "line 2: expected one clip"), (good, "occurs twice"), (good.replace("train", "dev"), "dev")):
+    for second, match in (
+        ("{}", "line 2: expected one clip"),
+        (good, "occurs twice"),
+        (good.replace("train", "dev"), "dev"),
+    ):
         path.write_bytes(gzip.compress(f"{good}\n{second}\n".encode()))
         with pytest.raises(ValueError, match=match):
             load_manifest(path)
 
 
-def test_planned_notes_are_unique_and_fonts_keep_to_one_split() -> None:
-    ids = [note.clip.id for font in FONTS for note in plan_notes(font)]
+def test_planned_phrases_are_unique_and_fonts_keep_to_one_split() -> None:
+    plans = {font: plan_phrases(font) for font in FONTS}
+    ids = [phrase.clip.id for phrases in plans.values() for phrase in phrases]
     assert len(ids) == len(set(ids))
     splits = {font.package: font.split for font in FONTS}
     assert splits["fluid-soundfont-gm"] == splits["musescore-general-soundfont-lossless"] == "train"
     assert splits["timgm6mb-soundfont"] == "test" and "csound-soundfont" not in splits
+    for font, phrases in plans.items():
+        for phrase in phrases:
+            assert phrase.notes[0].start_s == 0 and all(0 < note.midi < 128 for note in phrase.notes)
+            assert all(note.start_s + note.held_s <= phrase.length_s for note in phrase.notes)
+            assert phrase.clip.split == font.split
 
 
 @pytest.mark.slow
@@ -346,10 +389,36 @@ def test_rendered_notes_have_the_pitch_they_claim(tmp_path: Path) -> None:
     unpack_package(package, lambda path: path.endswith(".sf2"), tmp_path)
     (font_file,) = tmp_path.rglob("TimGM6mb.sf2")
     font = next(font for font in FONTS if font.file == font_file.name)
-    flute = [note for note in plan_notes(font) if note.clip.program == 73 and note.velocity == 120]
-    first, second = (list(render_notes(font_file, flute)) for _ in range(2))
-    for (note, samples), (_, again) in zip(first, second, strict=True):
+    # The ocarina is nearly a pure tone: its strongest partial is the note.
+    ocarina = [phrase for phrase in plan_phrases(font) if phrase.clip.program == 79 and phrase.clip.velocity == 120]
+    first, second = (list(render_phrases(font_file, ocarina)) for _ in range(2))
+    for (phrase, samples), (_, again) in zip(first, second, strict=True):
         assert np.array_equal(samples, again) and len(samples) == 2 * SAMPLING_RATE
+        assert np.abs(samples[: SAMPLING_RATE // 20]).max() > 1e-3  # the attack is in
         spectrum = np.abs(np.fft.rfft(samples[SAMPLING_RATE // 2 : SAMPLING_RATE]))
-        fundamental = 440 * 2 ** ((note.midi - 69) / 12)
+        fundamental = 440 * 2 ** ((phrase.notes[0].midi - 69) / 12)
         assert abs(spectrum.argmax() * 2 / fundamental - 1) < 0.03
+    dense = Font(font.package, font.file, "train", font.licence, dense=True, velocities=(100,))
+    melody = [phrase for phrase in plan_phrases(dense) if phrase.clip.id.endswith("program079-melody1")]
+    ((phrase, samples),) = render_phrases(font_file, melody)
+    for note in phrase.notes:
+        middle = round((note.start_s + note.held_s / 2) * SAMPLING_RATE)
+        spectrum = np.abs(np.fft.rfft(samples[middle - 2_205 : middle + 2_205]))
+        assert abs(spectrum.argmax() * 10 - 440 * 2 ** ((note.midi - 69) / 12)) < 25
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("timidity") is None, reason="timidity is not installed")
+def test_patches_keep_their_attack_and_lack_what_the_set_lacks(tmp_path: Path) -> None:
+    try:
+        package = fetch_package("freepats", tmp_path)
+    except PackageError as error:
+        pytest.skip(str(error))
+    unpack_package(package, lambda path: path.endswith((".pat", "etc/timidity/freepats.cfg")), tmp_path)
+    (font_file,) = tmp_path.rglob("freepats.cfg")
+    font = next(font for font in FONTS if font.file == font_file.name)
+    # Program 3 is not in the set; a Timidity with another bank installed would play that one.
+    chosen = [phrase for phrase in plan_phrases(font) if phrase.clip.program in (0, 3)]
+    for phrase, samples in render_phrases(font_file, chosen):
+        attack = np.abs(samples[: SAMPLING_RATE // 10]).max()
+        assert attack == 0 if phrase.program == 3 else attack == pytest.approx(np.abs(samples).max(), rel=0.5)

@@ -50,10 +50,11 @@ def fake_space(monkeypatch):
         return F.one_hot(torch.tensor(axes.setdefault(name, len(axes))), 256).float()
 
     def embed_texts(model, processor, texts):
-        return torch.stack([axis(next((w for w in sorted(LABELS, key=len, reverse=True) if w in t), t)) for t in texts])
+        by_length = sorted(labels, key=len, reverse=True)
+        return torch.stack([axis(next((name for name in by_length if name in text), text)) for text in texts])
 
     rows = corpus_rows()
-    LABELS = {r["label"] for r in rows}
+    labels = {r["label"] for r in rows}
     monkeypatch.setattr(zero_shot, "embed_texts", embed_texts)
     return rows, torch.stack([axis(r["label"]) for r in rows])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,7 @@ class BalancedSampler(Sampler):
     def __len__(self) -> int:
         return self.draws
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         rows = rng.choice(len(self.probabilities), size=self.draws, p=self.probabilities)
         for i, row in enumerate(rows):

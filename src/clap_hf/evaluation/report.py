@@ -16,9 +16,9 @@ Results = dict[str, dict[str, Any]]
 def results_table(results: Results, title: str) -> Table:
     """A console table: one row a task, with its 95 % interval and chance."""
     table = Table(title=title)
-    for name, justify in (("task", "left"), ("metric", "left"), ("value", "right"), ("95 % interval", "right")):
-        table.add_column(name, justify=justify)
-    for name in ("chance", "clips", "classes"):
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("value", "95 % interval", "chance", "clips", "classes"):
         table.add_column(name, justify="right")
     for name, result in results.items():
         interval = f"{result['low']:.1%} – {result['high']:.1%}"

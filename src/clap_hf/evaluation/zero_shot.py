@@ -38,7 +38,9 @@ class EvaluationClips:
     skipped: dict[str, str]
 
 
-def load_clips(split: datasets.Dataset, processor: MSClapProcessor, max_per_class: int | None = None) -> EvaluationClips:
+def load_clips(
+    split: datasets.Dataset, processor: MSClapProcessor, max_per_class: int | None = None
+) -> EvaluationClips:
     """Decode the clips that any task needs and make their log-mels, once per run.
 
     Args:

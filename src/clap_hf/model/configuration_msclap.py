@@ -1,6 +1,8 @@
 # Copyright 2026 The clap_hf authors. MIT License.
 """Configuration of Microsoft CLAP: an audio tower (HTSAT or CNN14), any transformers text tower, two projections."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -22,8 +24,8 @@ class MSClapAudioConfig(PreTrainedConfig):
     Args:
         architecture: `"htsat"` (hierarchical token-semantic audio transformer, 2023) or `"cnn14"` (PANNs, 2022).
         num_mel_bins: Mel bins of the input features.
-        hidden_size: Size of the pooled output. HTSAT derives it (`embed_dim * 2 ** (stages - 1)`); CNN14 defaults to
-            its last channel count, 2,048.
+        hidden_size: Size of the pooled output. HTSAT derives it (`embed_dim * 2 ** (stages - 1)`); for CNN14, 0 means
+            its last channel count (2,048).
         num_labels_frame_map: Classes of HTSAT's token-semantic head (527 AudioSet classes in the released
             checkpoints); 0 builds no such head.
         num_frames: Frames that HTSAT's input is stretched to, bicubically.
@@ -57,7 +59,7 @@ class MSClapAudioConfig(PreTrainedConfig):
 
     architecture: str = "htsat"
     num_mel_bins: int = 64
-    hidden_size: int | None = None
+    hidden_size: int = 0
     num_labels_frame_map: int = 0
 
     num_frames: int = 1024
@@ -87,19 +89,19 @@ class MSClapAudioConfig(PreTrainedConfig):
 
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.architecture == "htsat":
             self.hidden_size = self.embed_dim * 2 ** (len(self.depths) - 1)
-        elif self.hidden_size is None:
+        elif self.hidden_size == 0:
             self.hidden_size = self.conv_channels[-1]
         super().__post_init__(**kwargs)
 
-    def validate_architecture_name(self):
+    def validate_architecture_name(self) -> None:
         """`architecture` names a tower that exists."""
         if self.architecture not in ("htsat", "cnn14"):
             raise ValueError(f"architecture is {self.architecture!r}, expected 'htsat' or 'cnn14'.")
 
-    def validate_htsat_geometry(self):
+    def validate_htsat_geometry(self) -> None:
         """The folded spectrogram divides into patches, patch merges and attention windows."""
         if self.architecture != "htsat":
             return
@@ -156,8 +158,9 @@ class MSClapConfig(PreTrainedConfig):
         "audio_config": MSClapAudioConfig,
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    audio_config: dict | PreTrainedConfig | None = None
+    # Given as a dict, a configuration or None; configurations from `__post_init__` on.
+    text_config: Any = None
+    audio_config: Any = None
     projection_dim: int = 1024
     projection_dropout: float | int = 0.5
     text_pooling: str | None = None
@@ -166,12 +169,12 @@ class MSClapConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     classifier_dropout: float | int = 0.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.text_pooling is None:
             self.text_pooling = DEFAULT_TEXT_POOLING.get(self.text_config.model_type)
 
-    def validate_text_pooling(self):
+    def validate_text_pooling(self) -> None:
         """`text_pooling` is known, and given where the text model's type does not decide it."""
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(

@@ -279,7 +279,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
 
-        windows, num_windows = [], []
+        windows: list[torch.Tensor] = []
+        num_windows: list[int] = []
         for name, clip in self._clips(raw_audio):
             samples, rate = self._read_clip(clip, sampling_rate, name)
             samples = resample(samples.to(device), rate, self.sampling_rate)
@@ -291,7 +292,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             "num_windows": torch.tensor(num_windows, device=device),
         }
         if return_tensors == "np":
-            features = {name: value.cpu().numpy() for name, value in features.items()}
+            return BatchFeature({name: value.cpu().numpy() for name, value in features.items()})
         return BatchFeature(features)
 
     @staticmethod

@@ -19,7 +19,7 @@ from .configuration_msclap import MSClapAudioConfig, MSClapConfig
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
 
-AUDIO_TOWERS = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
+AUDIO_TOWERS: dict[str, type[PreTrainedModel]] = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
 
 
 @dataclass
@@ -36,11 +36,11 @@ class MSClapOutput(ModelOutput):
         text_model_output: Output of the text tower.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits_per_audio: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    audio_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
     audio_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
 
@@ -105,7 +105,7 @@ class MSClapPreTrainedModel(PreTrainedModel):
 
     config: MSClapConfig
     base_model_prefix = "msclap"
-    input_modalities = ("audio", "text")
+    input_modalities: tuple[str, ...] = ("audio", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["MSClapHtsatBlock", "MSClapCnn14Block", "MSClapProjection"]
     _keep_in_fp32_modules_strict = ["batch_norm", "logit_scale"]
@@ -113,7 +113,7 @@ class MSClapPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, MSClapProjectionLinear):
             # torch's default for linear layers, as released: 0.02 would shrink both residual paths.
@@ -153,7 +153,7 @@ class MSClapModel(MSClapPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
     def pool_text(self, outputs: ModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:

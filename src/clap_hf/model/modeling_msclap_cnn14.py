@@ -64,7 +64,7 @@ class MSClapCnn14Model(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             init.xavier_uniform_(module.weight)

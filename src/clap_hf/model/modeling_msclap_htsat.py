@@ -93,6 +93,7 @@ class MSClapHtsatAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
         self.is_causal = False
+        self.relative_position_index: torch.Tensor
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", self.make_relative_position_index(), persistent=False)
         self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
@@ -304,7 +305,7 @@ class MSClapHtsatModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)

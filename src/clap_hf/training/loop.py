@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
         raise FileExistsError(f"{output_dir} holds a run already. Pass --resume to continue it, or another folder.")
     output_dir.mkdir(parents=True, exist_ok=True)
     model, processor = build_model(recipe)
+    model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     average = copy.deepcopy(model).eval()  # exponential moving average of the weights
     splits = datasets.load_dataset(recipe.dataset)
     dataset = PairDataset(
@@ -82,9 +85,10 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     )
     optimizer = build_optimizer(model, recipe)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
-    state = {"epoch": 0, "best": -math.inf}
+    state: dict[str, Any] = {"epoch": 0, "best": -math.inf}
     if resume:
-        state = _load_last(output_dir / LAST, model, average, optimizer, scheduler)
+        parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
+        state = _load_last(output_dir / LAST, parts)
     average = average.to(accelerator.device)
     bank = TextBank(model, processor, dataset) if recipe.text_bank else None
     if bank is not None and accelerator.num_processes > 1:
@@ -108,14 +112,17 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
                 state["best"] = record["zero_shot_score"]
                 record["best"] = True
                 best_record = record
-                _replace_folder(output_dir / BEST, lambda folder: _save_pretrained(folder, average, processor))
+                _replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
             _append(output_dir / RECORD, {"recipe": recipe.to_dict(), "versions": _versions()} if epoch == 0 else None)
             _append(output_dir / RECORD, record)
-            bare = accelerator.unwrap_model(model)
-            _replace_folder(
-                output_dir / LAST, lambda folder: _save_last(folder, bare, average, optimizer, scheduler, state)
-            )
-            print(json.dumps({k: v for k, v in record.items() if k != "validation"} | record["validation"]), flush=True)
+            parts = {
+                "model": accelerator.unwrap_model(model),
+                "average": average,
+                "optimizer": optimizer,
+                "scheduler": scheduler,
+            }
+            _replace_folder(output_dir / LAST, partial(_save_last, parts=parts, state=state))
+            print(json.dumps(record), flush=True)
         accelerator.wait_for_everyone()
     return best_record
 
@@ -164,7 +171,7 @@ def _train_epoch(
             features = augment_log_mel(batch["input_features"].cpu(), generator, recipe.augmentation)
             features = features.to(accelerator.device)
             if bank is not None:
-                loss, logits = bank.loss(model, features, batch)
+                loss, logits = bank.loss(accelerator.unwrap_model(model), features, batch)
             else:
                 logits = model(batch["input_ids"], batch["attention_mask"], features).logits_per_text
                 if recipe.loss == "multi_positive":
@@ -219,23 +226,22 @@ def _save_pretrained(folder: Path, model: MSClapModel, processor: Any) -> None:
     processor.save_pretrained(folder)
 
 
-def _save_last(folder: Path, model: Any, average: Any, optimizer: Any, scheduler: Any, state: dict[str, Any]) -> None:
+def _save_last(folder: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "state.pt")
     (folder / "state.json").write_text(json.dumps(state))
 
 
-def _load_last(folder: Path, model: Any, average: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:
+def _load_last(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "state.json").is_file():
         raise FileNotFoundError(f"Nothing to resume: {folder} has no state.json. Run without --resume.")
     saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    for name, part in {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}.items():
+    for name, part in parts.items():
         part.load_state_dict(saved[name])
     return json.loads((folder / "state.json").read_text())
 
 
-def _replace_folder(folder: Path, write: Any) -> None:
+def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder beside the old one, then swap: a kill leaves one of the two whole."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):

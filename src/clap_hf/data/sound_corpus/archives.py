@@ -1,7 +1,7 @@
 """Sounds inside game archives, read into memory.
 
-Four kinds pay: zip files under other names (.pk3, .wz, .love), Transport Tycoon sample catalogues (.cat), Doom WADs and
-OpenClonk groups. Each reader yields the member's name as the manifest spells it, and the bytes of a playable file.
+Four kinds pay: zip files under other names (.pk3, .wz, .love), Transport Tycoon sample catalogues (.cat), Doom WADs
+and OpenClonk groups. Each reader yields the member's name as the manifest spells it, and the bytes of a playable file.
 """
 
 from __future__ import annotations

@@ -23,15 +23,16 @@ every sound left out, with the reason.
 
 ## Captions and labels
 
-`captions` holds one to four sentences, the most telling first. They are templates over labels: `quality` says whether a
-label was `named` by people, found by a `rule` on the file name, or is the bare file name (`weak`). Expect some wrong
+`captions` holds one to five phrases, the most telling first. They are templates over labels: `quality` says whether
+a label was `named` by people, found by a `rule` on the file name, or is the bare file name (`weak`). Expect some wrong
 labels among the last two. The captions of `openttd-opensfx` are titles that people gave to the recordings.
 
 ## Splits
 
-No package, drum kit or soundfont is on two sides, except that one library may hold several kits. Train clips that sound
-like a validation or test clip of another package were dropped ({leaks} of them), and byte-equal repeats inside train and
-validation too ({repeats}). The validation split holds whole sources cut out of train; the test is never used to choose.
+No package, drum kit or soundfont is on two sides; `hydrogen-drumkits` is split by kit. Train clips that sound like a
+validation or test clip of another package were dropped, and validation clips like a test clip ({leaks} in all), and so
+were byte-equal repeats inside train and validation ({repeats}). The validation split is for choosing checkpoints; its
+sources, like those of the test, are nowhere in train.
 
 ## Licences
 
@@ -57,9 +58,8 @@ def write_card(report: dict[str, Any]) -> str:
     names = sorted({name for counts in report["categories"].values() for name in counts})
     head = ["---", "pretty_name: Sounds from free software", "license: other", "language:", "- en"]
     head += ["task_categories:", "- zero-shot-classification", "- audio-classification", "tags:", "- audio", "- clap"]
-    head += ["configs:", "- config_name: default", "  data_files:"]
-    for split in splits:
-        head += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
+    # No `configs` here: with one, `datasets` names its cache by the patterns alone and would serve a rebuilt folder,
+    # or another of the same name, from the old cache. It finds data/<split>-*.parquet by itself.
     head += ["---", ""]
 
     def cells(counts: dict[str, int]) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from clap_hf.audio import AudioDecodeError, load_audio
+
 SAMPLING_RATE = 44_100
 MAX_SECONDS = 10.0
 MIN_SECONDS = 0.04
@@ -42,24 +44,25 @@ class Excerpt:
 
 
 def _transcode(path: Path, folder: str) -> Path:
+    """Turns a headerless GSM 06.10 file (telephone prompts) into wav; only its name tells what it is."""
     target = Path(folder) / "sound.wav"
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", str(path), "-map", "0:a:0", "-bitexact", str(target)]
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-f", "gsm", "-i", str(path), "-bitexact", str(target)]
     try:
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise UnusableSound("libsndfile cannot read it and ffmpeg is not installed") from error
+        raise UnusableSound("is raw GSM and ffmpeg is not installed") from error
     if outcome.returncode or not target.is_file():
-        raise UnusableSound(f"cannot be decoded: {(outcome.stderr.strip() or 'ffmpeg gave no sound').splitlines()[-1]}")
+        raise UnusableSound(
+            f"cannot be decoded: {(outcome.stderr.strip() or 'ffmpeg gave no sound').splitlines()[-1]}"
+        )
     return target
 
 
 def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    if not len(samples):
-        raise UnusableSound("empty")
-    if not np.isfinite(samples).all():
-        raise UnusableSound("holds samples that are not finite")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    waveform = soxr.resample(mono, sampling_rate, SAMPLING_RATE, quality="HQ") if sampling_rate != SAMPLING_RATE else mono
+    mono = samples.mean(axis=0, dtype=np.float32)
+    waveform = (
+        soxr.resample(mono, sampling_rate, SAMPLING_RATE, quality="HQ") if sampling_rate != SAMPLING_RATE else mono
+    )
     if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
         raise UnusableSound(f"shorter than {MIN_SECONDS} s")
     peak = float(np.abs(waveform).max())
@@ -69,24 +72,32 @@ def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     return waveform / peak if peak > 1.0 else waveform
 
 
+def _stated_seconds(path: Path) -> float:
+    try:
+        return soundfile.info(path).duration
+    except soundfile.LibsndfileError:
+        return 0.0  # formats left to ffmpeg: a handful of files, treated as short
+
+
 def _read(path: Path, is_music: bool) -> list[Excerpt]:
-    with soundfile.SoundFile(path) as file:
-        rate = file.samplerate
-        window = int(MAX_SECONDS * rate)
-        if is_music and file.frames > LONG_MUSIC_SECONDS * rate:
-            starts = [int(file.frames * share - window / 2) for share in (1 / 6, 3 / 6, 5 / 6)]
-            excerpts = []
-            for part, start in enumerate(starts, start=1):
-                file.seek(start)
-                samples = file.read(window, dtype="float32", always_2d=True)
-                excerpts.append(Excerpt(_to_corpus_rate(samples, rate), rate, part))
-            return excerpts
-        samples = file.read(3 * window, dtype="float32", always_2d=True)
-    if len(samples) > window:
-        audible = np.flatnonzero(np.abs(samples).max(axis=1) > _LEADING_SILENCE)
-        start = max(0, int(audible[0]) - rate // 100) if len(audible) else 0
-        samples = samples[start : start + window]
-    return [Excerpt(_to_corpus_rate(samples, rate), rate)]
+    try:
+        seconds = _stated_seconds(path) if is_music else 0.0
+        if seconds > LONG_MUSIC_SECONDS:
+            starts = [seconds * share - MAX_SECONDS / 2 for share in (1 / 6, 3 / 6, 5 / 6)]
+            parts = [load_audio(path, start_s=start, duration_s=MAX_SECONDS) for start in starts]
+            return [
+                Excerpt(_to_corpus_rate(audio.samples, audio.sampling_rate), audio.sampling_rate, part)
+                for part, audio in enumerate(parts, start=1)
+            ]
+        audio = load_audio(path, duration_s=3 * MAX_SECONDS)
+    except AudioDecodeError as error:
+        raise UnusableSound(f"cannot be decoded: {error}") from error
+    samples, window = audio.samples, round(MAX_SECONDS * audio.sampling_rate)
+    if samples.shape[1] > window:
+        audible = np.flatnonzero(np.abs(samples).max(axis=0) > _LEADING_SILENCE)
+        start = max(0, int(audible[0]) - audio.sampling_rate // 100) if len(audible) else 0
+        samples = samples[:, start : start + window]
+    return [Excerpt(_to_corpus_rate(samples, audio.sampling_rate), audio.sampling_rate)]
 
 
 def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
@@ -96,7 +107,7 @@ def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
     over the file.
 
     Args:
-        path: the file, in any format that libsndfile or ffmpeg reads.
+        path: the file, in any format that `clap_hf.load_audio` reads, or raw GSM named `.gsm`.
         is_music: whether the file is music.
 
     Returns:
@@ -105,14 +116,10 @@ def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
     Raises:
         UnusableSound: the file cannot be decoded, or is silent or too short.
     """
-    try:
+    if path.suffix.lower() != ".gsm":
         return _read(path, is_music)
-    except soundfile.LibsndfileError:
-        with tempfile.TemporaryDirectory(prefix="sound-corpus-") as folder:
-            try:
-                return _read(_transcode(path, folder), is_music)
-            except soundfile.LibsndfileError as error:
-                raise UnusableSound(f"cannot be decoded: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="sound-corpus-") as folder:
+        return _read(_transcode(path, folder), is_music)
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:

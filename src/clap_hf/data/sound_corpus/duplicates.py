@@ -17,7 +17,7 @@ _RANGE_DB = 60.0
 
 @cache
 def _filterbank() -> np.ndarray:
-    """Triangular mel filters from 50 Hz to 5 kHz (sources at 11 kHz must match their 44 kHz twins), `[bins, bands]`."""
+    """Mel filters from 50 Hz to 5 kHz, `[bins, bands]`: copies at a rate of 11 kHz still match."""
     frequencies = np.linspace(0, SAMPLING_RATE / 2, _FFT // 2 + 1)
     mel = 2595 * np.log10(1 + frequencies / 700)
     edges = np.linspace(2595 * np.log10(1 + 50 / 700), 2595 * np.log10(1 + 5000 / 700), _BANDS + 2)

@@ -21,7 +21,7 @@ class Clip:
         path: path inside the package; for a clip inside an archive, `<archive>/<member>` (see `archives`).
         split: `train`, `validation` or `test`; a package, kit or soundfont is never on two sides.
         category: coarse kind of sound, for example `animal`, `weapon`, `speech`, `instrument`, `drum`, `music`.
-        quality: how the label was found: `named` by people, `rule` from keywords in the file name, `weak` the bare name.
+        quality: how the label was found: `named` by people, `rule` by keywords in the file name, `weak` the file name.
         label: short class name.
         caption: one sentence about the sound.
         licence: licence of the package's sounds as its copyright file states it.

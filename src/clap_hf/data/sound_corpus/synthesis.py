@@ -98,6 +98,19 @@ def _score(phrases: list[Phrase]) -> bytes:
     return b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + b"MTrk" + struct.pack(">I", len(track)) + bytes(track)
 
 
+def _configured_patches(configuration: Path) -> set[tuple[bool, int]]:
+    """Lists what a Timidity configuration has: pairs of (is a drum, program or drum note)."""
+    patches: set[tuple[bool, int]] = set()
+    is_drums = False
+    for line in configuration.read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if words and words[0] in ("bank", "drumset"):
+            is_drums = words[0] == "drumset"
+        elif words and words[0].isdigit():
+            patches.add((is_drums, int(words[0])))
+    return patches
+
+
 def _timidity_command(configuration: Path, folder: Path) -> list[str]:
     # The configuration names the folder where the package would be installed; point it at the unpacked one.
     root = next(path for path in configuration.parents if (path / "usr").is_dir())
@@ -140,14 +153,20 @@ def render_phrases(font_file: Path, phrases: list[Phrase]) -> Iterator[tuple[Phr
         phrases: what to play; each starts with a note at 0 s.
 
     Yields:
-        Each phrase with its float32 samples at 44.1 kHz, shape `[samples]`; silent where the font has no such note.
+        Each phrase with its float32 samples at 44.1 kHz, shape `[samples]`, silent where the font has no such note.
 
     Raises:
         RenderError: the synthesiser is missing or failed.
     """
     programs: dict[tuple[int, int], list[Phrase]] = {}
+    # Timidity would play what its configuration lacks on whatever other bank this machine has.
+    patches = _configured_patches(font_file) if font_file.suffix == ".cfg" else None
     for phrase in phrases:
-        programs.setdefault((phrase.channel, phrase.program), []).append(phrase)
+        is_drum = phrase.channel == PERCUSSION_CHANNEL
+        if patches is not None and (is_drum, phrase.notes[0].midi if is_drum else phrase.program) not in patches:
+            yield phrase, np.zeros(round(phrase.length_s * SAMPLING_RATE), np.float32)
+        else:
+            programs.setdefault((phrase.channel, phrase.program), []).append(phrase)
     with tempfile.TemporaryDirectory(prefix="sound-corpus-") as folder:
         for group in programs.values():
             samples = _synthesise(font_file, _score(group), Path(folder))
