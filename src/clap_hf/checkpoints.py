@@ -100,10 +100,10 @@ _RECOMPUTED: dict[str, Callable[[re.Match[str], MSClapModel], torch.Tensor | Non
         lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}").shift_mask
     ),
     rf"{_TEXT}h\.\d+\.attn\.bias": (
-        lambda match, model: torch.ones([model.config.text_config.n_positions] * 2).tril()[None, None]
+        lambda match, model: torch.ones([model.text_model.config.n_positions] * 2).tril()[None, None]
     ),
     rf"{_TEXT}embeddings\.position_ids": (
-        lambda match, model: torch.arange(model.config.text_config.max_position_embeddings)[None]
+        lambda match, model: torch.arange(model.text_model.config.max_position_embeddings)[None]
     ),
 }
 
@@ -365,12 +365,13 @@ def load_msclap_checkpoint(
     _copy_weights(state, model, release.renamed)
     _check_constants(state, model)
 
+    text_config = model.text_model.config
     name = release.tokenizer if tokenizer is None else tokenizer
-    text_tokenizer = sentence_tokenizer(name, config.text_config, release.max_length)
-    if len(text_tokenizer) > config.text_config.vocab_size:
+    text_tokenizer = sentence_tokenizer(name, text_config, release.max_length)
+    if len(text_tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"The tokenizer {str(name)!r} has {len(text_tokenizer)} tokens, the text tower of {path} "
-            f"{config.text_config.vocab_size}. Pass tokenizer={release.tokenizer!r}, a Hub id, or a folder of it."
+            f"{text_config.vocab_size}. Pass tokenizer={release.tokenizer!r}, a Hub id, or a folder of it."
         )
     return model, MSClapProcessor(feature_extractor, text_tokenizer)
 

@@ -12,7 +12,7 @@ def embedded_checkpoint() -> Path:
     folder = Path(__file__).parent / "embedded"
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"The embedded checkpoint is missing from {folder}, expected model.safetensors. Reinstall clap-hf, or pass "
-            "the folder or Hub id of another checkpoint."
+            f"The embedded checkpoint is missing from {folder}, expected model.safetensors. Reinstall clap-hf, or "
+            "pass the folder or Hub id of another checkpoint."
         )
     return folder

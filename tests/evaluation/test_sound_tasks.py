@@ -18,6 +18,11 @@ def row(number, category, label, **values):
     return BLANK | base | {"source": "x", "captions": [f"{label} {number}"]} | values
 
 
+def clips_of(rows):
+    classes = {task.name: select_clips(task, rows) for task in CLASSIFICATION_TASKS}
+    return SimpleNamespace(rows=rows, classes=classes)
+
+
 def corpus_rows():
     rows = [row(i, "animal", name) for name in ("dog", "cow", "frog") for i in range(25)]
     rows += [row(i, "animal", "snake") for i in range(2)]
@@ -61,7 +66,7 @@ def fake_space(monkeypatch):
 
 def test_oracle_scores_one_on_every_task(fake_space):
     rows, audio = fake_space
-    clips = SimpleNamespace(rows=rows)
+    clips = clips_of(rows)
     results = zero_shot.classify(None, None, clips, audio) | zero_shot.retrieve(None, None, clips, audio)
     assert {"animals", "sound events", "human vocal sounds", "text to audio R@1"} <= set(results)
     for name, result in results.items():
@@ -71,14 +76,14 @@ def test_oracle_scores_one_on_every_task(fake_space):
 def test_random_embeddings_score_chance(fake_space):
     rows, audio = fake_space
     random = F.normalize(torch.randn(audio.shape, generator=torch.Generator().manual_seed(3)), dim=-1)
-    result = zero_shot.classify(None, None, SimpleNamespace(rows=rows), random)["animals"]
+    result = zero_shot.classify(None, None, clips_of(rows), random)["animals"]
     assert result["low"] <= result["chance"] <= result["high"]
 
 
 def test_ties_count_against_the_model(fake_space):
     rows, audio = fake_space
     same = torch.ones_like(audio)
-    results = zero_shot.retrieve(None, None, SimpleNamespace(rows=rows), same)
+    results = zero_shot.retrieve(None, None, clips_of(rows), same)
     assert results["text to audio R@1"]["value"] == 0.0
     assert results["text to audio R@10"]["value"] == 0.0
 

@@ -29,10 +29,12 @@ class EvaluationClips:
         rows: Corpus rows without audio, in the order of the clips.
         input_features: `[windows, 1, frames, mel]`, dB.
         num_windows: Windows of each clip `[clips]`.
+        classes: Per classification task, the class of every clip that belongs to it, by index into `rows`.
         skipped: Ids of clips that could not be decoded, with the reason.
     """
 
     rows: list[dict[str, Any]]
+    classes: dict[str, dict[int, str]]
     input_features: torch.Tensor
     num_windows: torch.Tensor
     skipped: dict[str, str]
@@ -49,15 +51,11 @@ def load_clips(
         max_per_class: Take at most this many clips per class and task, for quick evaluations in training.
     """
     rows = split.remove_columns("audio").to_list()
-    needed: set[int] = {i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE}
-    for task in CLASSIFICATION_TASKS:
-        taken: dict[str, int] = {}
-        for i, name in select_clips(task, rows).items():
-            taken[name] = taken.get(name, 0) + 1
-            if max_per_class is None or taken[name] <= max_per_class:
-                needed.add(i)
+    chosen = {task.name: select_clips(task, rows, max_per_class) for task in CLASSIFICATION_TASKS}
+    needed = {i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE}.union(*chosen.values())
     encoded = split.cast_column("audio", datasets.Audio(decode=False))
-    kept, features, counts, skipped = [], [], [], {}
+    position: dict[int, int] = {}  # row of the split -> clip
+    features, counts, skipped = [], [], {}
     for i in track(sorted(needed), description="Decoding clips"):
         try:
             audio = load_audio(encoded[i]["audio"]["bytes"])
@@ -65,10 +63,13 @@ def load_clips(
         except (AudioDecodeError, ValueError) as error:
             skipped[rows[i]["id"]] = str(error)
             continue
-        kept.append(rows[i])
+        position[i] = len(position)
         features.append(inputs["input_features"])
         counts.append(inputs["num_windows"])
-    return EvaluationClips(kept, torch.cat(features), torch.cat(counts), skipped)
+    classes = {
+        task: {position[i]: name for i, name in members.items() if i in position} for task, members in chosen.items()
+    }
+    return EvaluationClips([rows[i] for i in position], classes, torch.cat(features), torch.cat(counts), skipped)
 
 
 @torch.inference_mode()
@@ -116,7 +117,7 @@ def classify(
     """
     results: dict[str, dict[str, Any]] = {}
     for task in CLASSIFICATION_TASKS:
-        chosen = select_clips(task, clips.rows)
+        chosen = clips.classes[task.name]
         if not chosen:
             continue
         names = sorted(set(chosen.values()))

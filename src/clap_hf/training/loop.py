@@ -1,4 +1,4 @@
-"""The contrastive training loop: Accelerate, evaluation every epoch, last and best checkpoint, exact resume by epoch."""
+"""The contrastive loop: Accelerate, evaluation every epoch, last and best checkpoint, exact resume by epoch."""
 
 from __future__ import annotations
 
