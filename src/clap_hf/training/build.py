@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
         ValueError: If pretrained weights do not fit the text tower.
     """
     text = recipe.text
-    if text.pretrained is not None:
-        text_config = AutoConfig.from_pretrained(text.pretrained).to_dict()
+    pretrained = None if text.pretrained is None else resolve(text.pretrained)
+    if pretrained is not None:
+        text_config = AutoConfig.from_pretrained(pretrained).to_dict()
     else:
         text_config = dict(text.config or {})
     config = MSClapConfig(
@@ -37,11 +39,11 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     )
     torch.manual_seed(recipe.seed)
     model = MSClapModel(config)
-    if text.pretrained is not None:
-        _load_text_tower(model, text.pretrained)
+    if pretrained is not None:
+        _load_text_tower(model, pretrained)
     if text.freeze:
         model.text_model.requires_grad_(False)
-    tokenizer_source = text.tokenizer or text.pretrained
+    tokenizer_source = text.tokenizer or pretrained
     if tokenizer_source is None:
         raise ValueError("The recipe's text tower is trained from scratch, so text.tokenizer must name a tokenizer.")
     processor = MSClapProcessor(
@@ -49,6 +51,27 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
         sentence_tokenizer(tokenizer_source, config.text_config, text.max_length),
     )
     return model, processor
+
+
+def resolve(name: str) -> str:
+    """Local folder or Hub id that a recipe means.
+
+    Args:
+        name: A folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
+
+    Raises:
+        ValueError: If that package is not installed.
+    """
+    if not name.startswith("package:"):
+        return name
+    package, _, folder = name.removeprefix("package:").partition("/")
+    try:
+        return str(files(package) / folder)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The recipe's text tower {name!r} lies in the Python package {package}, which is not installed. "
+            f"Install it: pip install {package.replace('_', '-')}"
+        ) from error
 
 
 def _load_text_tower(model: MSClapModel, name: str) -> None:

@@ -16,7 +16,7 @@ class TextTower:
     """The text tower of a recipe.
 
     Args:
-        pretrained: Local folder or Hub id of a pretrained model, or None to train from scratch.
+        pretrained: Local folder, Hub id or `package:NAME/FOLDER` of a pretrained model, or None to train from scratch.
         config: Configuration (with `model_type`) of a text tower trained from scratch.
         tokenizer: Local folder or Hub id; the pretrained model's own when None.
         pooling: `MSClapConfig.text_pooling`; by model type when None.

@@ -112,12 +112,7 @@ def _without_leaks(
     kept = [index for index in order if sounds[index].clip.split == "test"]
     for split in ("validation", "train"):
         candidates = [index for index in order if sounds[index].clip.split == split]
-        found = find_near_duplicates(
-            pictures[candidates],
-            [sounds[index].clip.package for index in candidates],
-            pictures[kept],
-            [sounds[index].clip.package for index in kept],
-        )
+        found = find_near_duplicates(pictures[candidates], pictures[kept])
         for position, (other, cosine) in sorted(found.items()):
             twin = sounds[kept[other]]
             leaks.append({"id": sounds[candidates[position]].id, "split": split, "like": twin.id, "cosine": cosine})
@@ -166,7 +161,7 @@ def _write_split(split: str, sounds: list[_Sound], tables: list[pa.Table], folde
 def _summary(sounds: list[_Sound]) -> Report:
     by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     by_package: dict[str, Counter[str]] = {}
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys(SPLITS, 0.0)
     licences: dict[str, str] = {}
     for sound in sounds:
         clip = sound.clip

@@ -30,7 +30,7 @@ labels among the last two. The captions of `openttd-opensfx` are titles that peo
 ## Splits
 
 No package, drum kit or soundfont is on two sides; `hydrogen-drumkits` is split by kit. Train clips that sound like a
-validation or test clip of another package were dropped, and validation clips like a test clip ({leaks} in all), and so
+validation or test clip were dropped, and validation clips like a test clip ({leaks} in all), and so
 were byte-equal repeats inside train and validation ({repeats}). The validation split is for choosing checkpoints; its
 sources, like those of the test, are nowhere in train.
 

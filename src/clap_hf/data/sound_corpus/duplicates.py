@@ -55,19 +55,13 @@ def thumbnail(waveform: np.ndarray) -> np.ndarray:
 
 
 def find_near_duplicates(
-    candidates: np.ndarray,
-    candidate_packages: list[str],
-    held_out: np.ndarray,
-    held_out_packages: list[str],
-    threshold: float = THRESHOLD,
+    candidates: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD
 ) -> dict[int, tuple[int, float]]:
-    """Finds the candidates that look like a held-out clip of another package.
+    """Finds the candidates that look like a held-out clip.
 
     Args:
         candidates: thumbnails, shape `[n, 1024]`.
-        candidate_packages: package of each candidate.
         held_out: thumbnails, shape `[m, 1024]`.
-        held_out_packages: package of each held-out clip.
         threshold: cosine above which two clips count as the same sound.
 
     Returns:
@@ -77,12 +71,9 @@ def find_near_duplicates(
     if not len(candidates) or not len(held_out):
         return found
     reference = held_out.astype(np.float32).T
-    names = np.asarray(held_out_packages)
     for start in range(0, len(candidates), 1024):
         cosines = candidates[start : start + 1024].astype(np.float32) @ reference
+        best = cosines.argmax(axis=1)
         for row in np.flatnonzero(cosines.max(axis=1) > threshold):
-            others = np.where(names == candidate_packages[start + row], -1.0, cosines[row])
-            best = int(others.argmax())
-            if others[best] > threshold:
-                found[start + int(row)] = (best, round(float(others[best]), 4))
+            found[start + int(row)] = (int(best[row]), round(float(cosines[row, best[row]]), 4))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clap_hf.data.sound_corpus.captions import with_article
@@ -92,7 +92,7 @@ FONTS = (
 )
 
 
-def _instrument_clip(font: Font, program: int, what: str, caption: str, **facts: int | str | None) -> Clip:
+def _instrument_clip(font: Font, program: int, what: str, caption: str) -> Clip:
     label = PROGRAM_NAME[program]
     return Clip(
         id=f"{font.package}/{Path(font.file).stem}-program{program:03d}-{what}",
@@ -107,7 +107,6 @@ def _instrument_clip(font: Font, program: int, what: str, caption: str, **facts:
         raw_label=label,
         family=FAMILY[program],
         program=program,
-        **facts,
     )
 
 
@@ -123,10 +122,8 @@ def _single_notes(font: Font, program: int) -> list[Phrase]:
                 program,
                 f"note{midi:03d}-velocity{velocity:03d}",
                 f"a {register} pitched {PROGRAM_NAME[program]} note",
-                midi=midi,
-                velocity=velocity,
-                register=register,
             )
+            clip = replace(clip, midi=midi, velocity=velocity, register=register)
             phrases.append(Phrase(clip, 0, program, (PlayedNote(0.0, 1.4, midi, velocity),), length_s=2.0))
     return phrases
 
