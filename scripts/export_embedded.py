@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -60,10 +61,22 @@ def export_weights(source: Path, folder: Path) -> None:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def changes_of_settings(starts: list[dict[str, Any]]) -> list[str]:
+    """What changed where the run was stopped and resumed with another recipe."""
+    changes = []
+    for before, after in zip(starts, starts[1:], strict=False):
+        for name, value in after["recipe"].items():
+            if value != before["recipe"][name]:
+                changes.append(f"{name} was {before['recipe'][name]} until step {after['from_step']}, then {value}")
+    return changes
+
+
 def render_card(run: Path, results_file: Path, dataset: str) -> str:
     """The model card, from the run's record, the evaluation and the corpus itself."""
-    first, *epochs = [json.loads(line) for line in (run / "run.jsonl").read_text().splitlines()]
-    recipe, versions = first["recipe"], dict(first["versions"])
+    records = [json.loads(line) for line in (run / "run.jsonl").read_text().splitlines()]
+    starts = [record for record in records if "recipe" in record]
+    epochs = [record for record in records if "epoch" in record]
+    recipe, versions = starts[-1]["recipe"], dict(starts[-1]["versions"])
     machine = versions.pop("machine")
     best = max(epochs, key=lambda epoch: epoch["zero_shot_score"])
     evaluation = json.loads(results_file.read_text())
@@ -119,6 +132,7 @@ def render_card(run: Path, results_file: Path, dataset: str) -> str:
         best_epoch=best["epoch"],
         epochs=epochs[-1]["epoch"],
         seed=recipe["seed"],
+        changes=changes_of_settings(starts),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         licences="\n".join(licence_lines),
         bootstrap=evaluation["settings"]["bootstrap"]["samples"],

@@ -45,7 +45,7 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
 
     Args:
         recipe: What to train.
-        output_dir: Gets `run.jsonl` (one line per epoch), `last/` (to resume from) and `best/` (`from_pretrained`).
+        output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from) and `best/` (`from_pretrained`).
         resume: Continue from `last/`.
         num_workers: Loader processes.
 
@@ -96,6 +96,9 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
 
+    if accelerator.is_main_process:
+        start = {"recipe": recipe.to_dict(), "from_step": state["epoch"] * recipe.steps_per_epoch}
+        _append(output_dir / RECORD, start | {"versions": _versions()})
     epochs = math.ceil(recipe.steps / recipe.steps_per_epoch)
     best_record: dict[str, Any] = {}
     for epoch in range(state["epoch"], epochs):
@@ -113,7 +116,6 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
                 record["best"] = True
                 best_record = record
                 _replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
-            _append(output_dir / RECORD, {"recipe": recipe.to_dict(), "versions": _versions()} if epoch == 0 else None)
             _append(output_dir / RECORD, record)
             parts = {
                 "model": accelerator.unwrap_model(model),
@@ -253,10 +255,9 @@ def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _append(path: Path, record: dict[str, Any] | None) -> None:
-    if record is not None:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _versions() -> dict[str, str]:
