@@ -34,7 +34,7 @@ def run_python(code: str) -> str:
 def run_demo() -> str:
     """What `make demo` prints once everything is installed."""
     command = [sys.executable, "-c", "from clap_hf.cli import app; app()", "classify", "examples"]
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip() + "\n"
 

@@ -73,6 +73,18 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`: the only one that also returns its weights.
+
+    Args:
+        module: The attention layer; only whether it is training matters here.
+        query: `[batch * windows, heads, tokens, head_dim]`; `key` and `value` alike.
+        attention_mask: Added to the scores, `[1 or batch * windows, heads, tokens, tokens]`.
+        scaling: Factor of the scores.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        Context `[batch * windows, tokens, heads, head_dim]` and weights `[batch * windows, heads, tokens, tokens]`.
+    """
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask

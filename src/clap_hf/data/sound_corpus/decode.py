@@ -72,18 +72,22 @@ def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     return waveform / peak if peak > 1.0 else waveform
 
 
-def _stated_seconds(path: Path) -> float:
+def _long_music_starts(path: Path) -> list[float]:
+    """Where in seconds to cut three excerpts out of a long file; empty for a short one."""
     try:
-        return soundfile.info(path).duration
+        file = soundfile.info(path)
     except soundfile.LibsndfileError:
-        return 0.0  # formats left to ffmpeg: a handful of files, treated as short
+        return []  # formats left to ffmpeg: a handful of files, treated as short
+    if file.duration <= LONG_MUSIC_SECONDS:
+        return []
+    half_window = MAX_SECONDS * file.samplerate / 2
+    return [int(file.frames * share - half_window) / file.samplerate for share in (1 / 6, 3 / 6, 5 / 6)]
 
 
 def _read(path: Path, is_music: bool) -> list[Excerpt]:
     try:
-        seconds = _stated_seconds(path) if is_music else 0.0
-        if seconds > LONG_MUSIC_SECONDS:
-            starts = [seconds * share - MAX_SECONDS / 2 for share in (1 / 6, 3 / 6, 5 / 6)]
+        starts = _long_music_starts(path) if is_music else []
+        if starts:
             parts = [load_audio(path, start_s=start, duration_s=MAX_SECONDS) for start in starts]
             return [
                 Excerpt(_to_corpus_rate(audio.samples, audio.sampling_rate), audio.sampling_rate, part)
