@@ -57,6 +57,7 @@ def export_weights(source: Path, folder: Path) -> None:
             if isinstance(part, dict):
                 part.pop("auto_map", None)
         if path.name == "config.json":
+            content["text_config"].pop("_name_or_path", None)
             content["dtype"] = "float32"  # what from_pretrained's default loads it as
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -29,6 +29,7 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     pretrained = None if text.pretrained is None else resolve(text.pretrained)
     if pretrained is not None:
         text_config = AutoConfig.from_pretrained(pretrained).to_dict()
+        text_config.pop("_name_or_path", None)  # a folder of this machine, perhaps
     else:
         text_config = dict(text.config or {})
     config = MSClapConfig(
