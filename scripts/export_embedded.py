@@ -102,6 +102,7 @@ def render_card(run: Path, results_file: Path, dataset: str) -> str:
                 task_type="zero-shot-audio-classification" if r["metric"] == "accuracy" else "audio-text-retrieval",
                 dataset_type="sound-corpus",
                 dataset_name=f"sound corpus, {name}",
+                dataset_config=name,  # else the tasks would be merged into one
                 dataset_split=evaluation["settings"]["split"],
                 metric_type=r["metric"],
                 metric_value=round(r["value"], 4),
