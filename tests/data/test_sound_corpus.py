@@ -109,7 +109,7 @@ def corpus_jobs(tmp_path: Path):
 def test_build_reports_and_loads(corpus_jobs) -> None:
     jobs, folder = corpus_jobs
     finished: list[str] = []
-    failed = build_packages(jobs, folder / "work", processes=2, on_finished=lambda job: finished.append(job.package))
+    failed = build_packages(jobs, folder / "work", processes=1, on_finished=lambda job: finished.append(job.package))
     report = assemble(jobs, folder / "work", folder / "corpus", failed)
     assert failed == [] and sorted(finished) == ["birds-data", "wolves-data"]
     assert report["rows"] == {"train": 1, "validation": 0, "test": 2}
@@ -154,6 +154,20 @@ def test_second_run_makes_nothing_again_and_gives_equal_bytes(corpus_jobs) -> No
     assert len(files) == 4
     for name in files:
         assert (folder / "first" / name).read_bytes() == (folder / "second" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@needs_dpkg
+def test_several_processes_make_the_same_sounds(corpus_jobs) -> None:
+    jobs, folder = corpus_jobs
+    build_packages(jobs, folder / "work", processes=1)
+    alone = {job.package: sounds_file(job.package, folder / "work").read_bytes() for job in jobs}
+    for job in jobs:
+        sounds_file(job.package, folder / "work").unlink()
+    finished: list[str] = []
+    assert build_packages(jobs, folder / "work", 2, lambda job: finished.append(job.package)) == []
+    assert sorted(finished) == sorted(alone)
+    assert alone == {job.package: sounds_file(job.package, folder / "work").read_bytes() for job in jobs}
 
 
 @needs_dpkg
