@@ -312,7 +312,8 @@ def test_mutated_files_with_ffmpeg(tmp_path):
         (encoded("WAV", "FLOAT", np.array([[0.5], [np.nan], [np.inf]], "float32"), 16000), "2 of 3 values are NaN"),
         (b"just some words, nothing to hear", "not a sound that libsndfile reads"),
     ],
-    ids=["no bytes", "no samples", "not finite", "words"],  # the bytes hold the time of day: no id for workers to share
+    # Not the bytes, which hold the time of day: workers must agree on ids.
+    ids=["no bytes", "no samples", "not finite", "words"],
 )
 def test_unusable_content_is_a_named_error(tmp_path, data, complaint):
     path = tmp_path / "bad.wav"

@@ -45,7 +45,8 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
 
     Args:
         recipe: What to train.
-        output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from) and `best/` (`from_pretrained`).
+        output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from) and `best/` (for
+            `from_pretrained`).
         resume: Continue from `last/`.
         num_workers: Loader processes.
 
