@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from rich.progress import track
 
 from ..audio import AudioDecodeError, load_audio
-from ..model.modeling_msclap import MSClapModel
+from ..model.modeling_msclap import MSClapModel, mean_over_windows
 from ..model.processing_msclap import MSClapProcessor
 from .sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, select_clips
 
@@ -78,9 +78,7 @@ def embed_clips(model: MSClapModel, clips: EvaluationClips) -> torch.Tensor:
     windows = []
     for batch in clips.input_features.split(WINDOWS_PER_BATCH):
         windows.append(model.get_audio_features(batch.to(model.device)).pooler_output.float().cpu())
-    per_window = torch.cat(windows)
-    means = torch.stack([part.mean(dim=0) for part in per_window.split(clips.num_windows.tolist())])
-    return F.normalize(means, dim=-1)
+    return F.normalize(mean_over_windows(torch.cat(windows), clips.num_windows), dim=-1)
 
 
 @torch.inference_mode()

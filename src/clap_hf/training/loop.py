@@ -87,13 +87,13 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     optimizer = build_optimizer(model, recipe)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
     state: dict[str, Any] = {"epoch": 0, "best": -math.inf}
+    parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}  # what `last/` holds
     if resume:
-        parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
         state = _load_last(output_dir / LAST, parts)
     average = average.to(accelerator.device)
-    bank = TextBank(model, processor, dataset) if recipe.text_bank else None
-    if bank is not None and accelerator.num_processes > 1:
+    if recipe.text_bank and accelerator.num_processes > 1:
         raise ValueError("text_bank runs on one process; leave it out of the recipe for several.")
+    bank = TextBank(model, processor, dataset) if recipe.text_bank else None
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
 
@@ -118,12 +118,6 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
                 best_record = record
                 _replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
             _append(output_dir / RECORD, record)
-            parts = {
-                "model": accelerator.unwrap_model(model),
-                "average": average,
-                "optimizer": optimizer,
-                "scheduler": scheduler,
-            }
             _replace_folder(output_dir / LAST, partial(_save_last, parts=parts, state=state))
             print(json.dumps(record), flush=True)
         accelerator.wait_for_everyone()
