@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+
+from .files import write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
 
@@ -73,7 +74,7 @@ def classify(
     _print_results(console, results, failures, top_k)
     if json_path is not None:
         report = {"model": model_name, "labels": candidates, "results": results, "failures": failures}
-        _write_json(json_path, report)
+        write_json(json_path, report)
     if not results:
         raise typer.Exit(1)
 
@@ -186,13 +187,6 @@ def _print_results(
         console.print(f"[red]{len(failures)} of {len(failures) + len(results)} files were skipped:[/]")
         for failure in failures:
             console.print(f"  {failure['error']}", markup=False, soft_wrap=True)
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _version(package: str) -> str:

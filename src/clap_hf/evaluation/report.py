@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -44,14 +41,6 @@ def markdown_table(results: Results) -> str:
             f"{r.get('classes', '')} |"
         )
     return "\n".join(lines)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(fresh, path)
 
 
 def print_results(results: Results, title: str) -> None:

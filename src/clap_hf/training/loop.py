@@ -7,9 +7,7 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ..data.augment import augment_log_mel
 from ..data.pairs import BalancedSampler, PairCollator, PairDataset
 from ..evaluation.sound_tasks import TEMPLATES
 from ..evaluation.zero_shot import evaluate, load_clips, zero_shot_score
+from ..files import replace_folder
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from .build import build_model
 from .losses import multi_positive_contrastive_loss
@@ -116,9 +115,9 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
                 state["best"] = record["zero_shot_score"]
                 record["best"] = True
                 best_record = record
-                _replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
+                replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
             _append(output_dir / RECORD, record)
-            _replace_folder(output_dir / LAST, partial(_save_last, parts=parts, state=state))
+            replace_folder(output_dir / LAST, partial(_save_last, parts=parts, state=state))
             print(json.dumps(record), flush=True)
         accelerator.wait_for_everyone()
     return best_record
@@ -236,18 +235,6 @@ def _load_last(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return json.loads((folder / "state.json").read_text())
-
-
-def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside the old one, then swap: a kill leaves one of the two whole."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    write(fresh)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

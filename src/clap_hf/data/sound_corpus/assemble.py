@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from clap_hf.data.sound_corpus.decode import SAMPLING_RATE
 from clap_hf.data.sound_corpus.duplicates import find_near_duplicates
 from clap_hf.data.sound_corpus.manifest import SPLITS, Clip
 from clap_hf.data.sound_corpus.sounds import PackageJob, Problem, is_finished, sounds_file
+from clap_hf.files import replace_folder, write_json, write_text
 
 SEED = 2023
 ROWS_PER_GROUP = 200
@@ -180,12 +179,6 @@ def _summary(sounds: list[_Sound]) -> Report:
     }
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: list[Problem]) -> Report:
     """Writes the parquet files, the report and the dataset card from the finished packages.
 
@@ -218,16 +211,16 @@ def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: l
         "problems": problems,
         "seed": SEED,
     }
-    fresh = output_dir / "data.part"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for split in SPLITS:
-        chosen = [sounds[index] for index in kept if sounds[index].clip.split == split]
-        random.Random(SEED).shuffle(chosen)
-        if chosen:
-            _write_split(split, chosen, tables, fresh)
-    shutil.rmtree(output_dir / "data", ignore_errors=True)
-    os.replace(fresh, output_dir / "data")
-    _write_text(output_dir / "build_report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    _write_text(output_dir / "README.md", write_card(report))
+
+    def write_splits(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for split in SPLITS:
+            chosen = [sounds[index] for index in kept if sounds[index].clip.split == split]
+            random.Random(SEED).shuffle(chosen)
+            if chosen:
+                _write_split(split, chosen, tables, folder)
+
+    replace_folder(output_dir / "data", write_splits)
+    write_json(output_dir / "build_report.json", report)
+    write_text(output_dir / "README.md", write_card(report))
     return report
