@@ -9,6 +9,7 @@ import yaml
 from corpus import write_corpus
 
 from clap_hf import MSClapModel, MSClapProcessor
+from clap_hf.files import replace_folder
 from clap_hf.training import loop
 from clap_hf.training.recipe import load_recipe
 
@@ -114,6 +115,6 @@ def test_a_kill_while_the_last_checkpoint_is_written_leaves_one_whole(finished, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop._replace_folder(folder, die_half_way)
+        replace_folder(folder, die_half_way)
     assert (folder / "state.json").is_file()
     torch.load(folder / "state.pt", weights_only=True)
