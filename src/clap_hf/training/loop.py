@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from ..data.augment import augment_log_mel
+from ..data.log_mels import LogMelStore
 from ..data.pairs import BalancedSampler, PairCollator, PairDataset
 from ..evaluation.sound_tasks import TEMPLATES
 from ..evaluation.zero_shot import evaluate, load_clips, zero_shot_score
@@ -33,10 +34,12 @@ from .text_bank import TextBank
 
 VALIDATION_CLIPS_PER_CLASS = 6
 LOG_STEPS = 20  # where the progress bar has no terminal to live on
-RECORD, LAST, BEST = "run.jsonl", "last", "best"
+RECORD, LAST, BEST, LOG_MELS = "run.jsonl", "last", "best", "log-mels"
 
 
-def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers: int = 1) -> dict[str, Any]:
+def train(
+    recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers: int = 1, cache_dir: Path | None = None
+) -> dict[str, Any]:
     """Train a model by a recipe.
 
     Every random choice comes from (seed, epoch), so a run that was stopped and resumed at an epoch's end continues as
@@ -48,6 +51,7 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
             `from_pretrained`).
         resume: Continue from `last/`.
         num_workers: Loader processes.
+        cache_dir: Where the clips' log-mels are kept, for several runs to share; `log-mels/` of the run if None.
 
     Returns:
         The record of the best epoch.
@@ -63,9 +67,16 @@ def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     average = copy.deepcopy(model).eval()  # exponential moving average of the weights
     splits = datasets.load_dataset(recipe.dataset)
+    extractor = processor.feature_extractor
     dataset = PairDataset(
         splits["train"],
-        processor.feature_extractor,
+        LogMelStore(
+            splits["train"].cast_column("audio", datasets.Audio(decode=False)),
+            extractor,
+            recipe.augmentation.speeds,
+            cache_dir or output_dir / LOG_MELS,
+        ),
+        1 + extractor.window_samples // extractor.hop_length,
         recipe.augmentation,
         TEMPLATES[0],
         recipe.template_probability,
@@ -167,7 +178,8 @@ def _train_epoch(
             features = augment_log_mel(batch["input_features"].cpu(), generator, recipe.augmentation)
             features = features.to(accelerator.device)
             if bank is not None:
-                loss, logits = bank.loss(accelerator.unwrap_model(model), features, batch)
+                with accelerator.autocast():  # which Accelerate gives to forward alone
+                    loss, logits = bank.loss(accelerator.unwrap_model(model), features, batch)
             else:
                 logits = model(batch["input_ids"], batch["attention_mask"], features).logits_per_text
                 if recipe.loss == "multi_positive":
