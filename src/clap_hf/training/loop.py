@@ -32,7 +32,6 @@ from .losses import multi_positive_contrastive_loss
 from .recipe import Recipe
 from .text_bank import TextBank
 
-VALIDATION_CLIPS_PER_CLASS = 6
 LOG_STEPS = 20  # where the progress bar has no terminal to live on
 RECORD, LAST, BEST, LOG_MELS = "run.jsonl", "last", "best", "log-mels"
 
@@ -105,7 +104,7 @@ def train(
         raise ValueError("text_bank runs on one process; leave it out of the recipe for several.")
     bank = TextBank(model, processor, dataset) if recipe.text_bank else None
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
+    clips = load_clips(splits["validation"], processor)
 
     if accelerator.is_main_process:
         start = {"recipe": recipe.to_dict(), "from_step": state["epoch"] * recipe.steps_per_epoch}
@@ -178,8 +177,10 @@ def _train_epoch(
             features = augment_log_mel(batch["input_features"].cpu(), generator, recipe.augmentation)
             features = features.to(accelerator.device)
             if bank is not None:
+                plain = accelerator.unwrap_model(model)
                 with accelerator.autocast():  # which Accelerate gives to forward alone
-                    loss, logits = bank.loss(accelerator.unwrap_model(model), features, batch)
+                    audio = plain.get_audio_features(features).pooler_output
+                loss, logits = bank.loss(plain, audio, batch)
             else:
                 logits = model(batch["input_ids"], batch["attention_mask"], features).logits_per_text
                 if recipe.loss == "multi_positive":
