@@ -13,6 +13,9 @@ from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel
 from .model.processing_msclap import MSClapProcessor
 
+# By the name that `config.json` gives as the architecture.
+MODEL_CLASSES = {cls.__name__: cls for cls in (MSClapModel, MSClapForAudioClassification)}
+
 
 def register_auto_classes() -> None:
     """Make transformers' Auto classes and pipelines find CLAP by its `model_type`.
