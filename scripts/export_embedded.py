@@ -12,6 +12,7 @@ The records are copied to `model_cards/`, so that the card can be written again 
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -25,14 +26,14 @@ ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "src" / "clap_hf" / "embedded"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="output folder of scripts/train.py, with run.jsonl and best/")
     parser.add_argument("--results", type=Path, help="JSON of scripts/evaluate_sound_tasks.py")
     parser.add_argument("--dataset", help="the corpus it was trained on, for the list of its licences")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     stored = {name: args.records / f"embedded.{name}" for name in (RUN, RESULTS, CORPUS)}
     if args.run is not None:
         write_text(stored[RUN], (args.run / RUN).read_text(encoding="utf-8"))
