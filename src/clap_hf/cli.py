@@ -80,6 +80,59 @@ def classify(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of save_pretrained, or of a dataset.")],
+    repo_id: Annotated[str, typer.Argument(help="ORGANISATION/NAME; made if it does not exist.")],
+    repo_type: Annotated[str, typer.Option("--type", help="model or dataset.")] = "model",
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Visibility; as it is, or the organisation's default.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to; made if it does not exist.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Propose a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="First line of the commit's message.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for a card that is made.")] = None,
+    token: Annotated[str | None, typer.Option(help="HF_TOKEN or that of `hf auth login` by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go, with sizes.")] = False,
+) -> None:
+    """Upload weights, configuration, processor, remote code and card to the Hub in one commit.
+
+    Code and card are made where the folder has none. When an upload is cut, run the same command again: large files
+    that arrived are not sent again.
+    """
+    from .hub import push as push_folder
+
+    if repo_type not in ("model", "dataset"):
+        raise typer.BadParameter(f"--type is {repo_type!r}, expected model or dataset.")
+    try:
+        done = push_folder(
+            folder,
+            repo_id,
+            repo_type=repo_type,
+            private=private,
+            revision=revision,
+            create_pr=pull_request,
+            commit_message=message,
+            licence=licence,
+            token=token,
+            dry_run=dry_run,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        Console(stderr=True).print(f"[red]Not pushed.[/] {escape(str(error))}")
+        raise typer.Exit(1) from error
+    table = Table("file")
+    table.add_column("size", justify="right")
+    for file in done.files:
+        table.add_row(escape(file.path), f"{file.size:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"{len(done.files)} files, {done.size / 1e6:,.1f} MB", highlight=False)
+    if done.commit is None:
+        console.print(f"Dry run: nothing was sent to {escape(repo_id)}.")
+    else:
+        console.print(f"Pushed: {done.commit.pr_url or done.commit.commit_url}")
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and the embedded checkpoint."""
     import torch
