@@ -1,9 +1,9 @@
 """Captioning metrics: BLEU, ROUGE-L and CIDEr-D here, METEOR, SPICE and FENSE by the programs that define them.
 
 METEOR, SPICE and the Penn Treebank tokenizer are Java programs. pycocoevalcap (`pip install clap-hf[captioning]`)
-brings them, except Stanford CoreNLP 3.6.0, which SPICE needs: put `spice-1.0.jar` and its `lib/` with both CoreNLP jars
-into a folder and name it in `CLAP_HF_SPICE_DIR`. A metric that cannot be computed is None, with the reason: nothing
-stands in for another.
+brings them, except Stanford CoreNLP 3.6.0, which SPICE needs: put `spice-1.0.jar` and its `lib/`, both CoreNLP
+jars in it, into a folder and name that in `CLAP_HF_SPICE_DIR`. A metric that cannot be computed is None, with the
+reason: nothing stands in for another.
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ def _java(metric: str) -> str:
 def _pycocoevalcap(metric: str) -> Path:
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise Unavailable(f"{metric} comes with pycocoevalcap, which is not installed: pip install clap-hf[captioning]")
+        raise Unavailable(
+            f"{metric} comes with pycocoevalcap, which is not installed: pip install clap-hf[captioning]"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

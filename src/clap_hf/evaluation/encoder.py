@@ -55,13 +55,19 @@ def embed_windows(model: MSClapModel, input_features: torch.Tensor) -> torch.Ten
     return torch.cat(vectors)
 
 
-def audio_fingerprint(model: MSClapModel, settings: dict[str, Any]) -> str:
-    """Hash of all that an audio embedding depends on: the audio tower's weights, and settings of the front end."""
+def fingerprint(model: MSClapModel, settings: dict[str, Any], prefixes: tuple[str, ...] = ("",)) -> str:
+    """Hash of weights and front-end settings.
+
+    Args:
+        model: The model.
+        settings: Of the front end.
+        prefixes: Which weights; all by default.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
-        if name.startswith(("audio_model.", "audio_projection.")):
+        if name.startswith(prefixes):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -92,15 +98,18 @@ class ClapEncoder:
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
         if self.long_audio == "random":
-            raise ValueError("long_audio is 'random', expected 'windows' or 'center': scores would change by themselves.")
+            raise ValueError(
+                "long_audio is 'random', expected 'windows' or 'center': scores would change by themselves."
+            )
         self._front_end = {
             **{key: value for key, value in extractor.to_dict().items() if not key.startswith(("_", "mel_filters"))},
             "long_audio": self.long_audio,
             "short_audio": self.short_audio,
             "dtype": str(model.dtype),
         }
-        self.key = audio_fingerprint(model, self._front_end)
+        self.key = fingerprint(model, self._front_end, ("audio_model.", "audio_projection."))
         self.logit_scale = float(model.logit_scale.detach().float().exp())
+        self._settings = self._described()
 
     def prepare(self, audio: Audio) -> dict[str, torch.Tensor]:
         """Log-mel windows of a sound."""
@@ -109,7 +118,7 @@ class ClapEncoder:
         return dict(extractor(audio.samples, audio.sampling_rate, **policies))
 
     def embed_audio(self, prepared: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Unit vectors of prepared sounds, `[clips, projection_dim]`: the mean over their windows, normalised again."""
+        """Unit vectors of prepared sounds, `[clips, projection_dim]`: their windows' mean, normalised again."""
         windows = embed_windows(self.model, torch.cat([item["input_features"] for item in prepared]))
         counts = [int(item["num_windows"].sum()) for item in prepared]
         return F.normalize(torch.stack([part.mean(dim=0) for part in windows.split(counts)]), dim=-1)
@@ -120,10 +129,13 @@ class ClapEncoder:
 
     def settings(self) -> dict[str, Any]:
         """Model, revision, front end and dtype."""
+        return self._settings
+
+    def _described(self) -> dict[str, Any]:
         return {
             "model": self.name,
-            "revision": self.model.config._commit_hash,
-            "audio_fingerprint": self.key[:16],
+            "revision": self.model.config.__dict__.get("_commit_hash"),  # only configurations from the Hub have it
+            "fingerprint": fingerprint(self.model, self._front_end)[:16],
             "logit_scale": round(self.logit_scale, 4),
             "mono": "mean of the channels",
             "resampler": "windowed sinc (torchaudio's default kernel)",

@@ -115,8 +115,8 @@ class MicroF1(evaluate.Metric):
 class AudioTextRetrieval(evaluate.Metric):
     """R@1, R@5, R@10 and mAP@10 of either direction; ties count against the model.
 
-    A clip with five captions is one query with five relevant items in the audio-to-text direction, and the one relevant
-    item of five queries in the other.
+    A clip with five captions is one query with five relevant items in the audio-to-text direction, and the one
+    relevant item of five queries in the other.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -135,7 +135,7 @@ class AudioTextRetrieval(evaluate.Metric):
 
 
 class AudioCaptioning(evaluate.Metric):
-    """BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr and FENSE; what cannot be computed here is None, with the reason."""
+    """BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr, FENSE; what cannot be computed is None, with the reason."""
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(

@@ -194,7 +194,9 @@ def _run_job(
             return _measure(task, place, data, encoder, file, settings, options, cache_dir, output_dir)
         except Exception as error:  # one task's trouble is not the others'
             return Outcome(task, "failed", place, reason=f"{type(error).__name__}: {error}")
-    return Outcome(task, "not reached", reason="; ".join(reasons) or "no copy on the Hub and no CSV in the data folder")
+    return Outcome(
+        task, "not reached", reason="; ".join(reasons) or "no copy on the Hub and no CSV in the data folder"
+    )
 
 
 def _everywhere(work: Callable[[], T]) -> T:
@@ -245,9 +247,7 @@ def class_texts(task: Task, options: Options, classes: Sequence[str] | None = No
     templates = options.templates or task.templates
     prompts = {template: [_filled((template,), name) for name in names] for template in templates}
     if any(name in options.descriptions for name in names):
-        prompts["descriptions"] = [
-            list(options.descriptions.get(name) or _filled(templates, name)) for name in names
-        ]
+        prompts["descriptions"] = [list(options.descriptions.get(name) or _filled(templates, name)) for name in names]
     return prompts
 
 
@@ -278,7 +278,11 @@ def task_settings(
         "descriptions": {name: list(texts) for name, texts in options.descriptions.items()},
         "classes": list(task.classes) or "of the data",
         "scores": options.scores or ("sigmoid" if task.multi_label else "softmax"),
-        "bootstrap": {"samples": BOOTSTRAP_SAMPLES, "ranking_samples": RANKING_BOOTSTRAP_SAMPLES, "seed": BOOTSTRAP_SEED},
+        "bootstrap": {
+            "samples": BOOTSTRAP_SAMPLES,
+            "ranking_samples": RANKING_BOOTSTRAP_SAMPLES,
+            "seed": BOOTSTRAP_SEED,
+        },
         "encoder": encoder.settings(),
     }
 
@@ -358,7 +362,9 @@ def suite_score(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         `score` (None without tasks), `tasks` it was taken over, `missing` ones of the 16, and `paper`, the mean of the
         paper's Table 2 over the same tasks.
     """
-    values = {o.task.name: o.result["value"] for o in outcomes if o.result is not None and o.result["value"] is not None}
+    values = {
+        o.task.name: o.result["value"] for o in outcomes if o.result is not None and o.result["value"] is not None
+    }
     there = [name for name in TABLE1_TASKS if name in values]
     if not there:
         there = list(values)
@@ -366,6 +372,8 @@ def suite_score(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "score": float(np.mean([values[name] for name in there])) if there else None,
         "tasks": there,
-        "missing": [name for name in TABLE1_TASKS if name not in values and any(o.task.name == name for o in outcomes)],
+        "missing": [
+            name for name in TABLE1_TASKS if name not in values and any(o.task.name == name for o in outcomes)
+        ],
         "paper": float(np.mean(published)) if published else None,
     }

@@ -205,9 +205,7 @@ def _truth(
         truth.append(None if single and len(found) != 1 else tuple(dict.fromkeys(found)))
     total = sum(map(len, given))
     if sum(left_out.values()) * 2 > total or all(not row for row in truth):
-        raise SourceError(
-            f"labels {list(left_out)[:5]} are not of {task.name}, expected such as {list(classes)[:5]}"
-        )
+        raise SourceError(f"labels {list(left_out)[:5]} are not of {task.name}, expected such as {list(classes)[:5]}")
     return classes, truth, dict(left_out)
 
 
@@ -240,7 +238,9 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         columns = set(reader.fieldnames or ())
         if "path" not in columns or not columns & {"label", "classname", "caption"}:
             raise SourceError(f"{path} has columns {sorted(columns)}, expected path and label, or path and caption")
-        rows = [{("label" if key == "classname" else key): value or "" for key, value in row.items()} for row in reader]
+        rows = [
+            {("label" if key == "classname" else key): value or "" for key, value in row.items()} for row in reader
+        ]
     if not rows:
         raise SourceError(f"{path} has no rows, expected at least one sound")
     return rows
@@ -403,9 +403,7 @@ def _from_files(task: Task, place: Place, cache_dir: Path) -> TaskData:
     assert source is not None
     wanted = source.split.split("+")
     patterns = [*_AUDIO_FILES, *(f"*{name}" for name in wanted)]
-    root = Path(
-        snapshot_download(source.repo, repo_type="dataset", revision=place.revision, allow_patterns=patterns)
-    )
+    root = Path(snapshot_download(source.repo, repo_type="dataset", revision=place.revision, allow_patterns=patterns))
     rows: list[dict[str, str]] = []
     for name in wanted:
         tables = sorted(root.rglob(name))

@@ -109,8 +109,8 @@ def markdown(outcomes: Sequence[Outcome], title: str) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in _rows(outcomes)]
     lines += ["", score_line(outcomes), ""]
     lines.append(
-        "Paper: its Table 2; it chose the epoch with the best mean over these very test sets. Clips longer than the "
-        "window are covered by several windows here, where the released code crops one at random. `data` says how near "
+        "Paper: its Table 2; it chose the epoch with the best mean over these very test sets. Clips longer than "
+        "the window are covered by several windows here, where the released code crops one at random. `data` says how near "
         "the clips are to the paper's (paper, subset, proxy), `prompt` whether the wording is published."
     )
     notes = [f"- {o.task.name}: {note}" for o in outcomes if (note := _note(o))]
@@ -170,8 +170,17 @@ def write_report(outcomes: Sequence[Outcome], output_dir: Path, title: str, mode
         model_name: Name in the model-index.
     """
     tasks = [
-        {"task": o.task.name, "status": o.status, "reason": o.reason, "place": None if o.place is None else o.place.name}
-        | ({} if o.result is None else {k: o.result.get(k) for k in ("metric", "value", "low", "high", "paper", "clips")})
+        {
+            "task": o.task.name,
+            "status": o.status,
+            "reason": o.reason,
+            "place": None if o.place is None else o.place.name,
+        }
+        | (
+            {}
+            if o.result is None
+            else {k: o.result.get(k) for k in ("metric", "value", "low", "high", "paper", "clips")}
+        )
         for o in outcomes
     ]
     write_json(output_dir / "results.json", {"title": title, "score": suite_score(outcomes), "tasks": tasks})

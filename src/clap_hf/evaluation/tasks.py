@@ -139,9 +139,10 @@ QUALITIES = named(
     "bright,dark,distortion,fast decay,long release,multiphonic,nonlinear env,percussive,reverb,tempo synced"
 )
 VELOCITIES = named("25,50,75,100,127")
-PITCHES = {str(midi): () for midi in range(21, 109)}
+PITCHES: dict[str, tuple[str, ...]] = {str(midi): () for midi in range(21, 109)}
+SPEAKER_COUNTS: dict[str, tuple[str, ...]] = {str(n): () for n in range(11)}
 
-_NSYNTH_NOTE = "a loading script on its main branch; the Hub's own parquet copy of it, not verified to exist"
+_CONVERTED = "a loading script on its main branch; the Hub's own parquet copy of it, not verified to exist"
 
 
 def _nsynth(label: tuple[str, ...], **options: object) -> tuple[Source, ...]:
@@ -159,7 +160,7 @@ def _nsynth(label: tuple[str, ...], **options: object) -> tuple[Source, ...]:
         "test",
         "refs/convert/parquet",
         label=label,
-        note=_NSYNTH_NOTE,
+        note=_CONVERTED,
         **options,  # type: ignore[arg-type]
     )
     return whole, mini
@@ -214,18 +215,19 @@ PAPER_TASKS: tuple[Task, ...] = (
         "US8K", "classification", "accuracy", "sound event", US8K_CLASSES, SOUND, "published",
         (
             Source("danavery/urbansound8K", label=("class", "classID"), names=tuple(US8K_CLASSES)),
-            Source("mteb/urbansound8K", revision="5b3867ddd7583a24871acdf6eb5494696ddd4cbc", label=("class", "classID"),
-                   names=tuple(US8K_CLASSES)),
+            Source("mteb/urbansound8K", revision="5b3867ddd7583a24871acdf6eb5494696ddd4cbc",
+                   label=("class", "classID"), names=tuple(US8K_CLASSES)),
         ),
         size=8732, paper=0.823, benchmark=0.806, note="All ten folds.",
     ),
     Task(
         "DCASE17_Task4", "classification", "F1", "sound event", DCASE17_CLASSES, SOUND, "published", (),
         size=1103, paper=0.466, benchmark=0.3,
-        note="No copy on the Hub. The paper's threshold is not published: ours is the best single one, on the test scores.",
+        note="No copy on the Hub. The paper's threshold is not published: ours is the best single one, on its scores.",
     ),
     Task(
-        "AudioSet", "classification", "mAP", "sound event", {name.lower(): () for name in _NAMES["audioset"]}, SOUND, "published",
+        "AudioSet", "classification", "mAP", "sound event",
+        {name.lower(): () for name in _NAMES["audioset"]}, SOUND, "published",
         (
             Source("agkphysics/AudioSet", "test", "0c609e8302cf139307f639c57652032af0a88041", "balanced",
                    label=("human_labels",), fidelity="subset", note="17,141 of 20,371 clips are left on YouTube"),
@@ -248,7 +250,7 @@ PAPER_TASKS: tuple[Task, ...] = (
         "SESA", "classification", "accuracy", "surveillance sound",
         named("casual,gunshot,explosion,siren=sirens"), SOUND, "inferred",
         (Source("MahiA/SESA", "train.csv+test.csv", layout="files"),),
-        size=585, paper=0.65, benchmark=0.25, note="'Casual' means background; train and test pooled, as in the paper.",
+        size=585, paper=0.65, benchmark=0.25, note="'Casual' means background; train and test pooled, as the paper.",
     ),
     Task(
         "ESC50_Actions", "classification", "mAP", "action", ACTIONS, SOUND, "published",
@@ -302,10 +304,12 @@ PAPER_TASKS: tuple[Task, ...] = (
         note="The paper's wording is unpublished.",
     ),
     Task(
-        "BeijingOpera", "classification", "accuracy", "instrument", named("bangu,naobo,daluo,xiaoluo"), SOUND, "published",
+        "BeijingOpera", "classification", "accuracy", "instrument", named("bangu,naobo,daluo,xiaoluo"), SOUND,
+        "published",
         (
             Source("mteb/beijing-opera", revision="fed432f5ad94bc8d76c96d0ba05a38e805254281",
-                   names=("bangu", "daluo", "naobo", "xiaoluo"), note="meaning of the numbers inferred from their counts"),
+                   names=("bangu", "daluo", "naobo", "xiaoluo"),
+                   note="meaning of the numbers inferred from their counts"),
             Source("MahiA/Beijing-Opera", "test_1.csv+test_2.csv+test_3.csv+test_4.csv+test_5.csv", layout="files"),
         ),
         size=236, paper=0.466, benchmark=0.4746,
@@ -347,7 +351,7 @@ PAPER_TASKS: tuple[Task, ...] = (
         named("down,go,left,no,off,on,right,stop,up,yes,unknown=_unknown_,silence=_silence_"), WORD, "published",
         (
             Source("google/speech_commands", "test", "refs/convert/parquet", "v0.02", rest="unknown",
-                   note="a loading script on its main branch; the Hub's own parquet copy of it, not verified to exist"),
+                   note=_CONVERTED),
             Source("mteb/speech-commands-mini", "test", "3ac713aa0829eeadda73182f38bbbd788d21254b", rest="unknown",
                    names=("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", *["unknown"] * 25,
                           "silence"), note="meaning of the numbers from google/speech_commands v0.02"),
@@ -355,12 +359,12 @@ PAPER_TASKS: tuple[Task, ...] = (
         size=4890, paper=0.164, benchmark=0.106,
     ),
     Task(
-        "LibriCount10", "classification", "accuracy", "speaker counting", {str(n): () for n in range(11)}, SPEAKERS,
+        "LibriCount10", "classification", "accuracy", "speaker counting", SPEAKER_COUNTS, SPEAKERS,
         "published",
         (
             Source("mteb/libricount", revision="cc851c56e30dc5dde80c1823de96d52ca3cb2607",
-                   names=tuple(str(n) for n in range(11))),
-            Source("silky1708/LibriCount", names=tuple(str(n) for n in range(11))),
+                   names=tuple(SPEAKER_COUNTS)),
+            Source("silky1708/LibriCount", names=tuple(SPEAKER_COUNTS)),
         ),
         size=5720, paper=0.246, benchmark=0.178,
     ),

@@ -73,7 +73,9 @@ def score_classification(
     result, per_class, confusion = _metrics(task, logits, truth, classes, scores, interval=True)
     if len(prompts) > 1:
         result["per_prompt"] = {
-            name: _metrics(task, _logits(cosines(groups), scores, encoder.logit_scale), truth, classes, scores)[0]["value"]
+            name: _metrics(task, _logits(cosines(groups), scores, encoder.logit_scale), truth, classes, scores)[0][
+                "value"
+            ]
             for name, groups in prompts.items()
         }
     name = "average precision" if task.metric == "mAP" else ("F1" if task.metric == "F1" else "accuracy")
@@ -88,7 +90,7 @@ def score_classification(
 
 
 def _logits(cosines: np.ndarray, scores: str, scale: float) -> np.ndarray:
-    """Scores in a form that keeps their order and does not saturate: softmax as its logarithm, sigmoid as its logit."""
+    """Scores that keep their order and do not saturate: softmax as its logarithm, sigmoid as its logit."""
     logits = cosines.astype(np.float64) * scale
     if scores != "softmax":
         return logits
@@ -132,13 +134,18 @@ def _metrics(
     base |= {"empty_classes": int((~there).sum()), "mAP": mean}
     if task.metric == "mAP":
         low, high = scoring.mean_average_precision_interval(logits, flags) if interval else (None, None)
-        chance = float(flags.mean(axis=0)[there].mean())
+        positives = flags.sum(axis=0)[there]
+        chance = float(np.mean([scoring.chance_average_precision(int(n), len(flags)) for n in positives]))
         return base | {"value": mean, "low": low, "high": high, "chance": chance}, precisions, None
 
     best = scoring.micro_f1(logits, flags)
     low, high = scoring.bootstrap_interval(2 * best.hits, best.claims) if interval else (None, None)
     share = float(flags.mean())
-    threshold = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "softmax": np.exp, "raw": float}[scores](best.threshold)
+    threshold = best.threshold
+    if scores == "sigmoid":
+        threshold = 1 / (1 + np.exp(-threshold))
+    elif scores == "softmax":
+        threshold = np.exp(threshold)
     base |= {
         "value": best.value,
         "low": low,
