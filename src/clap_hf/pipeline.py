@@ -25,7 +25,7 @@ FUNCTIONS = ("softmax", "sigmoid", "none")
 TEXTS_PER_BATCH = 256
 
 
-class _Sounds(torch.utils.data.Dataset):
+class Sounds(torch.utils.data.Dataset):
     """A sequence in the form that pipelines read item by item, so that a `datasets` column decodes one at a time."""
 
     def __init__(self, sounds: Sequence[Any]):
@@ -36,6 +36,29 @@ class _Sounds(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.sounds[index]
+
+
+def read_sound(audio: Any) -> Any:
+    """Decode a sound that is a path, bytes, or a row of `datasets.Audio(decode=False)`; leave samples as they are.
+
+    Returns:
+        What the feature extractor takes, with its own rate.
+
+    Raises:
+        ValueError: If it is a URL.
+        AudioDecodeError: If it cannot be decoded.
+    """
+    if isinstance(audio, dict) and "array" not in audio and "raw" not in audio:
+        # A row of datasets' Audio(decode=False): either may be None.
+        sources = [audio[key] for key in ("bytes", "path") if audio.get(key) is not None]
+        audio = sources[0] if sources else audio
+    if isinstance(audio, str) and "://" in audio:
+        raise ValueError(f"{audio} is a URL, expected a file. Download it first: this pipeline fetches nothing.")
+    if isinstance(audio, (str, os.PathLike, bytes)):
+        audio = load_audio(audio)
+    if isinstance(audio, Audio):
+        audio = {"array": audio.samples, "sampling_rate": audio.sampling_rate}
+    return audio
 
 
 def check_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
@@ -146,7 +169,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "num_workers": num_workers,
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            return list(super().__call__(_Sounds(audios), **options))
+            return list(super().__call__(Sounds(audios), **options))
         return super().__call__(audios, **options)
 
     def _sanitize_parameters(
@@ -186,17 +209,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
 
     def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
-        if isinstance(audio, dict) and "array" not in audio and "raw" not in audio:
-            # A row of datasets' Audio(decode=False): either may be None.
-            sources = [audio[key] for key in ("bytes", "path") if audio.get(key) is not None]
-            audio = sources[0] if sources else audio
-        if isinstance(audio, str) and "://" in audio:
-            raise ValueError(f"{audio} is a URL, expected a file. Download it first: this pipeline fetches nothing.")
-        if isinstance(audio, (str, os.PathLike, bytes)):
-            audio = load_audio(audio)
-        if isinstance(audio, Audio):
-            audio = {"array": audio.samples, "sampling_rate": audio.sampling_rate}
-        return dict(self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt"))
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
 
     def _forward(
         self,

@@ -1,5 +1,5 @@
 # Copyright 2026 The clap_hf authors. MIT License.
-"""Configuration of Microsoft CLAP: an audio tower (HTSAT or CNN14), any transformers text tower, two projections."""
+"""Configurations of Microsoft CLAP: audio tower (HTSAT or CNN14), dual encoder, captioning, audio tasks."""
 
 from typing import Any
 
@@ -15,6 +15,8 @@ DEFAULT_TEXT_POOLING = {
     "clip_text_model": "projection",
 }
 TEXT_POOLINGS = ("last_token", "cls", "mean", "projection")
+MAPPER_TYPES = ("transformer", "mlp")
+BEAM_SCORES = ("sum", "average")
 
 
 @strict
@@ -183,7 +185,90 @@ class MSClapConfig(PreTrainedConfig):
             )
 
 
+@strict
+class MSClapCaptioningConfig(PreTrainedConfig):
+    """Configuration of `MSClapForAudioCaptioning`; the defaults are the released `clapcap` model.
+
+    Args:
+        text_config: Configuration of the language model, any transformers causal LM.
+        audio_config: Configuration of the audio tower (`MSClapAudioConfig`).
+        projection_dim: Size of CLAP's shared space, where the mapper starts.
+        projection_dropout: Dropout inside the audio projection.
+        prefix_length: Vectors that the mapper puts before the caption.
+        mapper_type: `"transformer"` (released) or `"mlp"`.
+        mapper_input_length: Vectors that the transformer mapper makes of the audio embedding, before its constants.
+        mapper_num_layers: Layers of the transformer mapper.
+        mapper_num_heads: Attention heads of the transformer mapper.
+        mapper_mlp_ratio: Hidden size of the mapper's MLPs over the language model's size.
+        freeze_audio: Whether audio tower and projection stay as they are in training.
+        freeze_language_model: Whether the language model stays as it is in training.
+        beam_scores: How beams compete in beam search: `"sum"`, transformers' way, or `"average"`, the released code's
+            (see `average_beam_search`).
+        initializer_range: Standard deviation of newly initialised weights.
+    """
+
+    model_type = "msclap_captioning"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="gpt2"),
+        "audio_config": MSClapAudioConfig,
+    }
+
+    text_config: Any = None
+    audio_config: Any = None
+    projection_dim: int = 1024
+    projection_dropout: float | int = 0.5
+    prefix_length: int = 40
+    mapper_type: str = "transformer"
+    mapper_input_length: int = 40
+    mapper_num_layers: int = 8
+    mapper_num_heads: int = 8
+    mapper_mlp_ratio: float | int = 2.0
+    freeze_audio: bool = True
+    freeze_language_model: bool = True
+    beam_scores: str = "sum"
+    initializer_range: float = 0.02
+
+    def validate_names(self) -> None:
+        """`mapper_type` and `beam_scores` name what exists."""
+        for name, value, known in (
+            ("mapper_type", self.mapper_type, MAPPER_TYPES),
+            ("beam_scores", self.beam_scores, BEAM_SCORES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {known}.")
+
+    def validate_mapper_heads(self) -> None:
+        """The language model's size divides into the mapper's heads."""
+        if self.mapper_type == "transformer" and self.text_config.hidden_size % self.mapper_num_heads:
+            raise ValueError(
+                f"mapper_num_heads is {self.mapper_num_heads}, which does not divide the language model's size "
+                f"{self.text_config.hidden_size}."
+            )
+
+
+@strict
+class MSClapAudioTasksConfig(MSClapCaptioningConfig):
+    """Configuration of `MSClapForAudioTasks`: as for captioning, with a second mapper for the prompt.
+
+    The defaults are those of Pengi (Deshmukh et al., 2023), which the paper follows: two mappers of 4 layers, and an
+    audio tower that trains. Arguments are those of `MSClapCaptioningConfig`; `prefix_length` is the paper's k, so
+    that 2k vectors come before the answer (Eq. 5).
+    """
+
+    model_type = "msclap_audio_tasks"
+
+    mapper_num_layers: int = 4
+    freeze_audio: bool = False
+
+    def validate_prompt_mapper(self) -> None:
+        """A prompt has any number of tokens, which only a transformer maps."""
+        if self.mapper_type != "transformer":
+            raise ValueError(f"mapper_type is {self.mapper_type!r}, expected 'transformer': prompts vary in length.")
+
+
 AutoConfig.register("msclap_audio", MSClapAudioConfig, exist_ok=True)
 AutoConfig.register("msclap", MSClapConfig, exist_ok=True)
+AutoConfig.register("msclap_captioning", MSClapCaptioningConfig, exist_ok=True)
+AutoConfig.register("msclap_audio_tasks", MSClapAudioTasksConfig, exist_ok=True)
 
-__all__ = ["MSClapAudioConfig", "MSClapConfig"]
+__all__ = ["MSClapAudioConfig", "MSClapAudioTasksConfig", "MSClapCaptioningConfig", "MSClapConfig"]

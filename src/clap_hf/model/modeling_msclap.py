@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, CLIPTextModelWithProjection
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -88,7 +89,7 @@ class MSClapProjectionLinear(nn.Linear):
 class MSClapProjection(nn.Module):
     """Two-layer residual projection into the shared space (released code, `msclap.models.clap.Projection`)."""
 
-    def __init__(self, in_features: int, config: MSClapConfig):
+    def __init__(self, in_features: int, config: PreTrainedConfig):
         super().__init__()
         self.linear1 = MSClapProjectionLinear(in_features, config.projection_dim, bias=False)
         self.linear2 = MSClapProjectionLinear(config.projection_dim, config.projection_dim, bias=False)
@@ -98,6 +99,30 @@ class MSClapProjection(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.linear1(hidden_states)
         return self.layer_norm(projected + self.dropout(self.linear2(F.gelu(projected))))
+
+
+def embed_audio(
+    audio_model: PreTrainedModel,
+    audio_projection: MSClapProjection,
+    input_features: torch.Tensor,
+    num_windows: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> BaseModelOutputWithPooling:
+    """Embed clips: every window's unit vector, averaged over a clip's windows and normalised again.
+
+    Args:
+        audio_model: The audio tower.
+        audio_projection: Its projection.
+        input_features: Log-mel windows `[windows, 1, frames, mel]`.
+        num_windows: Windows of each clip `[clips]`; None means one window per clip.
+
+    Returns:
+        Output of the audio tower, with the unit vectors `[clips, projection_dim]` as `pooler_output`.
+    """
+    outputs = audio_model(input_features, return_dict=True, **kwargs)
+    windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
+    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
+    return outputs
 
 
 class MSClapPreTrainedModel(PreTrainedModel):
@@ -220,10 +245,7 @@ class MSClapModel(MSClapPreTrainedModel):
             Output of the audio tower, one row per window; its `pooler_output` is the unit vector
             `[clips, projection_dim]`: the mean of the windows' unit vectors, normalised again.
         """
-        outputs = self.audio_model(input_features, return_dict=True, **kwargs)
-        windows = F.normalize(self.audio_projection(outputs.pooler_output).float(), dim=-1)
-        outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
-        return outputs
+        return embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
 
     def compute_similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Compare embeddings made earlier.
