@@ -83,6 +83,7 @@ def classify(
 def evaluate(
     model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
     suite: Annotated[str, typer.Option(help="paper (26 tasks), table1 (16), sounds, maeb, or own.")] = "paper",
+    captioner: Annotated[str | None, typer.Option(help="Captioning model, for the captioning tasks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks of the suite, separated by commas.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with TASK.csv files; the corpus for `sounds`.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Gets the results; a later run goes on from them.")] = Path(
@@ -110,6 +111,7 @@ def evaluate(
 
     request = EvaluationRequest(
         model=model,
+        captioner=captioner,
         suite=suite,
         tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None,
         data_dir=data_dir,

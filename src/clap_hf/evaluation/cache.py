@@ -1,4 +1,4 @@
-"""Audio embeddings on disk, written as they are made: what was embedded once is never embedded again.
+"""What a model made of sounds, on disk as it is made: what was embedded or captioned once is never done again.
 
 A folder per (sounds, model, window policy) holds parts, each a safetensors file of some positions. Parts of several
 processes and of runs with other limits add up; a killed run loses the part it was in.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import AudioDecodeError, load_audio
+from .captioner import Captioner
 from .encoder import Encoder
 
 CLIPS_PER_PART = 64
@@ -36,10 +37,12 @@ class Embedded:
 
     Attributes:
         vectors: Position -> unit vector `[dim]`.
+        texts: Position -> caption, where the model writes some.
         skipped: Position -> why the sound could not be read.
     """
 
     vectors: dict[int, torch.Tensor] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
 
     def select(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int]]:
@@ -69,29 +72,33 @@ class EmbeddingCache:
             try:
                 with safe_open(path, "pt") as part:
                     positions = part.get_tensor("positions").tolist()
-                    found.vectors.update(zip(positions, part.get_tensor("vectors"), strict=True))
-                    skipped = json.loads(part.metadata()["skipped"])
+                    vectors = part.get_tensor("vectors")
+                    texts, skipped = json.loads(part.metadata()["texts"]), json.loads(part.metadata()["skipped"])
             except (SafetensorError, OSError, ValueError, KeyError, TypeError):
                 path.unlink(missing_ok=True)
                 continue
+            found.vectors.update(zip(positions, vectors, strict=True))
+            found.texts.update(zip(positions, texts, strict=False))
             found.skipped.update({int(position): reason for position, reason in skipped.items()})
         return found
 
-    def write(self, positions: Sequence[int], vectors: torch.Tensor, skipped: dict[int, str]) -> None:
+    def write(
+        self, positions: Sequence[int], vectors: torch.Tensor, texts: Sequence[str], skipped: dict[int, str]
+    ) -> None:
         """Write a part whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(f"{list(positions)}{sorted(skipped)}".encode()).hexdigest()[:24]
         fresh = self.folder / f"{name}.{os.getpid()}.new"
         tensors = {"positions": torch.tensor(list(positions), dtype=torch.long), "vectors": vectors.contiguous()}
-        save_file(tensors, fresh, {"skipped": json.dumps(skipped)})
+        save_file(tensors, fresh, {"texts": json.dumps(list(texts)), "skipped": json.dumps(skipped)})
         os.replace(fresh, self.folder / f"{name}.safetensors")
 
 
 class _Sounds(Dataset):
     """Prepared sounds by position; a sound that cannot be read is its reason."""
 
-    def __init__(self, audio: Sequence[dict[str, Any]], positions: Sequence[int], encoder: Encoder):
-        self.audio, self.positions, self.encoder = audio, positions, encoder
+    def __init__(self, audio: Sequence[dict[str, Any]], positions: Sequence[int], model: Encoder | Captioner):
+        self.audio, self.positions, self.model = audio, positions, model
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -102,32 +109,34 @@ class _Sounds(Dataset):
         if source is None:
             return "the row has neither bytes nor a path"
         try:
-            return self.encoder.prepare(load_audio(source))
+            return self.model.prepare(load_audio(source))
         except (AudioDecodeError, ValueError, OSError) as error:
             return str(error)
 
 
-def embed(
+def listen(
     audio: Sequence[dict[str, Any]],
     positions: Sequence[int],
-    encoder: Encoder,
+    model: Encoder | Captioner,
+    hear: Callable[[list[Any]], tuple[torch.Tensor, list[str]]],
     cache: EmbeddingCache,
     *,
     name: str = "",
     num_workers: int = 0,
 ) -> Embedded:
-    """Embeddings of sounds, each made once; on several processes each makes its share.
+    """Embeddings or captions of sounds, each made once; on several processes each makes its share.
 
     Args:
         audio: Encoded sounds, see `TaskData.audio`.
         positions: Which of them are needed.
-        encoder: The model.
+        model: Prepares sounds.
+        hear: What the model makes of prepared sounds: vectors `[clips, dim]`, and captions if it writes some.
         cache: Where they are kept.
         name: Shown beside the progress bar.
         num_workers: Loader processes that decode and make log-mels.
 
     Raises:
-        RuntimeError: If embedding failed on any process; all processes raise it.
+        RuntimeError: If it failed on any process; all processes raise it.
     """
     state = PartialState()
     there = cache.read()
@@ -137,7 +146,7 @@ def embed(
     mine = missing[state.process_index :: state.num_processes]
     problem = ""
     try:
-        _embed_parts(audio, mine, encoder, cache, name, num_workers)
+        _make_parts(audio, mine, model, hear, cache, name, num_workers)
     except Exception as error:  # told to the other processes, which would wait for this one forever
         if state.num_processes == 1:
             raise
@@ -148,17 +157,18 @@ def embed(
     return cache.read()
 
 
-def _embed_parts(
+def _make_parts(
     audio: Sequence[dict[str, Any]],
     positions: Sequence[int],
-    encoder: Encoder,
+    model: Encoder | Captioner,
+    hear: Callable[[list[Any]], tuple[torch.Tensor, list[str]]],
     cache: EmbeddingCache,
     name: str,
     num_workers: int,
 ) -> None:
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # batch_size=None: sounds come one at a time, in their order.
-    loader = iter(DataLoader(_Sounds(audio, positions, encoder), batch_size=None, num_workers=num_workers))
+    loader = iter(DataLoader(_Sounds(audio, positions, model), batch_size=None, num_workers=num_workers))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(positions))
         for start in range(0, len(positions), CLIPS_PER_PART):
@@ -171,6 +181,6 @@ def _embed_parts(
                 else:
                     prepared.append(sound)
                     kept.append(position)
-            vectors = encoder.embed_audio(prepared) if kept else torch.zeros(0, 1)
-            cache.write(kept, vectors, skipped)
+            vectors, texts = hear(prepared) if kept else (torch.zeros(0, 1), [])
+            cache.write(kept, vectors, texts, skipped)
             progress.update(bar, advance=len(part))

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from ..embedded import embedded_checkpoint
 from ..model.modeling_msclap import MSClapModel
+from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
+from .captioner import ClapCaptioner
 from .encoder import ClapEncoder
 from .runner import Job, Options, Outcome, find_places, paper_jobs, run
 from .sources import SourceError, own_tasks
@@ -31,6 +33,7 @@ class EvaluationRequest:
 
     Args:
         model: `"embedded"`, a folder, or a Hub id.
+        captioner: Folder or Hub id of a captioning model, for the captioning tasks.
         suite: `"paper"`, `"table1"`, `"sounds"`, `"own"` or `"maeb"`.
         tasks: Names of the suite's tasks to run; all when None.
         data_dir: Folder with CSVs, or the sound corpus.
@@ -49,6 +52,7 @@ class EvaluationRequest:
     """
 
     model: str
+    captioner: str | None = None
     suite: str = "paper"
     tasks: tuple[str, ...] | None = None
     data_dir: str | None = None
@@ -109,7 +113,9 @@ def evaluate_model(request: EvaluationRequest, console: Console) -> int:
     encoder = load_encoder(request)
     if options.plots and importlib.util.find_spec("matplotlib") is None:
         quiet.print("[yellow]No plots: matplotlib is not installed (pip install clap-hf\\[plots]).[/]")
-    outcomes = run(jobs, found, encoder, request.output_dir, cache_dir / "embeddings", options, quiet)
+    outcomes = run(
+        jobs, found, encoder, load_captioner(request), request.output_dir, cache_dir / "embeddings", options, quiet
+    )
     if state.is_main_process:
         _report(request, outcomes, quiet)
     state.wait_for_everyone()
@@ -162,6 +168,15 @@ def load_encoder(request: EvaluationRequest) -> ClapEncoder:
     model = MSClapModel.from_pretrained(name, dtype=torch.float32).eval().to(request.device or PartialState().device)
     processor = MSClapProcessor.from_pretrained(name)
     return ClapEncoder(model, processor, request.model, request.long_audio)
+
+
+def load_captioner(request: EvaluationRequest) -> ClapCaptioner | None:
+    """The captioning model that a request names."""
+    if request.captioner is None:
+        return None
+    model = MSClapForAudioCaptioning.from_pretrained(request.captioner, dtype=torch.float32)
+    processor = MSClapProcessor.from_pretrained(request.captioner)
+    return ClapCaptioner(model.eval().to(request.device or PartialState().device), processor, request.captioner)
 
 
 def _report(request: EvaluationRequest, outcomes: list[Outcome], console: Console) -> None:

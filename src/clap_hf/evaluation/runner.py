@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
 from ..files import write_json
-from .cache import EmbeddingCache, embed
+from .cache import EmbeddingCache, listen
+from .captioner import Captioner, score_captions
 from .encoder import Encoder
 from .scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, RANKING_BOOTSTRAP_SAMPLES
 from .sources import Place, SourceError, TaskData, load, places
@@ -124,6 +126,7 @@ def run(
     jobs: Sequence[Job],
     found: Sequence[Sequence[Place | SourceError]],
     encoder: Encoder,
+    captioner: Captioner | None,
     output_dir: Path,
     cache_dir: Path,
     options: Options,
@@ -135,6 +138,7 @@ def run(
         jobs: The jobs.
         found: Their places, see `find_places`.
         encoder: The model.
+        captioner: The captioning model, for captioning tasks.
         output_dir: Gets `tasks/*.json` and `plots/`.
         cache_dir: Embeddings are kept here.
         options: The user's choices.
@@ -146,7 +150,7 @@ def run(
     outcomes = []
     for number, (job, its_places) in enumerate(zip(jobs, found, strict=True), 1):
         started = time.perf_counter()
-        outcome = _run_job(job, its_places, encoder, output_dir, cache_dir, options)
+        outcome = _run_job(job, its_places, encoder, captioner, output_dir, cache_dir, options)
         outcomes.append(outcome)
         if PartialState().is_main_process:
             console.print(_line(number, len(jobs), outcome, time.perf_counter() - started), highlight=False)
@@ -166,20 +170,22 @@ def _run_job(
     job: Job,
     its_places: Sequence[Place | SourceError],
     encoder: Encoder,
+    captioner: Captioner | None,
     output_dir: Path,
     cache_dir: Path,
     options: Options,
 ) -> Outcome:
     task = job.task
     reasons = [str(place) for place in its_places if isinstance(place, SourceError)]
-    if task.kind == "captioning":
-        return Outcome(task, "not reached", reason="captioning needs a captioning model, which this package lacks yet")
+    model = captioner if task.kind == "captioning" else encoder
+    if model is None:
+        return Outcome(task, "not reached", reason="no captioning model was given")
     for place in its_places:
         if isinstance(place, SourceError):
             continue
         file = output_dir / "tasks" / f"{slug(task.name)}.json"
         texts = class_texts(task, options) if task.classes else None
-        settings = task_settings(task, place, texts, encoder, options)
+        settings = task_settings(task, place, texts, model, options)
         kept = None if options.overwrite else _kept(file, settings)
         if kept is not None:
             return Outcome(task, "kept", place, kept)
@@ -191,7 +197,7 @@ def _run_job(
         except Exception as error:
             return Outcome(task, "failed", place, reason=f"{type(error).__name__}: {error}")
         try:
-            return _measure(task, place, data, encoder, file, settings, options, cache_dir, output_dir)
+            return _measure(task, place, data, model, file, settings, options, cache_dir, output_dir)
         except Exception as error:  # one task's trouble is not the others'
             return Outcome(task, "failed", place, reason=f"{type(error).__name__}: {error}")
     return Outcome(
@@ -256,7 +262,11 @@ def _filled(templates: Sequence[str], name: str) -> list[str]:
 
 
 def task_settings(
-    task: Task, place: Place, prompts: dict[str, list[list[str]]] | None, encoder: Encoder, options: Options
+    task: Task,
+    place: Place,
+    prompts: dict[str, list[list[str]]] | None,
+    model: Encoder | Captioner,
+    options: Options,
 ) -> dict[str, Any]:
     """All that a task's number depends on."""
     source = None if place.source is None else asdict(place.source)
@@ -283,7 +293,7 @@ def task_settings(
             "ranking_samples": RANKING_BOOTSTRAP_SAMPLES,
             "seed": BOOTSTRAP_SEED,
         },
-        "encoder": encoder.settings(),
+        "model": model.settings(),
     }
 
 
@@ -304,7 +314,7 @@ def _measure(
     task: Task,
     place: Place,
     data: TaskData,
-    encoder: Encoder,
+    model: Any,
     file: Path,
     settings: dict[str, Any],
     options: Options,
@@ -313,28 +323,38 @@ def _measure(
 ) -> Outcome:
     chosen = chosen_positions(len(data), options.limit)
     positions = [data.rows[i] for i in chosen]
-    cache = EmbeddingCache(cache_dir, place.identity, encoder.key)
-    embedded = embed(data.audio, positions, encoder, cache, name=task.name, num_workers=options.num_workers)
-    audio, kept = embedded.select(positions)
+
+    def hear(prepared: list[Any]) -> tuple[torch.Tensor, list[str]]:
+        if task.kind == "captioning":
+            return torch.zeros(len(prepared), 1), model.caption(prepared)
+        return model.embed_audio(prepared), []
+
+    cache = EmbeddingCache(cache_dir, f"{place.identity} {'captions' if task.kind == 'captioning' else ''}", model.key)
+    made = listen(data.audio, positions, model, hear, cache, name=task.name, num_workers=options.num_workers)
+    audio, kept = made.select(positions)
     if not PartialState().is_main_process:
         return Outcome(task, "done", place)
     if not kept:
-        first = next(iter(embedded.skipped.values()), "none was read")
+        first = next(iter(made.skipped.values()), "none was read")
         raise ValueError(f"none of {len(positions)} sounds could be read; the first: {first}")
     clips = [chosen[i] for i in kept]
-    if task.kind == "classification":
+    details = None
+    if task.kind == "captioning":
+        captions = [made.texts[positions[i]] for i in kept]
+        result = score_captions(captions, [data.captions[i] for i in clips])
+    elif task.kind == "classification":
         prompts = class_texts(task, options, data.classes)
         truth = [data.labels[i] for i in clips]
-        result, details = score_classification(task, audio, truth, data.classes, prompts, encoder, settings["scores"])
+        result, details = score_classification(task, audio, truth, data.classes, prompts, model, settings["scores"])
     else:
-        result, details = score_retrieval(task, audio, [data.captions[i] for i in clips], encoder)
-    skipped = {str(p): embedded.skipped[p] for p in positions if p in embedded.skipped}
+        result, details = score_retrieval(task, audio, [data.captions[i] for i in clips], model)
+    skipped = {str(p): made.skipped[p] for p in positions if p in made.skipped}
     record = {
         "task": task.name,
         **result,
         "paper": task.paper,
         "benchmark": task.benchmark,
-        "delta": None if task.paper is None else result["value"] - task.paper,
+        "delta": None if task.paper is None or result["value"] is None else result["value"] - task.paper,
         "note": task.note,
         "skipped": skipped,
         "left_out_labels": data.left_out,
@@ -342,7 +362,7 @@ def _measure(
         "versions": versions(),
     }
     write_json(file, record)
-    if options.plots:
+    if options.plots and details is not None:
         _plot(details, task, output_dir / "plots" / slug(task.name))
     return Outcome(task, "done", place, json.loads(json.dumps(record)))
 

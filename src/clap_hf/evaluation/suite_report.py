@@ -78,7 +78,9 @@ def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
         if result is None:
             rows.append([task.name, task.metric, outcome.status, "", _percent(task.paper), "", "", "", "", ""])
             continue
-        value = _percent(result["value"]) if result["value"] is not None else "none"
+        value = _percent(result["value"])
+        if result["value"] is None:  # SPIDEr without SPICE
+            value = f"none (CIDEr-D {result['cider_d']['value']:.3f})"
         interval = "" if result.get("low") is None else f"{result['low']:.1%} – {result['high']:.1%}"
         delta = "" if result["delta"] is None else f"{100 * result['delta']:+.1f}"
         place, status = result["settings"], result["settings"]["prompt_status"]
@@ -119,7 +121,8 @@ def markdown(outcomes: Sequence[Outcome], title: str) -> str:
 
 def _note(outcome: Outcome) -> str:
     source = None if outcome.place is None else outcome.place.source
-    parts = [outcome.task.note, source.note if source is not None else "", outcome.reason]
+    missing = {} if outcome.result is None else outcome.result.get("unavailable", {})
+    parts = [outcome.task.note, source.note if source is not None else "", outcome.reason, missing.get("spider", "")]
     return " ".join(part.rstrip(".") + "." for part in parts if part)
 
 
