@@ -33,7 +33,8 @@ REGISTER_PHRASES = {
     "very high": ["a very high pitched note"],
 }
 DRUMS = (
-    "kick drum", "snare drum", "hi-hat", "tom drum", "cymbal", "crash cymbal", "conga or bongo", "cowbell", "hand clap",
+    "kick drum", "snare drum", "hi-hat", "tom drum", "cymbal", "crash cymbal", "conga or bongo", "cowbell",
+    "hand clap",
 )  # fmt: skip
 # Sounds of the world. Clicks of interfaces and the voices of invented creatures and spells are left out, and so are
 # footsteps, whose classes are surfaces: they are a task of their own.
