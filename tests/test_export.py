@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CNN14, make_feature_extractor, make_model, sound
 
 from clap_hf import MSClapProcessor
 from clap_hf.export import export_onnx
+from conftest import TINY_CNN14, make_feature_extractor, make_model, sound
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
