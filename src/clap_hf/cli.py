@@ -189,6 +189,35 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write: audio.onnx, text.onnx, tokenizer, onnx.json.")],
+    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights.")] = False,
+) -> None:
+    """Write both towers as ONNX graphs, checked against the model."""
+    import torch
+
+    from .embedded import embedded_checkpoint
+    from .export import export_onnx
+    from .model.modeling_msclap import MSClapModel
+    from .model.processing_msclap import MSClapProcessor
+
+    name = str(embedded_checkpoint()) if model == "embedded" else model
+    try:
+        loaded = MSClapModel.from_pretrained(name, dtype=torch.float32)
+        report = export_onnx(loaded, MSClapProcessor.from_pretrained(name), output_dir, int8=int8)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    table = Table("graph", title=str(output_dir))
+    for heading in ("size", "largest difference", "lowest cosine"):
+        table.add_column(heading, justify="right")
+    for graph, found in report["graphs"].items():
+        size, cosine = f"{found['bytes'] / 1e6:.1f} MB", f"{found['lowest_cosine']:.6f}"
+        table.add_row(graph, size, f"{found['largest_difference']:.1e}", cosine)
+    Console().print(table)
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and the embedded checkpoint."""
     import torch
