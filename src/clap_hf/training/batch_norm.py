@@ -57,7 +57,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
-        features = input.float()
+        features = input.to(self.weight.dtype)  # float32 under autocast
         count = features.numel() // self.num_features * world_size()
         mean = _SumOverProcesses.apply(features.sum(dim=(0, 2, 3))) / count
         centred = features - mean[:, None, None]
