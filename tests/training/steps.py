@@ -94,7 +94,7 @@ def work(process: int, processes: int, cases: list, folder: str) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
-    }  # Accelerate wants them; the file below is what meets
+    }  # for Accelerate; unused
     dist.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(minutes=2), rank=process, world_size=processes
     )
