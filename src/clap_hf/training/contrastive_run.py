@@ -9,20 +9,18 @@ from typing import Any
 import datasets
 import torch
 
-from ..data.augment import Augmentation
 from ..data.batches import SampledBatches
 from ..data.pairs import BalancedSampler, PairCollator, PairDataset
+from ..data.simple_stream import SimpleStream
+from ..data.sources import source_of
+from ..data.stream import CROP_ONLY, PairStream
 from ..evaluation.sound_tasks import TEMPLATES
-from ..evaluation.zero_shot import EvaluationClips, evaluate, load_clips, zero_shot_score
-from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .build import build_model
-from .contrastive_task import ContrastiveTask
+from .contrastive_task import ContrastiveTask, PairBatches
 from .loop import train
 from .recipe import Recipe
-
-VALIDATION_CLIPS_PER_CLASS = 6
-CROP_ONLY = Augmentation(gain_db=0.0, speed=0.0, pad_probability=0.0)
+from .validation import CorpusValidation, PairValidation
 
 
 def train_contrastive(
@@ -47,15 +45,26 @@ def train_contrastive(
     """
     model, processor = build_model(recipe)
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
-    splits = datasets.load_dataset(recipe.dataset)
-    data = corpus_batches(splits["train"], processor, recipe, num_workers)
-    clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
-
-    def judge(judged: MSClapModel) -> dict[str, Any]:
-        return zero_shot(judged, processor, clips)
-
+    data: PairBatches
+    judge: PairValidation | CorpusValidation
+    if recipe.sources:
+        data = streamed_batches(recipe, processor, num_workers)
+        judge = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
+    else:
+        splits = datasets.load_dataset(recipe.dataset)
+        data = corpus_batches(splits["train"], processor, recipe, num_workers)
+        judge = CorpusValidation(splits["validation"], processor, recipe)
     task = ContrastiveTask(model, processor, recipe, data, judge)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers)
+
+
+def streamed_batches(recipe: Recipe, processor: MSClapProcessor, num_workers: int) -> PairStream | SimpleStream:
+    """Batches of the recipe's sources."""
+    sources = [source_of(settings, "train") for settings in recipe.sources]
+    shared = (processor, recipe.batch_size, recipe.seed, recipe.augmentation, num_workers)
+    if recipe.streaming == "simple":
+        return SimpleStream(sources[0], *shared)
+    return PairStream(sources, *shared, recipe.lanes, recipe.window)
 
 
 def corpus_batches(
@@ -77,12 +86,3 @@ def corpus_batches(
     sampler = BalancedSampler(dataset.weights(recipe.balance, recipe.category_weights), draws, recipe.seed)
     collate = PairCollator(processor.tokenizer, dataset.texts)
     return SampledBatches(dataset, sampler, collate, recipe.batch_size, num_workers)
-
-
-def zero_shot(model: MSClapModel, processor: MSClapProcessor, clips: EvaluationClips) -> dict[str, Any]:
-    """Zero-shot score on the validation split, with the value of every task."""
-    results = evaluate(model, processor, clips)
-    return {
-        "zero_shot_score": zero_shot_score(results),
-        "validation": {name: result["value"] for name, result in results.items()},
-    }

@@ -30,8 +30,8 @@ class PairBatches(Protocol):
     """Where pairs come from.
 
     A batch holds `input_ids` and `attention_mask` `[batch, tokens]`, `groups` `[batch]` (equal for pairs that say the
-    same), and either `input_features` `[batch, 1, frames, mel]`, dB, or `waveforms` `[batch, samples]`, of which the
-    device makes the log-mel. `clips` and `texts` `[batch]` are equal for pairs of one clip or one text.
+    same), and either `input_features` `[batch, 1, frames, mel]`, dB, or `waveforms`, a list of `[clips, samples]`, of
+    which the device makes the log-mel. `clips` and `texts` `[batch]` are equal for pairs of one clip or one text.
     """
 
     def steps_per_epoch(self) -> int: ...
@@ -116,7 +116,8 @@ class ContrastiveTask(Task):
         if "waveforms" in batch:
             extractor = self.processor.feature_extractor
             with torch.inference_mode():
-                features = torch.stack([extractor.log_mel(waveform) for waveform in batch.pop("waveforms")])
+                parts = [part.to(device, non_blocking=True) for part in batch.pop("waveforms")]
+                features = torch.stack([extractor.log_mel(waveform) for part in parts for waveform in part])
             batch["input_features"] = features[:, None].clone()
         if self.chunk_size is None:
             dtype = torch.bfloat16 if self.recipe.precision == "bf16" else None

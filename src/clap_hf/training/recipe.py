@@ -41,7 +41,17 @@ class Recipe(TrainingSettings):
     """Everything that decides a contrastive run; see `TrainingSettings` for what all stages share.
 
     Args:
-        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus.
+        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus. Empty where
+            `sources` names others.
+        sources: Datasets of pairs in parquet files, streamed; settings of `StreamSource` each, or `source`, the name
+            of one of the paper's training sets, beside settings that differ from its own.
+        validation: Held-out pairs for streamed training, in the same form, of the split `validation` unless it says
+            otherwise; the corpus has its own.
+        validation_pairs: How many of these are used.
+        streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
+            buffer, resumed by reading again).
+        lanes: Of the plan, see `clap_hf.data.plan.Plan`.
+        window: Row groups that a lane mixes.
         audio: Settings of `MSClapAudioConfig`.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
@@ -59,10 +69,16 @@ class Recipe(TrainingSettings):
         augmentation: Random changes of training clips; None leaves them as they are.
     """
 
-    dataset: str
     audio: dict[str, Any]
     features: dict[str, Any]
     text: TextTower
+    dataset: str = ""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    validation_pairs: int = 1000
+    streaming: str = "exact"
+    lanes: int | None = None
+    window: int = 2
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
     mask_shared: bool = False
@@ -106,6 +122,17 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
         raise ValueError(f"{path}: text needs exactly one of 'pretrained' and 'config'.")
     if recipe.loss not in LOSSES:
         raise ValueError(f"{path}: loss is {recipe.loss!r}, expected one of {LOSSES}.")
+    if bool(recipe.dataset) == bool(recipe.sources):
+        raise ValueError(f"{path}: expected exactly one of 'dataset' and 'sources'.")
+    if recipe.sources and not recipe.validation:
+        raise ValueError(f"{path}: streamed training needs 'validation', a dataset of held-out pairs.")
+    if recipe.streaming not in ("exact", "simple") or (recipe.streaming == "simple" and len(recipe.sources) != 1):
+        raise ValueError(
+            f"{path}: streaming is {recipe.streaming!r} with {len(recipe.sources)} sources, expected 'exact', or "
+            "'simple' with one source."
+        )
+    if recipe.mask_shared and recipe.dataset:
+        raise ValueError(f"{path}: mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
     if recipe.text_bank and not recipe.text.freeze:
         raise ValueError(f"{path}: text_bank needs text.freeze: the texts are encoded once.")
     return recipe
