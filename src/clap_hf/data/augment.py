@@ -1,4 +1,4 @@
-"""Random changes of training clips, on their log-mels: one clip at a time in the loader, then in batches."""
+"""Random changes of training clips: of samples or stored log-mels in the loader, then of log-mels in batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Augmentation:
         speeds: Factors of speed and pitch to draw from; 1.0 is none, 1.06 a semitone up.
         gain_db: Gain drawn evenly from plus or minus this many dB.
         pad_probability: How often a short clip is padded with silence instead of repeated.
-        blend_probability: How often another clip of the same group is laid over a clip.
+        blend_probability: How often another clip of the same group is laid over a clip; not in streams.
         blend_db: Largest level of such a clip over or under the first, dB.
         mix_probability: How often another clip of the batch is mixed in as background.
         mix_snr_db: Range of the foreground's level over such a background, dB.
@@ -40,6 +40,42 @@ class Augmentation:
     noise_floor_db: tuple[float, float] = (-100.0, -50.0)
 
 
+def augment_samples(samples: np.ndarray, length: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
+    """Change a clip's speed, crop it to the window at random or fill the window with it, and change its gain.
+
+    Args:
+        samples: Mono `[samples]`, float32.
+        length: Window, samples.
+        rng: Source of every choice.
+        settings: What is allowed.
+
+    Returns:
+        `[length]`, float32.
+    """
+    speed = settings.speeds[int(rng.integers(len(settings.speeds)))]
+    if speed != 1.0:
+        positions = np.arange(0, len(samples) - 1, speed) if len(samples) > 2 else np.zeros(1)
+        samples = np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
+    filled = _fill(samples, length, 0.0, rng, settings)
+    return (filled * 10 ** (settings.gain_db * rng.uniform(-1, 1) / 20)).astype(np.float32)
+
+
+def _fill(
+    clip: np.ndarray, length: int, silence: float, rng: np.random.Generator, settings: Augmentation
+) -> np.ndarray:
+    """Crop a clip to `length` along its first axis, or fill that length with it."""
+    if len(clip) >= length:
+        start = int(rng.integers(0, len(clip) - length + 1))
+        return clip[start : start + length]
+    if rng.random() < settings.pad_probability:
+        before = int(rng.integers(0, length - len(clip) + 1))
+        sides = [(before, length - len(clip) - before)] + [(0, 0)] * (clip.ndim - 1)
+        return np.pad(clip, sides, constant_values=silence)
+    # As repeated at inference, from a random point of the period half of the time.
+    shift = int(rng.integers(0, len(clip))) if rng.random() < 0.5 else 0
+    return clip[(np.arange(length) + shift) % len(clip)]
+
+
 def fill_window(log_mel: np.ndarray, frames: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
     """Crop a clip to the window at random, or fill the window with it, and change its gain.
 
@@ -52,17 +88,7 @@ def fill_window(log_mel: np.ndarray, frames: int, rng: np.random.Generator, sett
     Returns:
         `[frames, mel]`, float32 dB.
     """
-    length = len(log_mel)
-    if length >= frames:
-        start = int(rng.integers(0, length - frames + 1))
-        filled = log_mel[start : start + frames]
-    elif rng.random() < settings.pad_probability:
-        before = int(rng.integers(0, frames - length + 1))
-        filled = np.pad(log_mel, ((before, frames - length - before), (0, 0)), constant_values=FLOOR_DB)
-    else:
-        # As repeated at inference, from a random point of the period half of the time.
-        shift = int(rng.integers(0, length)) if rng.random() < 0.5 else 0
-        filled = log_mel[(np.arange(frames) + shift) % length]
+    filled = _fill(log_mel, frames, FLOOR_DB, rng, settings)
     return np.maximum(filled + np.float32(settings.gain_db * rng.uniform(-1, 1)), FLOOR_DB, dtype=np.float32)
 
 
