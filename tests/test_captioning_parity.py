@@ -124,7 +124,8 @@ def test_texts_are_equal(pair: Pair, captions: torch.Tensor) -> None:
     files = RECORDINGS[3:5]
     reference = pair.wrapper.generate_caption(files, entry_length=LONGEST)
     own = pair.processor.tokenizer.batch_decode(captions[3:5], skip_special_tokens=True)
-    assert [text.strip().capitalize() for text in own] == [text.strip() for text in reference]
+    # msclap capitalises the first character, a space as often as not, and lowers all others.
+    assert [text.strip().lower() for text in own] == [text.strip().lower() for text in reference]
 
 
 def test_batches_do_not_change_captions(pair: Pair, captions: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +29,7 @@ from clap_hf import (
     load_audio,
 )
 from conftest import EXAMPLES, TINY_AUDIO, TINY_CNN14, TINY_GPT2, make_model, sound
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SMALL_GPT2 = {**TINY_GPT2, "vocab_size": 300, "bos_token_id": 299, "eos_token_id": 299}
 SIZES = {"projection_dim": 24, "prefix_length": 6, "mapper_num_layers": 2, "mapper_num_heads": 4}
@@ -165,7 +165,7 @@ def test_what_is_frozen_can_be_chosen(clips, tmp_path):
 def test_frozen_parts_do_not_drop_out(clips):
     model = captioner().train()
     with torch.no_grad():
-        torch.testing.assert_close(model.get_audio_features(**clips), model.get_audio_features(**clips), rtol=0, atol=0)
+        assert torch.equal(model.get_audio_features(**clips), model.get_audio_features(**clips))
     assert model.mapper.training and not model.audio_model.training and not model.language_model.training
 
 
@@ -340,9 +340,7 @@ def test_audio_tower_trains_and_the_language_model_does_not(clips, tmp_path):
     loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path)
     assert type(loaded) is MSClapForAudioTasks
     answer = {"num_beams": 2, "max_new_tokens": 4}
-    assert torch.equal(
-        loaded.generate(**clips, **prompts(), **answer), model.generate(**clips, **prompts(), **answer)
-    )
+    assert torch.equal(loaded.generate(**clips, **prompts(), **answer), model.generate(**clips, **prompts(), **answer))
     assert train_a_little(loaded, inputs) == expected
     whole = task_model(freeze_language_model=False, freeze_audio=True)
     assert train_a_little(whole, inputs) == {"language_model", "mapper", "prompt_mapper"}
@@ -440,9 +438,9 @@ def test_the_mapper_alone_learns_captions_by_heart():
     labels = ids.masked_fill(mask == 0, -100)
 
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
-    )
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(**sizes, **no_dropout, bos_token_id=0, eos_token_id=0, initializer_range=0.1)
     language_model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(language_model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -459,15 +457,13 @@ def test_the_mapper_alone_learns_captions_by_heart():
         embeds = model.get_audio_features(**features)[:, None]  # frozen, so once is enough
     optimizer = torch.optim.AdamW(model.mapper.parameters(), lr=2e-3)
     losses = []
-    for _ in range(400):
+    for _ in range(260):
         optimizer.zero_grad()
         loss = model.continue_prefix(model.mapper(embeds), ids, mask, labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.mapper.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if losses[-1] < 0.01:
-            break
     written = model.eval().generate(**features, num_beams=1, max_new_tokens=20)
     assert tokenizer.batch_decode(written, skip_special_tokens=True) == texts, losses[::20]
     after = model.state_dict()
