@@ -1,9 +1,9 @@
 """Shared fixtures: tiny models with real parts (the GPT-2 and BERT vocabularies, the recordings in examples/)."""
 
-import os
+# First: the libraries read the address of the Hub when they are imported. What no test pushed there is not found.
+from hub_server.session import HUB
 
-# Nothing here needs the Hub; a test that asks it for something should fail at once instead of waiting.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# isort: split
 
 import importlib.util
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from clap_hf import MSClapConfig, MSClapFeatureExtractor, MSClapModel, MSClapProcessor
 from clap_hf.tokenizers import sentence_tokenizer
+from hub_server import LoopbackHub
 
 TESTS = Path(__file__).parent
 GPT2_TOKENIZER = TESTS / "tokenizers" / "gpt2"
@@ -81,6 +82,16 @@ def sound(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=time.size)
     chirp = np.sin(2 * np.pi * (200 + 90 * seed + 300 * time) * time)
     return (0.3 * chirp + 0.05 * noise).astype(np.float32)
+
+
+@pytest.fixture
+def hub(monkeypatch) -> LoopbackHub:
+    """The Hub of the tests, with the token that may write in `HF_TOKEN`."""
+    monkeypatch.setenv("HF_TOKEN", HUB.tokens["write"])
+    HUB.forget()
+    yield HUB
+    assert HUB.errors == []
+    HUB.forget()
 
 
 @pytest.fixture(scope="session")
