@@ -22,6 +22,9 @@ from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapFo
 from .model.processing_msclap import MSClapProcessor
 from .pipeline_captioning import TASK, MSClapAudioCaptioningPipeline
 
+# By the name that `config.json` gives as the architecture.
+MODEL_CLASSES = {cls.__name__: cls for cls in (MSClapModel, MSClapForAudioClassification)}
+
 
 def register_auto_classes() -> None:
     """Make transformers' Auto classes and pipelines find CLAP by its `model_type`.

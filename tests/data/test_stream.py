@@ -142,7 +142,7 @@ def test_only_the_crop_is_decoded(processor, monkeypatch):
     soundfile.write(buffer, np.sin(np.arange(16_000 * 20) / 9), 16_000, format="FLAC")
     row = {"audio": {"bytes": buffer.getvalue(), "path": None}, "text": "a tone"}
     rng = np.random.default_rng(0)
-    speed = Augmentation(speed=0.1)
+    speed = Augmentation(speeds=(1.1,))
     example = make_example(row, "tone", StreamSource("x"), processor.feature_extractor, speed, rng)
     assert asked[0]["duration_s"] == pytest.approx(1.1) and 0 <= asked[0]["start_s"] <= 18.9
     assert example.waveform.shape == (16_000,) and example.waveform.dtype == np.float32

@@ -28,7 +28,7 @@ from ..model.processing_msclap import MSClapProcessor
 from .augment import Augmentation, augment_samples
 from .plan import Plan, RowGroup, Segment
 
-CROP_ONLY = Augmentation(gain_db=0.0, speed=0.0, pad_probability=0.0)
+CROP_ONLY = Augmentation(gain_db=0.0, speeds=(1.0,), pad_probability=0.0, blend_probability=0.0)
 OPEN_FILES = 32
 READ_ATTEMPTS = 5
 
@@ -140,7 +140,7 @@ def make_example(
     try:
         total_s = row[source.duration] if source.duration else None
         total_s = total_s or _duration_s(encoded)
-        wanted_s = feature_extractor.duration_s * (1 + augmentation.speed)
+        wanted_s = feature_extractor.duration_s * max(augmentation.speeds)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a truncated file still gives what is there
             if total_s is not None and total_s > wanted_s:

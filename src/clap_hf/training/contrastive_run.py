@@ -10,6 +10,7 @@ import datasets
 import torch
 
 from ..data.batches import SampledBatches
+from ..data.log_mels import LogMelStore
 from ..data.pairs import BalancedSampler, PairCollator, PairDataset
 from ..data.simple_stream import SimpleStream
 from ..data.sources import source_of
@@ -22,6 +23,8 @@ from .loop import train
 from .recipe import Recipe
 from .validation import CorpusValidation, PairValidation
 
+LOG_MELS = "log-mels"
+
 
 def train_contrastive(
     recipe: Recipe,
@@ -30,6 +33,7 @@ def train_contrastive(
     resume: bool = False,
     num_workers: int = 1,
     trackers: Sequence[str] = (),
+    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train CLAP by a recipe; see `clap_hf.training.loop.train` for the folder, resuming, trackers and errors.
 
@@ -39,6 +43,8 @@ def train_contrastive(
         resume: Continue the run that is there.
         num_workers: Loader processes.
         trackers: Trackers, by the names that Accelerate knows.
+        cache_dir: Where the log-mels of a corpus' clips are kept, for several runs to share; `log-mels/` of the run's
+            folder when None.
 
     Returns:
         The record of the best epoch.
@@ -52,7 +58,7 @@ def train_contrastive(
         judge = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
     else:
         splits = datasets.load_dataset(recipe.dataset)
-        data = corpus_batches(splits["train"], processor, recipe, num_workers)
+        data = corpus_batches(splits["train"], processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
         judge = CorpusValidation(splits["validation"], processor, recipe)
     task = ContrastiveTask(model, processor, recipe, data, judge)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers)
@@ -68,13 +74,16 @@ def streamed_batches(recipe: Recipe, processor: MSClapProcessor, num_workers: in
 
 
 def corpus_batches(
-    split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe, num_workers: int
+    split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe, num_workers: int, cache_dir: Path
 ) -> SampledBatches:
     """Class-balanced batches of a split in the layout of the sound corpus."""
+    augmentation, extractor = recipe.augmentation or CROP_ONLY, processor.feature_extractor
+    encoded = split.cast_column("audio", datasets.Audio(decode=False))
     dataset = PairDataset(
         split,
-        processor.feature_extractor,
-        recipe.augmentation or CROP_ONLY,
+        LogMelStore(encoded, extractor, augmentation.speeds, cache_dir),
+        1 + extractor.window_samples // extractor.hop_length,
+        augmentation,
         TEMPLATES[0],
         recipe.template_probability,
         recipe.seed,

@@ -143,7 +143,9 @@ class ContrastiveTask(Task):
         features = batch["input_features"]
         if self.bank is not None:
             torch.manual_seed(position.random_seed(0, 0))
-            loss, logits = self.bank.loss(self.model, features, batch)
+            with accelerator.autocast():
+                audio = self.model.get_audio_features(features).pooler_output
+            loss, logits = self.bank.loss(self.model, audio, batch)
             loss.backward()
             return {"loss": loss.detach()} | self._numbers(logits.detach(), batch["groups"])
         size = self.chunk_size or self.share

@@ -1,0 +1,157 @@
+"""Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from huggingface_hub import ModelCard
+
+import clap_hf
+from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
+from conftest import TINY_CNN14, make_model
+from readme import run_python
+
+ROOT = Path(__file__).parent.parent
+STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def embedded_card():
+    return (clap_hf.embedded_checkpoint() / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("model")
+    make_model(audio=TINY_CNN14).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
+    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, read_records(*STORED), licence="mit")
+    assert (tmp_path / "README.md").read_text() == embedded_card
+    assert set(files) == {"README.md", "curves.png"}
+    for picture in (tmp_path / "curves.png", clap_hf.embedded_checkpoint() / "curves.png"):
+        content = picture.read_bytes()
+        width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
+
+
+def test_the_script_writes_it_again(tmp_path):
+    """On a copy without weights: the card alone is made anew."""
+    spec = importlib.util.spec_from_file_location("export_embedded", ROOT / "scripts" / "export_embedded.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = clap_hf.embedded_checkpoint()
+    (tmp_path / "embedded").mkdir()
+    for file in folder.glob("*.json"):
+        shutil.copy(file, tmp_path / "embedded")
+    script.main(["--output", str(tmp_path / "embedded")])
+    assert (tmp_path / "embedded" / "README.md").read_text() == (folder / "README.md").read_text()
+
+
+def test_every_number_of_the_records_is_in_the_card(embedded_card):
+    records = read_records(*STORED)
+    for name, result in records.evaluation["results"].items():
+        assert f"| {name} | {result['metric']} | {result['value']:.1%} |" in embedded_card
+    epochs = [line for line in records.run if "epoch" in line]
+    assert f"{sum(e['seconds'] for e in epochs) / 3600:.1f} hours of training on " in embedded_card
+    assert f"{records.corpus['rows']:,} clips" in embedded_card
+    assert sum(entry["rows"] for entry in records.corpus["licences"].values()) == records.corpus["rows"]
+    for entry in records.corpus["licences"].values():
+        assert all(source in embedded_card for source in entry["sources"])
+    index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
+    assert index == {name: round(r["value"], 4) for name, r in records.evaluation["results"].items()}
+
+
+def test_the_hubs_checks_take_it(hub, embedded_card):
+    card = ModelCard(embedded_card)
+    card.validate()
+    check_card(embedded_card, Path("README.md"))
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "feature-extraction", "mit")
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    for section in (
+        "Use",
+        "What it is for",
+        "Training",
+        "Training data",
+        "What it does not know",
+        "Licence",
+        "Citation",
+    ):
+        assert f"\n## {section}\n" in embedded_card
+    for word in ("/work", "/home", "/tmp", "{{", "None"):
+        assert word not in card.text
+
+
+def test_the_embedded_cards_snippet_runs(embedded_card):
+    (snippet,) = SNIPPET.findall(embedded_card)
+    printed = run_python(snippet)
+    assert all(f"'label': '{label}'" in printed for label in ("dog", "rain", "music"))
+
+
+def test_a_card_without_records_claims_nothing(folder):
+    text = model_card(folder, Records(), repo_id="acme/plain")
+    assert text.startswith("---\n") and "# plain\n" in text
+    assert "No licence of the weights has been stated" in text
+    for absent in ("## Training", "## Results", "Environmental", "model-index", "curves.png", "license:"):
+        assert absent not in text
+    check_card(text, Path("README.md"))
+
+
+def test_a_run_of_todays_settings(folder, tmp_path):
+    """Optimiser, schedule and best metric as recipes name them, a Hub dataset, a pretrained tower from the Hub."""
+    start = json.loads(STORED[0].read_text().splitlines()[0])
+    recipe = start["recipe"] | {
+        "name": "big",
+        "dataset": "acme/sounds",
+        "loss": "contrastive",
+        "text_bank": False,
+        "optimizer": "adam",
+        "schedule": "plateau",
+        "ema_decay": 0.0,
+        "best_metric": "validation_loss",
+        "max_grad_norm": None,
+    }
+    recipe["text"] = recipe["text"] | {"pretrained": "gpt2", "freeze": False}
+    epochs = [
+        {"epoch": 1, "step": 10, "loss": 3.0, "seconds": 1800.0, "validation_loss": 2.0, "best": True},
+        {"epoch": 2, "step": 20, "loss": 2.0, "seconds": 1800.0, "validation_loss": 2.5},
+    ]
+    run = [{"recipe": recipe, "from_step": 0, "versions": start["versions"]}, *epochs]
+    run.insert(2, {"recipe": recipe | {"batch_size": 128}, "from_step": 10, "versions": start["versions"]})
+    text = model_card(folder, Records(run=run), repo_id="acme/big", licence="apache-2.0")
+    data = ModelCard(text).data
+    assert (data.base_model, data.datasets, data.license) == ("gpt2", ["acme/sounds"], "apache-2.0")
+    assert "| optimiser | Adam, 0.001, reduced on plateau | Adam, 1e-3, reduced on plateau |" in text
+    assert "| epoch kept | 1 of 2, by validation loss on validation data |" in text
+    assert "batch_size was 64 until step 10, then 128" in text
+    assert "1.0 hours of training" in text
+    draw_curves(run, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+
+def test_paths_are_not_told(folder):
+    start = json.loads(STORED[0].read_text().splitlines()[0])
+    start["recipe"]["dataset"] = "/home/somebody/sounds"
+    text = model_card(folder, Records(run=[start]), repo_id="acme/x")
+    assert "somebody" not in text and "`sounds`" in text
+
+
+def test_corpus_facts():
+    rows = Dataset.from_dict(
+        {"licence": ["CC0", "MIT", "MIT"], "source": ["b", "a", "c"], "duration_s": [1800.0, 900.0, 900.0]}
+    )
+    assert corpus_facts(rows, "train") == {
+        "split": "train",
+        "rows": 3,
+        "hours": 1.0,
+        "licences": {"MIT": {"rows": 2, "sources": ["a", "c"]}, "CC0": {"rows": 1, "sources": ["b"]}},
+    }

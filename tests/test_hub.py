@@ -1,0 +1,272 @@
+"""Pushing to the loopback Hub and loading from there; what a bad token, a cut or a wrong folder leads to."""
+
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForAudioClassification, AutoProcessor, pipeline
+from typer.testing import CliRunner
+
+import clap_hf
+from clap_hf.cli import app
+from clap_hf.hub import BackgroundPush, push
+from clap_hf.model.modeling_msclap import MSClapForAudioClassification
+from conftest import TINY_CNN14, make_config, make_model, sound
+
+CODE = {"configuration_msclap.py", "feature_extraction_msclap.py", "processing_msclap.py", "modeling_msclap.py"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, processor):
+    """A saved tiny model with a card."""
+    folder = tmp_path_factory.mktemp("made") / "m"
+    make_model(audio=TINY_CNN14).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [clap]\n---\n# A card\n")
+    return folder
+
+
+@pytest.fixture
+def model_folder(made, tmp_path):
+    """A copy with weights of its own: a Hub does not take what it has already."""
+    return save(made, tmp_path / "m")
+
+
+def save(made, folder):
+    """Copy a model's folder, with other weights."""
+    shutil.copytree(made, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["text_model.wte.weight"] += torch.rand(())
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def same_weights(one, other):
+    """Every bit; outputs may differ in the last one, since weights read from a file lie elsewhere in memory."""
+    others = other.state_dict()
+    assert one.state_dict().keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in one.state_dict().items())
+
+
+def tree(repo_id, revision=None):
+    return {file for file in HfApi().list_repo_files(repo_id, revision=revision) if file != ".gitattributes"}
+
+
+def test_round_trip_in_one_commit(hub, processor, tmp_path, batch):
+    model = make_model(audio=TINY_CNN14, seed=101)
+    model.save_pretrained(tmp_path / "clap")
+    processor.save_pretrained(tmp_path / "clap")
+    done = push(tmp_path / "clap", "acme/hub-clap", commit_message="all", licence="mit")
+    assert [commit.title for commit in HfApi().list_repo_commits("acme/hub-clap")] == ["all", "initial commit"]
+    assert {file.path for file in done.files} == tree("acme/hub-clap")
+    assert tree("acme/hub-clap") >= CODE | {"README.md", "model.safetensors", "config.json", "processor_config.json"}
+
+    loaded = AutoModel.from_pretrained("acme/hub-clap")
+    made = AutoProcessor.from_pretrained("acme/hub-clap")
+    same_weights(loaded, model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits_per_audio, model(**batch).logits_per_audio)
+    assert torch.equal(
+        made(audio=sound(1.0), sampling_rate=16_000)["input_features"],
+        processor(audio=sound(1.0), sampling_rate=16_000)["input_features"],
+    )
+    arguments = {"audio": {"array": sound(0.5), "sampling_rate": 16_000}}
+    scores = [
+        pipeline(
+            "zero-shot-audio-classification",
+            model=where,
+            pipeline_class=clap_hf.MSClapZeroShotAudioClassificationPipeline,
+            device="cpu",
+        )(arguments["audio"], candidate_labels=["dog", "rain"])
+        for where in ("acme/hub-clap", str(tmp_path / "clap"))
+    ]
+    assert [score["label"] for score in scores[0]] == [score["label"] for score in scores[1]]
+    card = ModelCard.load("acme/hub-clap")
+    assert card.data.license == "mit" and card.data.pipeline_tag == "feature-extraction"
+    assert hub.unhandled == []
+
+
+def test_a_fine_tuned_classifier(hub, processor, tmp_path):
+    torch.manual_seed(102)
+    labels = {"dog": 0, "rain": 1, "a bell": 2}
+    config = make_config(audio=TINY_CNN14, id2label={i: name for name, i in labels.items()}, label2id=labels)
+    model = MSClapForAudioClassification(config).eval()
+    model.save_pretrained(tmp_path / "classifier")
+    processor.save_pretrained(tmp_path / "classifier")
+    push(tmp_path / "classifier", "acme/hub-classifier", private=True)
+    assert HfApi().model_info("acme/hub-classifier").private
+    loaded = AutoModelForAudioClassification.from_pretrained("acme/hub-classifier")
+    features = processor(audio=sound(0.5), sampling_rate=16_000)
+    same_weights(loaded, model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**features).logits, model(**features).logits)
+    classify = pipeline("audio-classification", model="acme/hub-classifier", device="cpu")
+    assert {score["label"] for score in classify(sound(0.5), top_k=3)} == {"dog", "rain", "a bell"}
+    assert "dog, rain, a bell" in ModelCard.load("acme/hub-classifier").text
+
+
+def test_the_models_own_push_carries_the_code(hub, processor):
+    model = make_model(audio=TINY_CNN14, seed=103)
+    model.push_to_hub("acme/hub-own")
+    processor.push_to_hub("acme/hub-own")
+    assert len(HfApi().list_repo_commits("acme/hub-own")) == 3
+    assert tree("acme/hub-own") >= CODE | {"model.safetensors", "processor_config.json", "README.md"}
+    assert torch.equal(AutoModel.from_pretrained("acme/hub-own").logit_scale, model.logit_scale)
+
+
+def test_code_is_added_to_a_folder_without(hub, tmp_path):
+    push(clap_hf.embedded_checkpoint(), "acme/hub-embedded")
+    assert tree("acme/hub-embedded") >= CODE
+    config = hf_hub_download("acme/hub-embedded", "config.json")
+    assert '"AutoModel": "modeling_msclap.MSClapModel"' in open(config).read()
+    weights = hf_hub_download("acme/hub-embedded", "model.safetensors")
+    assert open(weights, "rb").read() == (clap_hf.embedded_checkpoint() / "model.safetensors").read_bytes()
+
+
+def test_branch_and_pull_request(hub, model_folder, tmp_path):
+    push(model_folder, "acme/hub-branch", revision="trial")
+    assert tree("acme/hub-branch") == set() and "config.json" in tree("acme/hub-branch", "trial")
+    done = push(model_folder, "acme/hub-branch", create_pr=True)
+    assert done.commit.pr_revision == "refs/pr/1"
+    assert tree("acme/hub-branch") == set() and "config.json" in tree("acme/hub-branch", "refs/pr/1")
+
+
+def test_files_of_an_earlier_push_do_not_stay_among_the_new(hub, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    make_model(audio=TINY_CNN14, seed=105).save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    push(tmp_path / "shards", "acme/hub-stale")
+    assert "model.safetensors.index.json" in tree("acme/hub-stale")
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="acme/hub-stale")
+    push(model_folder, "acme/hub-stale")
+    assert {file for file in tree("acme/hub-stale") if "safetensors" in file} == {"model.safetensors"}
+    assert "notes.txt" in tree("acme/hub-stale")
+    AutoModel.from_pretrained("acme/hub-stale")
+
+
+def test_a_dry_run_lists_and_sends_nothing(hub, model_folder, tmp_path):
+    (model_folder / "optimizer.pt").write_bytes(b"a pickle")
+    (model_folder / ".cache").mkdir()
+    (model_folder / ".cache" / "junk").write_text("junk")
+    hub.forget()
+    result = CliRunner().invoke(app, ["push", str(model_folder), "acme/hub-dry", "--dry-run"])
+    assert result.exit_code == 0 and hub.requests == []
+    size = (model_folder / "model.safetensors").stat().st_size
+    assert "model.safetensors" in result.stdout and f"{size:,}" in result.stdout and "README.md" in result.stdout
+    assert "optimizer" not in result.stdout and "junk" not in result.stdout
+    assert "nothing was sent to acme/hub-dry" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "token, message", [("read", "may read but not write"), ("outsider", "may read but not"), ("hf_x", "unknown one")]
+)
+def test_a_token_that_may_not_write(hub, model_folder, token, message):
+    HfApi().create_repo("acme/hub-denied", exist_ok=True)
+    before = HfApi().model_info("acme/hub-denied").sha
+    for repo_id in ("acme/hub-denied", "acme/hub-denied-new"):
+        hub.requests.clear()
+        with pytest.raises(PermissionError, match=f"{repo_id}: .*{message}.*write access"):
+            push(model_folder, repo_id, token=hub.tokens.get(token, token))
+        assert not [request for request in hub.requests if request[0] == "PUT"]
+    assert HfApi().model_info("acme/hub-denied").sha == before
+    assert not HfApi().repo_exists("acme/hub-denied-new")
+
+
+def test_no_token_at_all(hub, model_folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    result = CliRunner().invoke(app, ["push", str(model_folder), "acme/hub-anonymous"], env={"COLUMNS": "300"})
+    assert result.exit_code == 1 and "Not pushed." in result.stderr and "HF_TOKEN" in result.stderr
+
+
+def test_an_upload_cut_in_the_middle_resumes(hub, model_folder, monkeypatch):
+    size = (model_folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(hub, "part_size", -(-size // 4))
+    hub.cut_upload(size // 2)
+    push(model_folder, "acme/hub-cut")
+    parts = [(path.rsplit("/", 1)[-1], status) for method, path, status in hub.requests if method == "PUT"]
+    assert parts == [("1", 200), ("2", 200), ("3", 0), ("3", 200), ("4", 200)], "only what broke goes again"
+    assert load_file(hf_hub_download("acme/hub-cut", "model.safetensors")).keys()
+
+
+def test_what_arrived_is_not_sent_again_by_the_next_push(hub, model_folder, tmp_path):
+    (model_folder / "extra.safetensors").write_bytes(np.random.default_rng(107).bytes(50_000))
+    hub.fail("/commit/", 500)
+    with pytest.raises(RuntimeError, match="nothing is committed. Push again"):
+        push(model_folder, "acme/hub-again")
+    assert tree("acme/hub-again") == set()
+    hub.requests.clear()
+    push(model_folder, "acme/hub-again")
+    assert not [request for request in hub.requests if request[0] == "PUT"]
+    assert "extra.safetensors" in tree("acme/hub-again")
+
+
+def test_folders_that_no_one_could_load(hub, model_folder, tmp_path):
+    for missing, message in {
+        "processor_config.json": "processor.save_pretrained",
+        "model.safetensors": "no safetensors weights",
+        "config.json": "model.save_pretrained",
+    }.items():
+        shutil.copytree(model_folder, tmp_path / missing)
+        (tmp_path / missing / missing).unlink()
+        with pytest.raises(FileNotFoundError, match=message):
+            push(tmp_path / missing, "acme/hub-broken", dry_run=True)
+    for card, message in {
+        "---\n[a\n---\n": "not valid",
+        "# A": "no metadata",
+        "---\na: 1\n---\n{{ x }}": "placeholder",
+    }.items():
+        (model_folder / "README.md").write_text(card)
+        with pytest.raises(ValueError, match=message):
+            push(model_folder, "acme/hub-broken")
+    with pytest.raises(FileNotFoundError, match="gone is not a folder"):
+        push(tmp_path / "gone", "acme/hub-broken")
+    assert not HfApi().repo_exists("acme/hub-broken")
+
+
+def test_private_is_not_pushed_to_a_public_repository(hub, model_folder, tmp_path):
+    HfApi().create_repo("acme/hub-public")
+    with pytest.raises(ValueError, match="is public, expected private"):
+        push(model_folder, "acme/hub-public", private=True)
+    assert tree("acme/hub-public") == set()
+
+
+def test_background_push_survives_failures_and_retries(hub, made, tmp_path):
+    best = save(made, tmp_path / "best")
+    hub.fail(r"/api/repos/create", 500, times=2)
+    background = BackgroundPush("acme/hub-background", wait_s=0.05)
+    background.submit(best, "epoch 1")
+    shutil.rmtree(best)  # training goes on and writes the next one
+    save(made, best)
+    for _ in range(600):
+        if background.pushed:
+            break
+        time.sleep(0.05)
+    assert background.pushed == ["epoch 1"]
+    assert len(background.failures) == 2 and "500" in background.failures[0]
+    background.submit(best, "epoch 2")
+    background.submit(best, "epoch 2", revision="last")
+    assert background.close() == []
+    titles = [
+        [c.title for c in HfApi().list_repo_commits("acme/hub-background", revision=r)] for r in ("main", "last")
+    ]
+    assert titles[0] == ["epoch 2", "epoch 1", "initial commit"] and titles[1][0] == "epoch 2"
+    weights = hf_hub_download("acme/hub-background", "model.safetensors")
+    assert open(weights, "rb").read() == (best / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best"], "no snapshot is left"
+
+
+def test_background_push_gives_up_at_the_end_and_says_so(hub, made, tmp_path, caplog):
+    save(made, tmp_path / "best")
+    background = BackgroundPush("acme/hub-denied-background", token=hub.tokens["read"], wait_s=60)
+    background.submit(tmp_path / "best", "epoch 1")
+    background.submit(tmp_path / "nothing", "epoch 2")
+    assert background.close() == ["epoch 1"]
+    assert "may read but not write" in caplog.text and "nothing" in background.failures[-1] + background.failures[0]
+    assert not [thread for thread in threading.enumerate() if thread.name == "clap_hf-push"]
+    assert sorted(os.listdir(tmp_path)) == ["best"]
