@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Convert an official Microsoft CLAP checkpoint: `python scripts/convert_msclap_checkpoint.py 2023 --output clap-2023`.
+"""Convert an official Microsoft CLAP checkpoint, as `clap-hf convert` does.
 
-The same as `clap-hf convert`.
+`python scripts/convert_msclap_checkpoint.py 2023 --output clap-2023`
 """
 
 import typer
