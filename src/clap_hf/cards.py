@@ -211,7 +211,7 @@ def model_card(
         "licence_text": _licence_text(licence, base, base_licence, records.conversion),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string((_TEMPLATES / "model.md").read_text(encoding="utf-8")).render(facts)
+    return environment.from_string((_TEMPLATES / "model.md.jinja").read_text(encoding="utf-8")).render(facts)
 
 
 def check_card(text: str, path: Path) -> None:
