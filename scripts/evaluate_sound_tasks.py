@@ -10,8 +10,9 @@ import transformers
 
 import clap_hf
 from clap_hf.evaluation.report import print_results
+from clap_hf.evaluation.scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED
 from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, TEMPLATES
-from clap_hf.evaluation.zero_shot import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, evaluate, load_clips, zero_shot_score
+from clap_hf.evaluation.zero_shot import evaluate, load_clips, zero_shot_score
 from clap_hf.files import write_json
 
 

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from clap_hf.training.loop import train
+from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.recipe import load_recipe
 
 
@@ -16,10 +16,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of the recipe's")
     parser.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    parser.add_argument("--cache-dir", type=Path, help="keep the clips' log-mels here, for several runs to share")
     parser.add_argument("--num-workers", type=int, default=1, help="loader processes")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe, dataset=args.dataset, steps=args.steps, seed=args.seed)
-    train(recipe, args.output_dir, resume=args.resume, num_workers=args.num_workers)
+    train_contrastive(
+        recipe, args.output_dir, resume=args.resume, num_workers=args.num_workers, cache_dir=args.cache_dir
+    )
 
 
 if __name__ == "__main__":

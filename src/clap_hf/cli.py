@@ -175,6 +175,91 @@ def convert(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
+    suite: Annotated[str, typer.Option(help="paper (26 tasks), table1 (16), sounds, maeb, or own.")] = "paper",
+    captioner: Annotated[str | None, typer.Option(help="Captioning model, for the captioning tasks.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks of the suite, separated by commas.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with TASK.csv files; the corpus for `sounds`.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Gets the results; a later run goes on from them.")] = Path(
+        "results"
+    ),
+    cache_dir: Annotated[Path | None, typer.Option(help="Embeddings are kept here.")] = None,
+    template: Annotated[list[str] | None, typer.Option(help="Prompt with {}; repeat to average and compare.")] = None,
+    descriptions: Annotated[Path | None, typer.Option(help="JSON: class -> texts that describe it.")] = None,
+    scores: Annotated[str | None, typer.Option(help="softmax, sigmoid or raw; the paper's by default.")] = None,
+    long_audio: Annotated[str | None, typer.Option(help="windows or center; the model's by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Clips a task at most, drawn by a fixed seed.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first by default.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
+    plots: Annotated[bool, typer.Option(help="Draw confusion matrix, bars and similarities.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Score again what is done.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only list tasks, sources and sizes.")] = False,
+) -> None:
+    """Measure a model on the paper's tasks, on held-out tasks of the sound corpus, on MAEB, or on one's own sounds.
+
+    Lists every task with its source and size, then embeds each sound once and scores; the paper's figures stand
+    beside ours. A stopped run goes on where it was. Exit code: 0 all tasks ran, 1 one failed or none ran, 3 some had
+    no source in reach. On several processes: accelerate launch scripts/evaluate.py ...
+    """
+    from .evaluation.command import EvaluationRequest, evaluate_model
+
+    request = EvaluationRequest(
+        model=model,
+        captioner=captioner,
+        suite=suite,
+        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None,
+        data_dir=data_dir,
+        output_dir=output_dir,
+        cache_dir=cache_dir,
+        templates=tuple(template) if template else None,
+        descriptions=descriptions,
+        scores=scores,
+        long_audio=long_audio,
+        limit=limit,
+        device=device,
+        num_workers=num_workers,
+        plots=plots,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    try:
+        code = evaluate_model(request, Console())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write: audio.onnx, text.onnx, tokenizer, onnx.json.")],
+    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights.")] = False,
+) -> None:
+    """Write both towers as ONNX graphs, checked against the model."""
+    import torch
+
+    from .embedded import embedded_checkpoint
+    from .export import export_onnx
+    from .model.modeling_msclap import MSClapModel
+    from .model.processing_msclap import MSClapProcessor
+
+    name = str(embedded_checkpoint()) if model == "embedded" else model
+    try:
+        loaded = MSClapModel.from_pretrained(name, dtype=torch.float32)
+        report = export_onnx(loaded, MSClapProcessor.from_pretrained(name), output_dir, int8=int8)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    table = Table("graph", title=str(output_dir))
+    for heading in ("size", "largest difference", "lowest cosine"):
+        table.add_column(heading, justify="right")
+    for graph, found in report["graphs"].items():
+        size, cosine = f"{found['bytes'] / 1e6:.1f} MB", f"{found['lowest_cosine']:.6f}"
+        table.add_row(graph, size, f"{found['largest_difference']:.1e}", cosine)
+    Console().print(table)
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and the embedded checkpoint."""
     import torch

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from clap_hf.data.augment import Augmentation, augment_log_mel, augment_samples
+from clap_hf.data.augment import FLOOR_DB, Augmentation, augment_log_mel, blend, fill_window
 
 OFF = Augmentation(
     gain_db=0,
-    speed_probability=0,
     pad_probability=0,
+    blend_probability=0,
     mix_probability=0,
     filter_db=0,
     lowpass_probability=0,
@@ -16,26 +16,52 @@ OFF = Augmentation(
 )
 
 
-def test_samples_come_from_the_seed_and_fill_the_window():
-    samples = np.random.default_rng(0).normal(size=700).astype(np.float32)
-    for length in (500, 700, 2000):
-        first, second = (augment_samples(samples, length, np.random.default_rng(5), Augmentation()) for _ in range(2))
+def log_mel(frames, seed=0):
+    return np.random.default_rng(seed).normal(-40, 10, size=(frames, 8)).astype(np.float32)
+
+
+def test_windows_come_from_the_seed_and_are_full():
+    clip = log_mel(70)
+    for frames in (1, 50, 70, 200):
+        first, second = (fill_window(clip, frames, np.random.default_rng(5), Augmentation()) for _ in range(2))
         np.testing.assert_array_equal(first, second)
-        assert first.shape == (length,) and first.dtype == np.float32
-        other = augment_samples(samples, length, np.random.default_rng(6), Augmentation())
-        assert not np.array_equal(first, other)
+        assert first.shape == (frames, 8) and first.dtype == np.float32
+        assert not np.array_equal(first, fill_window(clip, frames, np.random.default_rng(6), Augmentation()))
 
 
-def test_one_sample_is_enough():
-    assert augment_samples(np.ones(1, np.float32), 64, np.random.default_rng(0), Augmentation()).shape == (64,)
+def test_one_frame_is_enough():
+    assert fill_window(log_mel(1), 64, np.random.default_rng(0), Augmentation()).shape == (64, 8)
 
 
 def test_gain_is_the_only_change_of_a_clip_as_long_as_the_window():
-    samples = np.random.default_rng(0).normal(size=500).astype(np.float32)
-    settings = Augmentation(speed_probability=0, gain_db=10)
-    changed = [augment_samples(samples, 500, np.random.default_rng(i), settings) for i in range(50)]
-    gains = [20 * np.log10(np.std(c) / np.std(samples)) for c in changed]
+    clip = log_mel(50)
+    changes = [fill_window(clip, 50, np.random.default_rng(i), Augmentation(gain_db=10)) - clip for i in range(50)]
+    assert max(float(np.ptp(change)) for change in changes) < 1e-4
+    gains = [float(change.mean()) for change in changes]
     assert min(gains) < -7 and max(gains) > 7 and max(map(abs, gains)) <= 10.001
+
+
+def test_a_short_clip_is_repeated_or_padded():
+    clip = log_mel(10)
+    repeated = fill_window(clip, 25, np.random.default_rng(1), OFF)
+    np.testing.assert_array_equal(repeated[:15], repeated[10:])
+    padded = fill_window(clip, 25, np.random.default_rng(1), Augmentation(gain_db=0, pad_probability=1.0))
+    silent = (padded == FLOOR_DB).all(axis=1)
+    np.testing.assert_array_equal(padded[~silent], clip)
+
+
+def test_silence_stays_at_the_floor():
+    silence = np.full((20, 8), FLOOR_DB, np.float32)
+    assert fill_window(silence, 20, np.random.default_rng(3), Augmentation()).min() == FLOOR_DB
+
+
+def test_blended_powers_add_at_the_stated_ratio():
+    loud, quiet = np.full((5, 8), -20, np.float32), np.full((5, 8), -70, np.float32)
+    mixed = blend(loud, quiet, np.random.default_rng(0), Augmentation(blend_db=0))
+    np.testing.assert_allclose(mixed, -20 + 10 * np.log10(2), atol=1e-3)
+    for seed in range(20):
+        mixed = blend(loud, quiet, np.random.default_rng(seed), Augmentation(blend_db=6))
+        assert 10 * np.log10(1 + 10**-0.6) - 1e-3 <= mixed[0, 0] + 20 <= 10 * np.log10(1 + 10**0.6) + 1e-3
 
 
 def test_log_mel_is_unchanged_when_everything_is_off():

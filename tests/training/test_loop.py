@@ -1,7 +1,8 @@
 """A real (tiny) training run on real recordings: it learns, stops, resumes exactly, and keeps its best epoch."""
 
 import json
-import shutil
+import os
+import signal
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import yaml
 from corpus import write_corpus
 
 from clap_hf import MSClapModel, MSClapProcessor
-from clap_hf.files import replace_folder
-from clap_hf.training import loop
+from clap_hf.training.checkpoints import load_checkpoint, newest_checkpoint
+from clap_hf.training.contrastive_run import train_contrastive
+from clap_hf.training.contrastive_task import ContrastiveTask
 from clap_hf.training.recipe import load_recipe
 
 AUDIO = {
@@ -47,12 +49,12 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    loop.train(recipe, folder / "a", num_workers=0)
+    train_contrastive(recipe, folder / "a", num_workers=0)
     return folder / "a"
 
 
 def records(folder):
-    return [json.loads(line) for line in (folder / loop.RECORD).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
 
 
 def test_record_tells_what_ran(finished, recipe):
@@ -73,48 +75,41 @@ def test_best_epoch_loads_with_from_pretrained(finished):
         assert model(**inputs).logits_per_audio.shape == (1, 2)
 
 
-def test_stopped_and_resumed_run_equals_the_unbroken_one(finished, recipe, tmp_path, monkeypatch):
-    class Stop(Exception):
-        pass
+def final_weights(folder):
+    tensors, about = load_checkpoint(newest_checkpoint(folder / "last"))
+    return tensors, about["state"]
 
-    real = loop._train_epoch
 
-    def stop_in_the_third_epoch(*args):
-        if args[-1] == 2:
-            raise Stop
-        return real(*args)
-
-    monkeypatch.setattr(loop, "_train_epoch", stop_in_the_third_epoch)
-    with pytest.raises(Stop):
-        loop.train(recipe, tmp_path / "b", num_workers=0)
-    monkeypatch.undo()
-    with pytest.raises(FileExistsError, match="--resume"):
-        loop.train(recipe, tmp_path / "b", num_workers=0)
-    loop.train(recipe, tmp_path / "b", resume=True, num_workers=1)  # the loader's workers change nothing either
-
-    ours = torch.load(tmp_path / "b" / "last" / "state.pt", weights_only=True)
-    theirs = torch.load(finished / "last" / "state.pt", weights_only=True)
+def assert_same_run(ours, theirs):
+    (tensors, state), (expected, expected_state) = final_weights(ours), final_weights(theirs)
     for part in ("model", "average"):
-        for name, value in theirs[part].items():
-            assert torch.equal(value, ours[part][name]), name
-    assert [r.get("epoch", "start") for r in records(tmp_path / "b")] == ["start", 1, 2, "start", 3]
+        for name, value in expected[part].items():
+            assert torch.equal(value, tensors[part][name]), name
+    assert {**state, "totals": 0} == {**expected_state, "totals": 0}
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished, recipe, tmp_path, monkeypatch):
+    real = ContrastiveTask.prepare_batch
+
+    def stop_at_step_6(self, batch, position, device):
+        if position.step == 6 and not stopped:
+            stopped.append(position)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, position, device)
+
+    stopped = []
+    monkeypatch.setattr(ContrastiveTask, "prepare_batch", stop_at_step_6)
+    train_contrastive(recipe, tmp_path / "b", num_workers=0)
+    assert final_weights(tmp_path / "b")[1]["step"] == 7  # the step under way is finished first
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_contrastive(recipe, tmp_path / "b", num_workers=0)
+    train_contrastive(recipe, tmp_path / "b", resume=True, num_workers=1)  # the loader's workers change nothing either
+    assert_same_run(tmp_path / "b", finished)
+    assert [r.get("epoch", "start") for r in records(tmp_path / "b")] == ["start", 1, "start", 2, 3]
+    for ours, theirs in zip([r for r in records(tmp_path / "b") if "epoch" in r], records(finished)[1:], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"]) and ours["validation"] == theirs["validation"]
 
 
 def test_nothing_to_resume_is_said(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="Nothing to resume"):
-        loop.train(recipe, tmp_path / "new", resume=True, num_workers=0)
-
-
-def test_a_kill_while_the_last_checkpoint_is_written_leaves_one_whole(finished, tmp_path):
-    folder = tmp_path / "last"
-    shutil.copytree(finished / "last", folder)
-
-    def die_half_way(fresh):
-        fresh.mkdir()
-        (fresh / "state.pt").write_bytes(b"torn")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace_folder(folder, die_half_way)
-    assert (folder / "state.json").is_file()
-    torch.load(folder / "state.pt", weights_only=True)
+        train_contrastive(recipe, tmp_path / "new", resume=True, num_workers=0)

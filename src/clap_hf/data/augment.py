@@ -1,4 +1,4 @@
-"""Random changes of training clips: on samples in the loader's workers, on log-mels in batches."""
+"""Random changes of training clips: of samples or stored log-mels in the loader, then of log-mels in batches."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+FLOOR_DB = -100.0  # of the feature extractor
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes of training clips. Probabilities are per clip.
 
     Args:
+        speeds: Factors of speed and pitch to draw from; 1.0 is none, 1.06 a semitone up.
         gain_db: Gain drawn evenly from plus or minus this many dB.
-        speed: Largest relative change of speed (and pitch) up or down; 0.06 is one semitone.
-        speed_probability: How often the speed is changed.
         pad_probability: How often a short clip is padded with silence instead of repeated.
+        blend_probability: How often another clip of the same group is laid over a clip; not in streams.
+        blend_db: Largest level of such a clip over or under the first, dB.
         mix_probability: How often another clip of the batch is mixed in as background.
         mix_snr_db: Range of the foreground's level over such a background, dB.
         filter_db: Depth of a random smooth equalisation, dB.
@@ -25,10 +28,11 @@ class Augmentation:
         noise_floor_db: Range of the level of stationary noise added to every mel bin, dB.
     """
 
+    speeds: tuple[float, ...] = (1.0, 0.87, 1.15)
     gain_db: float = 10.0
-    speed: float = 0.06
-    speed_probability: float = 0.5
     pad_probability: float = 0.3
+    blend_probability: float = 0.2
+    blend_db: float = 6.0
     mix_probability: float = 0.3
     mix_snr_db: tuple[float, float] = (5.0, 25.0)
     filter_db: float = 6.0
@@ -37,7 +41,7 @@ class Augmentation:
 
 
 def augment_samples(samples: np.ndarray, length: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
-    """Crop, change speed and gain, and fill one clip to the window.
+    """Change a clip's speed, crop it to the window at random or fill the window with it, and change its gain.
 
     Args:
         samples: Mono `[samples]`, float32.
@@ -48,22 +52,61 @@ def augment_samples(samples: np.ndarray, length: int, rng: np.random.Generator, 
     Returns:
         `[length]`, float32.
     """
-    if settings.speed and rng.random() < settings.speed_probability:
-        speed = 1.0 + settings.speed * rng.uniform(-1, 1)
+    speed = settings.speeds[int(rng.integers(len(settings.speeds)))]
+    if speed != 1.0:
         positions = np.arange(0, len(samples) - 1, speed) if len(samples) > 2 else np.zeros(1)
         samples = np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
-    if len(samples) > length:
-        start = int(rng.integers(0, len(samples) - length + 1))
-        samples = samples[start : start + length]
-    elif rng.random() < settings.pad_probability:
-        offset = int(rng.integers(0, length - len(samples) + 1))
-        samples = np.pad(samples, (offset, length - len(samples) - offset))
-    else:
-        # As repeated at inference, from a random point of the period half of the time.
-        samples = np.tile(samples, math.ceil(length / len(samples)))[:length]
-        if rng.random() < 0.5:
-            samples = np.roll(samples, int(rng.integers(0, length)))
-    return (samples * 10 ** (settings.gain_db * rng.uniform(-1, 1) / 20)).astype(np.float32)
+    filled = _fill(samples, length, 0.0, rng, settings)
+    return (filled * 10 ** (settings.gain_db * rng.uniform(-1, 1) / 20)).astype(np.float32)
+
+
+def _fill(
+    clip: np.ndarray, length: int, silence: float, rng: np.random.Generator, settings: Augmentation
+) -> np.ndarray:
+    """Crop a clip to `length` along its first axis, or fill that length with it."""
+    if len(clip) >= length:
+        start = int(rng.integers(0, len(clip) - length + 1))
+        return clip[start : start + length]
+    if rng.random() < settings.pad_probability:
+        before = int(rng.integers(0, length - len(clip) + 1))
+        sides = [(before, length - len(clip) - before)] + [(0, 0)] * (clip.ndim - 1)
+        return np.pad(clip, sides, constant_values=silence)
+    # As repeated at inference, from a random point of the period half of the time.
+    shift = int(rng.integers(0, len(clip))) if rng.random() < 0.5 else 0
+    return clip[(np.arange(length) + shift) % len(clip)]
+
+
+def fill_window(log_mel: np.ndarray, frames: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
+    """Crop a clip to the window at random, or fill the window with it, and change its gain.
+
+    Args:
+        log_mel: Log-mel of the whole clip `[any number of frames, mel]`, dB.
+        frames: Frames of the window.
+        rng: Source of every choice.
+        settings: What is allowed.
+
+    Returns:
+        `[frames, mel]`, float32 dB.
+    """
+    filled = _fill(log_mel, frames, FLOOR_DB, rng, settings)
+    return np.maximum(filled + np.float32(settings.gain_db * rng.uniform(-1, 1)), FLOOR_DB, dtype=np.float32)
+
+
+def blend(first: np.ndarray, second: np.ndarray, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
+    """Lay one log-mel over another at a similar level; powers add.
+
+    Args:
+        first: `[frames, mel]`, dB.
+        second: `[frames, mel]`, dB.
+        rng: Source of the relative level.
+        settings: What is allowed.
+
+    Returns:
+        `[frames, mel]`, float32 dB.
+    """
+    one, two = 10 ** (first / 10), 10 ** (second / 10)
+    level = one.mean() / max(float(two.mean()), 1e-12) * 10 ** (settings.blend_db * rng.uniform(-1, 1) / 10)
+    return (10 * np.log10(np.maximum(one + two * level, 1e-10))).astype(np.float32)
 
 
 def augment_log_mel(features: torch.Tensor, generator: torch.Generator, settings: Augmentation) -> torch.Tensor:

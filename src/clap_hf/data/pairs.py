@@ -1,8 +1,8 @@
-"""Audio-text pairs for training: decoded, cropped and augmented in the loader's workers."""
+"""Audio-text pairs for training: cropped and augmented log-mels of the sound corpus, with a text each."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..audio import load_audio
-from ..model.feature_extraction_msclap import MSClapFeatureExtractor
-from .augment import Augmentation, augment_samples
+from .augment import Augmentation, blend, fill_window
+from .log_mels import LogMelStore
 
 # Their labels say less than their captions: a note's pitch, a sentence's language.
 CAPTION_GROUPS = ("instrument", "speech", "other")
@@ -35,9 +34,10 @@ class PairDataset(Dataset):
     Every random choice comes from (seed, draw, row): the same draw of a row gives the same pair in any worker.
 
     Args:
-        split: Rows with `audio` (FLAC bytes), `captions`, `label` and `category`.
-        feature_extractor: Makes the log-mels.
-        augmentation: Random changes of the samples.
+        split: Rows with `captions`, `label` and `category`.
+        log_mels: The rows' log-mels.
+        frames: Frames of the window.
+        augmentation: Random changes of the clips.
         template: Zero-shot template with `{}` for a label.
         template_probability: How often the label in the template replaces the caption.
         seed: Source of every choice.
@@ -46,14 +46,15 @@ class PairDataset(Dataset):
     def __init__(
         self,
         split: datasets.Dataset,
-        feature_extractor: MSClapFeatureExtractor,
+        log_mels: LogMelStore,
+        frames: int,
         augmentation: Augmentation,
         template: str,
         template_probability: float,
         seed: int,
     ):
-        self.rows = split.cast_column("audio", datasets.Audio(decode=False))
-        self.feature_extractor = feature_extractor
+        self.log_mels = log_mels
+        self.frames = frames
         self.augmentation = augmentation
         self.template = template
         self.template_probability = template_probability
@@ -71,6 +72,9 @@ class PairDataset(Dataset):
         )
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self.groups = [numbers[name] for name in names]
+        self.members: dict[int, list[int]] = defaultdict(list)
+        for row, group in enumerate(self.groups):
+            self.members[group].append(row)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -93,13 +97,16 @@ class PairDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Pair:
         row, draw = key
         rng = np.random.default_rng([self.seed, draw, row])
-        audio = load_audio(self.rows[row]["audio"]["bytes"])
-        samples = augment_samples(
-            audio.samples.mean(axis=0), self.feature_extractor.window_samples, rng, self.augmentation
-        )
-        with torch.inference_mode():
-            features = self.feature_extractor.log_mel(torch.from_numpy(samples))
-        return Pair(features[None].clone(), self.text(row, rng), self.groups[row])
+        features = self._window(row, rng)
+        if rng.random() < self.augmentation.blend_probability:
+            members = self.members[self.groups[row]]
+            other = members[int(rng.integers(len(members)))]
+            features = blend(features, self._window(other, rng), rng, self.augmentation)
+        return Pair(torch.from_numpy(features)[None], self.text(row, rng), self.groups[row])
+
+    def _window(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        speed = int(rng.integers(len(self.log_mels.speeds)))
+        return fill_window(self.log_mels(row, speed), self.frames, rng, self.augmentation)
 
     def text(self, row: int, rng: np.random.Generator) -> str:
         """A caption of the row, or its label in the zero-shot template."""

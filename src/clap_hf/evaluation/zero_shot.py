@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,9 @@ from rich.progress import track
 from ..audio import AudioDecodeError, load_audio
 from ..model.modeling_msclap import MSClapModel, mean_over_windows
 from ..model.processing_msclap import MSClapProcessor
+from .encoder import embed_texts, embed_windows
+from .scoring import bootstrap_interval, relevant_ranks, retrieval
 from .sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, select_clips
-
-BOOTSTRAP_SAMPLES = 2000
-BOOTSTRAP_SEED = 0
-WINDOWS_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -72,31 +71,21 @@ def load_clips(
     return EvaluationClips([rows[i] for i in position], classes, torch.cat(features), torch.cat(counts), skipped)
 
 
-@torch.inference_mode()
 def embed_clips(model: MSClapModel, clips: EvaluationClips) -> torch.Tensor:
     """Unit vectors of all clips, `[clips, projection_dim]`, float32 on the CPU."""
-    windows = []
-    for batch in clips.input_features.split(WINDOWS_PER_BATCH):
-        windows.append(model.get_audio_features(batch.to(model.device)).pooler_output.float().cpu())
-    return F.normalize(mean_over_windows(torch.cat(windows), clips.num_windows), dim=-1)
+    windows = embed_windows(model, clips.input_features)
+    return F.normalize(mean_over_windows(windows, clips.num_windows), dim=-1)
 
 
-@torch.inference_mode()
-def embed_texts(model: MSClapModel, processor: MSClapProcessor, texts: list[str]) -> torch.Tensor:
-    """Unit vectors of texts, `[texts, projection_dim]`, float32 on the CPU."""
-    vectors = []
-    for start in range(0, len(texts), 64):
-        tokens = processor(text=texts[start : start + 64]).to(model.device)
-        vectors.append(model.get_text_features(**tokens).pooler_output.float().cpu())
-    return torch.cat(vectors)
+def class_vectors(vectors: torch.Tensor, texts: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Unit vector of every class, `[classes, dim]`: the mean over its texts, normalised again.
 
-
-def bootstrap_interval(hits: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean over clips, by resampling clips with a fixed seed."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    means = hits[rng.integers(0, len(hits), (BOOTSTRAP_SAMPLES, len(hits)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    Args:
+        vectors: Unit vectors of all texts, class after class `[texts, dim]`.
+        texts: The texts of every class.
+    """
+    parts = vectors.split([len(own) for own in texts])
+    return F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
 
 
 def _metric(hits: np.ndarray) -> dict[str, Any]:
@@ -121,8 +110,7 @@ def classify(
         names = sorted(set(chosen.values()))
         texts = [task.texts(name) for name in names]
         vectors = embed_texts(model, processor, [text for group in texts for text in group])
-        prototypes = torch.stack([part.mean(dim=0) for part in vectors.split([len(group) for group in texts])])
-        predicted = (audio[list(chosen)] @ F.normalize(prototypes, dim=-1).t()).argmax(dim=1)
+        predicted = (audio[list(chosen)] @ class_vectors(vectors, texts).t()).argmax(dim=1)
         truth = np.array([names.index(name) for name in chosen.values()])
         hits = (predicted.numpy() == truth).astype(float)
         per_class = {
@@ -152,12 +140,12 @@ def retrieve(
     similarity = captions @ audio[chosen].t()
     results = {}
     for direction, matrix in (("text to audio", similarity), ("audio to text", similarity.t())):
-        rank = (matrix >= matrix.diagonal()[:, None]).sum(dim=1) - 1
+        rows = matrix.numpy()
+        found = retrieval([relevant_ranks(row, [i]) for i, row in enumerate(rows)])
         for k in (1, 10):
-            hits = (rank < k).numpy().astype(float)
             results[f"{direction} R@{k}"] = {
                 "metric": f"R@{k}",
-                **_metric(hits),
+                **_metric(found.recall[k]),
                 "clips": len(chosen),
                 "chance": min(1.0, k / len(chosen)),
             }

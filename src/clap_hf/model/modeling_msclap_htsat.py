@@ -47,15 +47,25 @@ def mask_stripes(features: torch.Tensor, dim: int, max_width: int, num_stripes: 
 
 
 class MSClapBatchNorm(nn.BatchNorm2d):
-    """Normalises every mel bin of a log-mel `[batch, 1, frames, mel]`, and augments it in training."""
+    """Normalises every mel bin of a log-mel `[batch, 1, frames, mel]`, and augments it in training.
+
+    Attributes:
+        statistics: Mean and variance of every mel bin, `[mel]` each, to normalise by in training instead of the
+            batch's own: where a batch is seen in chunks, those of the whole batch.
+    """
 
     def __init__(self, config: MSClapAudioConfig):
         super().__init__(config.num_mel_bins)
         self.config = config
+        self.statistics: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, input_features: torch.Tensor) -> torch.Tensor:
         # Decibel values need float32: bfloat16 resolves 0.5 dB at -100 dB.
-        normed = super().forward(input_features.to(self.weight.dtype).transpose(1, 3)).transpose(1, 3)
+        features = input_features.to(self.weight.dtype).transpose(1, 3)
+        if self.training and self.statistics is not None:
+            normed = F.batch_norm(features, *self.statistics, self.weight, self.bias, eps=self.eps).transpose(1, 3)
+        else:
+            normed = super().forward(features).transpose(1, 3)
         if self.training and self.config.spec_augment:
             config = self.config
             normed = mask_stripes(normed, 2, config.spec_augment_time_width, config.spec_augment_time_stripes)

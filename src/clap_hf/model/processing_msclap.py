@@ -33,6 +33,9 @@ class MSClapProcessor(ProcessorMixin):
         max_length: int | None = None,
         text_kwargs: dict[str, Any] | None = None,
         audio_kwargs: dict[str, Any] | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+        videos_kwargs: dict[str, Any] | None = None,
+        common_kwargs: dict[str, Any] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Tokenize texts and turn audio into log-mel windows.
@@ -46,6 +49,10 @@ class MSClapProcessor(ProcessorMixin):
             max_length: Longest text, tokens; the tokenizer's `model_max_length` when None.
             text_kwargs: Further arguments of the tokenizer; they win over the ones above.
             audio_kwargs: Further arguments of the feature extractor (`long_audio`, `generator`, `device`...).
+                `padding`, which harnesses pass to every audio model, means nothing here: windows have one length.
+            images_kwargs: Empty: part of the calling convention of transformers 5, which sentence-transformers follows.
+            videos_kwargs: Empty, likewise.
+            common_kwargs: `return_tensors`, in that convention.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -57,6 +64,9 @@ class MSClapProcessor(ProcessorMixin):
         """
         if text is None and audio is None:
             raise ValueError("Nothing to process: pass text=, audio= or both.")
+        if images_kwargs or videos_kwargs:
+            raise ValueError("images_kwargs or videos_kwargs hold settings, but CLAP takes audio and text only.")
+        return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
         features: dict[str, torch.Tensor] = {}
         if text is not None:
             options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (text_kwargs or {})
@@ -64,6 +74,7 @@ class MSClapProcessor(ProcessorMixin):
             features.update(tokens)
         if audio is not None:
             options = {"sampling_rate": sampling_rate} | (audio_kwargs or {})
+            options.pop("padding", None)
             features.update(self.feature_extractor(audio, return_tensors=return_tensors, **options))
         return BatchFeature(features)
 

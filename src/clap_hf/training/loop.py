@@ -1,253 +1,281 @@
-"""The contrastive loop: Accelerate, evaluation every epoch, last and best checkpoint, exact resume by epoch."""
+"""The training loop of every stage: steps, evaluation, checkpoints, resume.
+
+Every random choice is drawn from (seed, step), so that a run which was stopped anywhere and resumed goes on as if it
+had never stopped: the state of a run is its weights, its optimiser and the number of the step.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
-import math
 import os
-import platform
+import signal
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import accelerate
-import datasets
 import torch
-import transformers
-from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
+from accelerate import Accelerator, InitProcessGroupKwargs
 
-from ..data.augment import augment_log_mel
-from ..data.pairs import BalancedSampler, PairCollator, PairDataset
-from ..evaluation.sound_tasks import TEMPLATES
-from ..evaluation.zero_shot import evaluate, load_clips, zero_shot_score
 from ..files import replace_folder
-from ..model.modeling_msclap import MSClapModel, contrastive_loss
-from .build import build_model
-from .losses import multi_positive_contrastive_loss
-from .recipe import Recipe
-from .text_bank import TextBank
+from .checkpoints import checkpoint_name, load_checkpoint, newest_checkpoint, save_checkpoint
+from .distributed import any_process, average_gradients, copy_from_main, gather_objects
+from .optimization import Schedule, build_optimizer, update_average
+from .records import RECORD, RunRecord, RunState, check_trackers
+from .settings import TrainingSettings
+from .task import Batch, Position, Task
 
-VALIDATION_CLIPS_PER_CLASS = 6
-LOG_STEPS = 20  # where the progress bar has no terminal to live on
-RECORD, LAST, BEST = "run.jsonl", "last", "best"
+LAST, BEST = "last", "best"
+EVALUATION_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main one evaluates
+LIST_STEPS = 100  # steps between looks at how many rows could not be read
+MAY_CHANGE = {"name", "dataset", "checkpoint_steps", "max_skipped"}  # settings that a resumed run may change
 
 
-def train(recipe: Recipe, output_dir: Path, *, resume: bool = False, num_workers: int = 1) -> dict[str, Any]:
-    """Train a model by a recipe.
-
-    Every random choice comes from (seed, epoch), so a run that was stopped and resumed at an epoch's end continues as
-    if it had never stopped. The best epoch is chosen by the zero-shot score on the validation split.
+def make_accelerator(
+    settings: TrainingSettings, output_dir: Path | None = None, trackers: Sequence[str] = ()
+) -> Accelerator:
+    """The Accelerator of a run, over all processes that `accelerate launch` or `torchrun` started.
 
     Args:
-        recipe: What to train.
-        output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from) and `best/` (for
-            `from_pretrained`).
-        resume: Continue from `last/`.
-        num_workers: Loader processes.
+        settings: Names the precision.
+        output_dir: Where trackers that write files do so.
+        trackers: Names that Accelerate knows: `"tensorboard"`, `"wandb"`, `"trackio"` ...
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(
+        mixed_precision=settings.precision,
+        cpu=several and not torch.cuda.is_available(),
+        log_with=list(trackers) or None,
+        project_dir=output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=EVALUATION_TIMEOUT)],
+    )
+
+
+def train(
+    task: Task,
+    settings: TrainingSettings,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a stage.
+
+    Args:
+        task: The stage.
+        settings: Its recipe.
+        output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from), `best/` (for
+            `from_pretrained`) and `skipped.jsonl` (rows that could not be read).
+        resume: Continue from the newest whole checkpoint in `last/`, at its exact step; the number of processes may be
+            another.
+        trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out and said so.
 
     Returns:
-        The record of the best epoch.
+        The record of the best epoch since this call; empty if there was none.
 
     Raises:
         FileExistsError: If the folder holds another run and `resume` is not given.
+        FileNotFoundError: If there is nothing to resume.
+        ValueError: If the batch does not divide by the processes, or the run was begun with other settings or data.
+        RuntimeError: If more rows than `max_skipped` could not be read.
     """
-    accelerator = Accelerator(mixed_precision=recipe.precision)
-    if (output_dir / RECORD).exists() and not resume:
-        raise FileExistsError(f"{output_dir} holds a run already. Pass --resume to continue it, or another folder.")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    model, processor = build_model(recipe)
-    model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
-    average = copy.deepcopy(model).eval()  # exponential moving average of the weights
-    splits = datasets.load_dataset(recipe.dataset)
-    dataset = PairDataset(
-        splits["train"],
-        processor.feature_extractor,
-        recipe.augmentation,
-        TEMPLATES[0],
-        recipe.template_probability,
-        recipe.seed,
-    )
-    weights = dataset.weights(recipe.balance, recipe.category_weights)
-    sampler = BalancedSampler(
-        weights, recipe.steps_per_epoch * recipe.batch_size * accelerator.num_processes, recipe.seed
-    )
-    loader = DataLoader(
-        dataset,
-        recipe.batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=PairCollator(processor.tokenizer, dataset.texts),
-        drop_last=True,
-    )
-    optimizer = build_optimizer(model, recipe)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
-    state: dict[str, Any] = {"epoch": 0, "best": -math.inf}
-    parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}  # what `last/` holds
-    if resume:
-        state = _load_last(output_dir / LAST, parts)
-    average = average.to(accelerator.device)
-    if recipe.text_bank and accelerator.num_processes > 1:
-        raise ValueError("text_bank runs on one process; leave it out of the recipe for several.")
-    bank = TextBank(model, processor, dataset) if recipe.text_bank else None
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    clips = load_clips(splits["validation"], processor, VALIDATION_CLIPS_PER_CLASS)
+    return _Loop(task, settings, output_dir, resume, check_trackers(trackers)).run()
 
-    if accelerator.is_main_process:
-        start = {"recipe": recipe.to_dict(), "from_step": state["epoch"] * recipe.steps_per_epoch}
-        _append(output_dir / RECORD, start | {"versions": _versions()})
-    epochs = math.ceil(recipe.steps / recipe.steps_per_epoch)
-    best_record: dict[str, Any] = {}
-    for epoch in range(state["epoch"], epochs):
-        sampler.epoch = epoch
-        record = _train_epoch(accelerator, model, average, loader, optimizer, scheduler, bank, recipe, epoch)
-        if accelerator.is_main_process:
-            results = evaluate(average, processor, clips)
-            record |= {
-                "zero_shot_score": zero_shot_score(results),
-                "validation": {name: result["value"] for name, result in results.items()},
+
+class _Loop:
+    """What the steps of a run share."""
+
+    def __init__(self, task: Task, settings: TrainingSettings, output_dir: Path, resume: bool, trackers: list[str]):
+        self.task, self.settings, self.output_dir = task, settings, output_dir
+        self.accelerator = make_accelerator(settings, output_dir, trackers)
+        if (output_dir / RECORD).exists() and not resume:
+            raise FileExistsError(
+                f"{output_dir} holds a run already. Pass --resume to continue it, or another folder."
+            )
+        self.accelerator.wait_for_everyone()  # all have looked
+        if settings.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size is {settings.batch_size} over all processes, expected a multiple of their number, "
+                f"{self.accelerator.num_processes}."
+            )
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for module in (task.model, task.criterion):
+            module.to(self.accelerator.device)
+            copy_from_main(module)
+        task.setup(self.accelerator)
+        if settings.gradient_checkpointing:
+            task.model.gradient_checkpointing_enable()
+        self.steps_per_epoch = settings.steps_per_epoch or task.steps_per_epoch()
+        self.epochs = settings.num_epochs(self.steps_per_epoch)
+        self.optimizer = build_optimizer([task.model, task.criterion], settings)
+        self.schedule = Schedule(self.optimizer, settings, self.epochs * self.steps_per_epoch)
+        self.parts: dict[str, Any] = {
+            "model": task.model,
+            "criterion": task.criterion,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule.scheduler,
+        }
+        self.average = task.model
+        if settings.ema_decay:
+            self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
+            self.parts["average"] = self.average
+        self.state = self.load() if resume else RunState()
+        self.record = RunRecord(output_dir, self.accelerator, settings, self.state, self.steps_per_epoch)
+        self.record.start(trackers)
+
+    def run(self) -> dict[str, Any]:
+        """All epochs that are left; returns the record of the best of them."""
+        best: dict[str, Any] = {}
+        with StopRequest() as stop:
+            for epoch in range(self.state.epoch, self.epochs):
+                if not self.train_epoch(epoch, stop):
+                    self.record.say(f"Stopped after step {self.state.step}; --resume continues there.")
+                    break
+                record = self.evaluate()
+                if record.get("best"):
+                    best = record
+        self.accelerator.end_training()
+        return best
+
+    def train_epoch(self, epoch: int, stop: StopRequest) -> bool:
+        """The steps of an epoch that are left; False if the run was asked to stop."""
+        task, settings, state, accelerator = self.task, self.settings, self.state, self.accelerator
+        first, last = state.step, (epoch + 1) * self.steps_per_epoch
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        process, processes = accelerator.process_index, accelerator.num_processes
+        batches = task.batches(epoch, first - epoch * self.steps_per_epoch, process, processes) if first < last else ()
+        iterator = iter(itertools.islice(batches, last - first))
+        task.train_mode()
+        with self.record.bar(epoch):
+            while True:
+                started = time.perf_counter()
+                batch = _next_batch(iterator, stop)
+                waited = time.perf_counter() - started
+                if any_process(stop.requested, accelerator.device):
+                    self.save()
+                    return False
+                if batch is None:
+                    break
+                self.record.skipped += batch.pop("skipped", [])
+                position = Position(settings.seed, state.step, epoch, process, processes)
+                batch = task.prepare_batch(batch, position, accelerator.device)
+                numbers = task.backward(accelerator, batch, position)
+                average_gradients(parameters)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+                self.optimizer.step()
+                self.schedule.after_step()
+                self.optimizer.zero_grad()
+                if settings.ema_decay:
+                    update_average(self.average, task.model, settings.ema_decay, state.step)
+                state.step += 1
+                numbers |= {"gradient_norm": norm}
+                self.record.after_step(numbers, time.perf_counter() - started, waited, self.learning_rate)
+                if state.step % LIST_STEPS == 0:
+                    self.record.list_skipped()
+                if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
+                    self.save()
+        if state.step != last:
+            raise RuntimeError(
+                f"The data of epoch {epoch + 1} ended {last - state.step} steps early. Lower steps_per_epoch, which "
+                f"is {self.steps_per_epoch}, or set it to null for the data's own."
+            )
+        self.save()  # evaluation can take long, and a scheduler that wants the machine will not wait for it
+        return True
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step, of the first group of parameters."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def evaluate(self) -> dict[str, Any]:
+        """Judge the epoch whose steps are done, keep it if it is the best, and save; returns its record."""
+        task, settings, state = self.task, self.settings, self.state
+        started = time.perf_counter()
+        results = gather_objects(task.evaluate(self.average, self.accelerator))[0]  # the main process's, everywhere
+        if settings.best_metric not in results:
+            raise ValueError(
+                f"best_metric is {settings.best_metric!r}, expected one of what the evaluation returns: "
+                f"{sorted(results)}."
+            )
+        value, sign = float(results[settings.best_metric]), 1 if settings.best_mode == "max" else -1
+        record = self.record.epoch(self.learning_rate) | results
+        record["evaluation_seconds"] = time.perf_counter() - started
+        if state.best is None or sign * value > sign * state.best:
+            state.best = value
+            record["best"] = True
+            if self.accelerator.is_main_process:
+                replace_folder(self.output_dir / BEST, partial(task.save, model=self.average))
+        self.schedule.after_epoch(results.get(settings.plateau_metric))
+        state.epoch, state.totals, state.seconds, state.waiting = state.epoch + 1, {}, 0.0, 0.0
+        self.record.write(record)
+        self.save()
+        return record
+
+    def save(self) -> None:
+        """Write `last/`; every process calls this at the same step."""
+        self.record.list_skipped()
+        self.record.copy_totals()
+        if self.accelerator.is_main_process:
+            evaluated = self.state.step == self.state.epoch * self.steps_per_epoch
+            tensors = {name: part.state_dict() for name, part in self.parts.items()}
+            about = {
+                "state": asdict(self.state),
+                "task": self.task.state(),
+                "data": self.task.fingerprint(),
+                "settings": self.settings.to_dict(),
             }
-            state["epoch"] = epoch + 1
-            if record["zero_shot_score"] > state["best"]:
-                state["best"] = record["zero_shot_score"]
-                record["best"] = True
-                best_record = record
-                replace_folder(output_dir / BEST, partial(_save_pretrained, model=average, processor=processor))
-            _append(output_dir / RECORD, record)
-            replace_folder(output_dir / LAST, partial(_save_last, parts=parts, state=state))
-            print(json.dumps(record), flush=True)
-        accelerator.wait_for_everyone()
-    return best_record
+            save_checkpoint(self.output_dir / LAST, checkpoint_name(self.state.step, evaluated), tensors, about)
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> RunState:
+        """Take everything back from the newest whole checkpoint."""
+        path = newest_checkpoint(self.output_dir / LAST)
+        tensors, about = load_checkpoint(path)
+        now = json.loads(json.dumps(self.settings.to_dict()))  # as the checkpoint went through JSON
+        before = about["settings"]
+        changed = [name for name in {**now, **before} if now.get(name) != before.get(name) and name not in MAY_CHANGE]
+        if changed:
+            found = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+            raise ValueError(f"{path} was begun with other settings ({found}). Resume with the same recipe.")
+        if about["data"] != self.task.fingerprint():
+            raise ValueError(
+                f"{path} was begun on other data (fingerprint {about['data']!r} then, {self.task.fingerprint()!r} "
+                "now). Resume on the same files, or start a new run from best/."
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(tensors[name])
+        self.task.load_state(about["task"])
+        return RunState(**about["state"])
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: biases, norms, tables of position bias and the logit scale stay free."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.ndim > 1 and "bias_table" not in name]
-    free = [p for name, p in named if p.ndim <= 1 or "bias_table" in name]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+class StopRequest:
+    """Turns SIGTERM, which job schedulers send before they kill, into a wish that the loop heeds between steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopRequest:
+        self.previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
 
 
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _train_epoch(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    average: MSClapModel,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    bank: TextBank | None,
-    recipe: Recipe,
-    epoch: int,
-) -> dict[str, Any]:
-    """One epoch of optimiser steps; returns its means."""
-    torch.manual_seed((recipe.seed + 1) * 100_003 + epoch * accelerator.num_processes + accelerator.process_index)
-    generator = torch.Generator().manual_seed(torch.initial_seed())
-    model.train()
-    if recipe.text.freeze:
-        accelerator.unwrap_model(model).text_model.eval()
-    totals = {"loss": 0.0, "recall_at_1": 0.0, "gradient_norm": 0.0, "waiting_s": 0.0}
-    started = waiting = time.perf_counter()
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), transient=True) as progress:
-        task = progress.add_task("", total=len(loader), epoch=epoch + 1, loss="")
-        for step, batch in enumerate(loader):
-            totals["waiting_s"] += time.perf_counter() - waiting
-            features = augment_log_mel(batch["input_features"].cpu(), generator, recipe.augmentation)
-            features = features.to(accelerator.device)
-            if bank is not None:
-                loss, logits = bank.loss(accelerator.unwrap_model(model), features, batch)
-            else:
-                logits = model(batch["input_ids"], batch["attention_mask"], features).logits_per_text
-                if recipe.loss == "multi_positive":
-                    loss = multi_positive_contrastive_loss(logits, batch["groups"])
-                else:
-                    loss = contrastive_loss(logits)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            update_average(average, accelerator.unwrap_model(model), recipe, epoch * recipe.steps_per_epoch + step)
-            found = batch["groups"][logits.argmax(dim=1)] == batch["groups"]
-            totals["loss"] += loss.item()
-            totals["recall_at_1"] += found.float().mean().item()
-            totals["gradient_norm"] += float(norm)
-            if not progress.console.is_terminal and (step + 1) % LOG_STEPS == 0:
-                so_far = totals["loss"] / (step + 1)
-                rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
-                print(f"epoch {epoch + 1} step {step + 1}: loss {so_far:.3f}, {rate:.1f} clips/s", flush=True)
-            progress.update(task, advance=1, loss=f"loss {totals['loss'] / (step + 1):.3f}")
-            waiting = time.perf_counter()
-    elapsed = time.perf_counter() - started
-    steps = len(loader)
-    return {
-        "epoch": epoch + 1,
-        "step": (epoch + 1) * recipe.steps_per_epoch,
-        "loss": totals["loss"] / steps,
-        "recall_at_1": totals["recall_at_1"] / steps,
-        "gradient_norm": totals["gradient_norm"] / steps,
-        "logit_scale": accelerator.unwrap_model(model).logit_scale.exp().item(),
-        "learning_rate": scheduler.get_last_lr()[0],
-        "clips_per_s": steps * recipe.batch_size * accelerator.num_processes / elapsed,
-        "waiting": totals["waiting_s"] / elapsed,
-        "seconds": elapsed,
-    }
-
-
-@torch.no_grad()
-def update_average(average: MSClapModel, model: MSClapModel, recipe: Recipe, step: int) -> None:
-    """Move the averaged weights towards the model's; the decay ramps up so that early weights are forgotten."""
-    decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-    for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        if source.requires_grad:
-            target.lerp_(source, 1 - decay)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
-
-
-def _save_pretrained(folder: Path, model: MSClapModel, processor: Any) -> None:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def _save_last(folder: Path, parts: dict[str, Any], state: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
-    torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "state.pt")
-    (folder / "state.json").write_text(json.dumps(state))
-
-
-def _load_last(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
-    if not (folder / "state.json").is_file():
-        raise FileNotFoundError(f"Nothing to resume: {folder} has no state.json. Run without --resume.")
-    saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return json.loads((folder / "state.json").read_text())
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "datasets": datasets.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+def _next_batch(iterator: Iterator[Batch], stop: StopRequest) -> Batch | None:
+    """The next batch; None at the end, or where loader processes died of the signal that asks to stop."""
+    try:
+        return next(iterator, None)
+    except RuntimeError:
+        if stop.requested:
+            return None
+        raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..data.augment import Augmentation
+from .settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -32,62 +33,62 @@ class TextTower:
     freeze: bool = False
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a contrastive run.
+LOSSES = ("multi_positive", "contrastive", "sigmoid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(TrainingSettings):
+    """Everything that decides a contrastive run; see `TrainingSettings` for what all stages share.
 
     Args:
-        name: Name of the run.
-        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus.
+        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus. Empty where
+            `sources` names others.
+        sources: Datasets of pairs in parquet files, streamed; settings of `StreamSource` each, or `source`, the name
+            of one of the paper's training sets, beside settings that differ from its own.
+        validation: Held-out pairs for streamed training, in the same form, of the split `validation` unless it says
+            otherwise; the corpus has its own.
+        validation_pairs: How many of these are used.
+        streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
+            buffer, resumed by reading again).
+        lanes: Of the plan, see `clap_hf.data.plan.Plan`.
+        window: Row groups that a lane mixes.
         audio: Settings of `MSClapAudioConfig`.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
-        loss: `"multi_positive"` or `"contrastive"` (paper Eq. 4).
+        loss: `"contrastive"` (paper Eq. 4), `"multi_positive"` or `"sigmoid"`.
+        mask_shared: Whether pairs that share a clip or a text are taken out of the negatives.
         text_bank: Whether clips are compared with all texts of the training set instead of the batch's; needs a frozen
             text tower.
-        batch_size: Pairs per step and process.
-        steps: Optimiser steps.
-        steps_per_epoch: Steps between evaluations.
-        learning_rate: Peak rate.
-        weight_decay: Decoupled weight decay of matrices.
-        warmup_steps: Steps of linear warm-up; a cosine to zero follows.
-        max_grad_norm: Gradient norm is clipped here.
-        ema_decay: Decay of the averaged weights that are evaluated and kept; 0 keeps the last weights.
+        chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
+            caching); `"auto"` chooses by the free memory, None takes this process's share of the batch whole.
+        batch_norm: What CNN14's BatchNorm layers do where a batch is seen in chunks; see `prepare_batch_norm`.
         template_probability: How often a clip's label in the zero-shot template replaces its caption.
         balance: Exponent of class balancing: a clip's weight is (clips of its group) ** -balance.
         category_weights: Factors on the sampling weight by category.
-        augmentation: Random changes of training clips.
-        precision: Accelerate's mixed precision, `"no"` or `"bf16"`.
-        seed: Source of every random choice.
+        augmentation: Random changes of training clips; None leaves them as they are.
     """
 
-    name: str
-    dataset: str
     audio: dict[str, Any]
     features: dict[str, Any]
     text: TextTower
+    dataset: str = ""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    validation_pairs: int = 1000
+    streaming: str = "exact"
+    lanes: int | None = None
+    window: int = 2
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
+    mask_shared: bool = False
     text_bank: bool = False
-    batch_size: int = 64
-    steps: int = 1000
-    steps_per_epoch: int = 100
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 50
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.995
+    chunk_size: int | str | None = None
+    batch_norm: str = "exact"
     template_probability: float = 0.3
     balance: float = 0.5
     category_weights: dict[str, float] = field(default_factory=dict)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    precision: str = "no"
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data, for run records."""
-        return asdict(self)
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
@@ -110,12 +111,28 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     values = yaml.safe_load(Path(path).read_text())
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["text"] = _build(TextTower, values.get("text", {}), f"{path}: text")
-    values["augmentation"] = _build(Augmentation, values.get("augmentation", {}), f"{path}: augmentation")
+    augmentation = values.get("augmentation", {})
+    values["augmentation"] = (
+        None if augmentation is None else _build(Augmentation, augmentation, f"{path}: augmentation")
+    )
+    if "epochs" in values:
+        values.setdefault("steps", None)
     recipe = _build(Recipe, values, str(path))
     if (recipe.text.pretrained is None) == (recipe.text.config is None):
         raise ValueError(f"{path}: text needs exactly one of 'pretrained' and 'config'.")
-    if recipe.loss not in ("multi_positive", "contrastive"):
-        raise ValueError(f"{path}: loss is {recipe.loss!r}, expected 'multi_positive' or 'contrastive'.")
+    if recipe.loss not in LOSSES:
+        raise ValueError(f"{path}: loss is {recipe.loss!r}, expected one of {LOSSES}.")
+    if bool(recipe.dataset) == bool(recipe.sources):
+        raise ValueError(f"{path}: expected exactly one of 'dataset' and 'sources'.")
+    if recipe.sources and not recipe.validation:
+        raise ValueError(f"{path}: streamed training needs 'validation', a dataset of held-out pairs.")
+    if recipe.streaming not in ("exact", "simple") or (recipe.streaming == "simple" and len(recipe.sources) != 1):
+        raise ValueError(
+            f"{path}: streaming is {recipe.streaming!r} with {len(recipe.sources)} sources, expected 'exact', or "
+            "'simple' with one source."
+        )
+    if recipe.mask_shared and recipe.dataset:
+        raise ValueError(f"{path}: mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
     if recipe.text_bank and not recipe.text.freeze:
         raise ValueError(f"{path}: text_bank needs text.freeze: the texts are encoded once.")
     return recipe

@@ -35,21 +35,20 @@ class TextBank:
         self.texts_of_groups = dataset.texts_of_groups().to(model.device)
 
     def loss(
-        self, model: MSClapModel, input_features: torch.Tensor, batch: dict[str, torch.Tensor]
+        self, model: MSClapModel, audio_embeds: torch.Tensor, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Symmetric loss of a batch: clips against all texts, the batch's texts against its clips.
 
         Args:
             model: The model, on the same device as the bank.
-            input_features: Log-mels `[batch, 1, frames, mel]`, dB.
+            audio_embeds: Unit vectors of the batch's clips `[batch, projection_dim]`, float32.
             batch: With `texts` (numbers of the batch's texts) and `groups`, both `[batch]`.
 
         Returns:
             The scalar loss, and the scaled similarities within the batch, texts by clips.
         """
-        audio = model.get_audio_features(input_features).pooler_output
         texts = F.normalize(model.text_projection(self.states).float(), dim=-1)
-        against_all = model.compute_similarity(audio, texts)  # [batch, texts]
+        against_all = model.compute_similarity(audio_embeds, texts)  # [batch, texts]
         within = against_all[:, batch["texts"]].t()
         to_text = text_bank_loss(against_all, batch["texts"], self.texts_of_groups[batch["groups"]])
         return 0.5 * (to_text + multi_positive_contrastive_loss(within, batch["groups"])), within

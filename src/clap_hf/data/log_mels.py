@@ -1,0 +1,154 @@
+"""Log-mels of every clip of a split at several speeds, computed once, so that training decodes nothing.
+
+A small tower on a CPU spends more time on decoding and Fourier transforms than its batches can hide; a few hours of
+sound are a few hundred megabytes of float16 log-mels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import soxr
+import torch
+from rich.progress import track
+
+from ..audio import load_audio
+from ..files import write_json
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+
+ROWS_PER_PART = 1000
+# Shorter clips are repeated up to this before the transform, so that the seams sound as they do at inference.
+MIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows `first` to `first + ROWS_PER_PART` of a split, for one worker process."""
+
+    rows: datasets.Dataset
+    feature_extractor: MSClapFeatureExtractor
+    speeds: tuple[float, ...]
+    path: Path
+
+
+def clip_log_mels(
+    samples: np.ndarray, feature_extractor: MSClapFeatureExtractor, speeds: Sequence[float]
+) -> list[np.ndarray]:
+    """Log-mel of a whole clip at every speed.
+
+    Args:
+        samples: Mono `[samples]`, float32, at the extractor's rate.
+        feature_extractor: Makes the log-mels.
+        speeds: Factors of speed and pitch, 1.0 for none.
+
+    Returns:
+        One `[frames, mel]`, float16 dB, a speed.
+    """
+    rate = feature_extractor.sampling_rate
+    shortest = max(feature_extractor.n_fft, round(MIN_SECONDS * rate))
+    log_mels = []
+    for speed in speeds:
+        changed = samples if speed == 1.0 else soxr.resample(samples, rate * speed, rate, quality="MQ")
+        if 0 < len(changed) < shortest:
+            changed = np.tile(changed, math.ceil(shortest / len(changed)))
+        with torch.inference_mode():
+            log_mels.append(feature_extractor.log_mel(torch.from_numpy(changed)).numpy().astype(np.float16))
+    return log_mels
+
+
+def _write_part(part: _Part) -> None:
+    torch.set_num_threads(1)
+    blocks: list[np.ndarray] = []
+    for row in part.rows:
+        audio = load_audio(row["audio"]["bytes"])
+        samples = audio.samples.mean(axis=0)
+        if audio.sampling_rate != part.feature_extractor.sampling_rate:
+            samples = soxr.resample(samples, audio.sampling_rate, part.feature_extractor.sampling_rate)
+        blocks += clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds)
+    fresh = part.path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        np.save(file, np.concatenate(blocks))
+    # The lengths first: a part counts as finished once its log-mels are there.
+    write_json(part.path.with_suffix(".json"), {"frames": [len(block) for block in blocks]})
+    os.replace(fresh, part.path)
+
+
+class LogMelStore:
+    """Random access to the log-mels of a split; the file parts stay on disk, mapped into memory.
+
+    Parts that an earlier, perhaps interrupted, run wrote are kept.
+
+    Args:
+        rows: Rows whose `audio` holds encoded bytes (`Audio(decode=False)`).
+        feature_extractor: Makes the log-mels.
+        speeds: Factors of speed and pitch, 1.0 for none.
+        folder: Where the parts go; one folder serves every split and setting.
+        processes: Worker processes; 1 works in this process.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        feature_extractor: MSClapFeatureExtractor,
+        speeds: Sequence[float],
+        folder: Path,
+        processes: int = 2,
+    ):
+        self.speeds = tuple(speeds)
+        settings: dict[str, Any] = json.loads(feature_extractor.to_json_string())
+        for name in ("long_audio", "short_audio", "duration_s", "processor_class"):
+            settings.pop(name, None)  # they do not change a whole clip's log-mel
+        ids = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
+        key = json.dumps([settings, self.speeds, ids, rows.num_rows, ROWS_PER_PART], sort_keys=True)
+        self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"part-{first:08d}.npy" for first in range(0, rows.num_rows, ROWS_PER_PART)]
+        missing = [
+            _Part(
+                rows.select_columns(["audio"]).select(
+                    range(k * ROWS_PER_PART, min((k + 1) * ROWS_PER_PART, len(rows)))
+                ),
+                feature_extractor,
+                self.speeds,
+                path,
+            )
+            for k, path in enumerate(paths)
+            if not path.is_file()
+        ]
+        if processes == 1:
+            for part in track(missing, "Computing log-mels"):
+                _write_part(part)
+        elif missing:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                list(track(pool.map(_write_part, missing), "Computing log-mels", total=len(missing)))
+        self._parts = [np.load(path, mmap_mode="r") for path in paths]
+        self._starts = []
+        for path in paths:
+            frames = json.loads(path.with_suffix(".json").read_text())["frames"]
+            self._starts.append(np.concatenate([[0], np.cumsum(frames)]))
+
+    def __call__(self, row: int, speed: int) -> np.ndarray:
+        """Log-mel of a whole clip.
+
+        Args:
+            row: Row of the split.
+            speed: Index into `speeds`.
+
+        Returns:
+            `[frames, mel]`, float32 dB.
+        """
+        part, offset = divmod(row, ROWS_PER_PART)
+        position = offset * len(self.speeds) + speed
+        start, stop = self._starts[part][position : position + 2]
+        return np.asarray(self._parts[part][start:stop], dtype=np.float32)

@@ -1,0 +1,387 @@
+"""Pairs streamed from parquet files, local or on the Hub: read by row group, decoded by crop, resumed at any batch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..audio import AudioDecodeError, load_audio
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor, resample
+from ..model.processing_msclap import MSClapProcessor
+from .augment import Augmentation, augment_samples
+from .plan import Plan, RowGroup, Segment
+
+CROP_ONLY = Augmentation(gain_db=0.0, speeds=(1.0,), pad_probability=0.0, blend_probability=0.0)
+OPEN_FILES = 32
+READ_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """A dataset of pairs in parquet files.
+
+    Args:
+        dataset: Hub id, or a local folder.
+        split: Its split.
+        config: Its configuration, where it has several.
+        revision: Branch, tag or commit on the Hub.
+        weight: How often an epoch passes over it.
+        audio: Column of encoded audio, `{bytes, path}` as `datasets.Audio` stores it, or bytes.
+        text: Column of a text or a list of texts, one of which is drawn per visit.
+        texts: Forms the texts of a row instead, from `text_columns`.
+        text_columns: What `texts` needs.
+        id: Column that names a row; its place in the files when None.
+        duration: Column of a clip's length, s; read from the audio's header when None.
+    """
+
+    dataset: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    weight: float = 1.0
+    audio: str = "audio"
+    text: str = "text"
+    texts: Callable[[dict[str, Any]], list[str]] | None = None
+    text_columns: tuple[str, ...] = ()
+    id: str | None = None
+    duration: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns to read."""
+        texts = [*self.text_columns] if self.texts else [self.text]
+        return list(dict.fromkeys([self.audio, *texts, *filter(None, (self.id, self.duration))]))
+
+    def files(self) -> list[str]:
+        """Locations of the split's parquet files; Hub ones name the commit.
+
+        Raises:
+            ValueError: If the dataset has no such split or no parquet files.
+        """
+        builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
+        files = builder.config.data_files or {}
+        if self.split not in files:
+            raise ValueError(f"{self.dataset} has splits {sorted(files)}, expected {self.split!r} among them.")
+        found = [str(file) for file in files[self.split]]
+        if not all(file.endswith(".parquet") for file in found):
+            raise ValueError(
+                f"{self.dataset} holds {found[0]}, expected parquet files. Convert it with "
+                "scripts/build_dataset.py, or stream it without exact resume: `streaming: simple`."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Example:
+    """A decoded pair: mono crop `[samples]`, float32 at the model's rate, a text, and numbers of its clip and text."""
+
+    waveform: np.ndarray
+    text: str
+    clip: int
+    text_number: int
+
+
+class RowError(ValueError):
+    """A row that no example can be made of."""
+
+
+def number_of(name: str) -> int:
+    """A stable number of 63 bits for a string."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def make_example(
+    row: dict[str, Any],
+    name: str,
+    source: StreamSource,
+    feature_extractor: MSClapFeatureExtractor,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> Example:
+    """Choose a text and a crop of a row, and decode that crop only.
+
+    Args:
+        row: Values of the source's columns.
+        name: Names the row.
+        source: Where it comes from.
+        feature_extractor: Says the model's rate and window.
+        augmentation: Random changes of the samples.
+        rng: Source of every choice.
+
+    Raises:
+        RowError: If the row has no text, or its audio cannot be decoded.
+    """
+    texts = source.texts(row) if source.texts else row[source.text]
+    texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
+    if not texts or not texts[0].strip():
+        raise RowError("no text")
+    text = texts[int(rng.integers(len(texts)))]
+    audio = row[source.audio]
+    encoded = audio.get("bytes") if isinstance(audio, dict) else audio
+    if not encoded:
+        raise RowError("no audio bytes")
+    try:
+        total_s = row[source.duration] if source.duration else None
+        total_s = total_s or _duration_s(encoded)
+        wanted_s = feature_extractor.duration_s * max(augmentation.speeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a truncated file still gives what is there
+            if total_s is not None and total_s > wanted_s:
+                clip = load_audio(encoded, start_s=rng.uniform(0, total_s - wanted_s), duration_s=wanted_s)
+            else:
+                clip = load_audio(encoded)
+    except (AudioDecodeError, soundfile.LibsndfileError) as error:
+        raise RowError(str(error)) from error
+    samples = torch.from_numpy(clip.samples.mean(axis=0))
+    samples = resample(samples, clip.sampling_rate, feature_extractor.sampling_rate)
+    waveform = augment_samples(samples.numpy(), feature_extractor.window_samples, rng, augmentation)
+    return Example(waveform, text, number_of(name), number_of(text))
+
+
+def _duration_s(encoded: bytes) -> float | None:
+    """Length by the header, s; None where libsndfile does not know the format."""
+    try:
+        return soundfile.info(io.BytesIO(encoded)).duration
+    except soundfile.LibsndfileError:
+        return None
+
+
+class RowGroupReader:
+    """Reads segments of row groups, keeping a few files open.
+
+    Args:
+        sources: The sources.
+        files: Locations of the files of every source.
+    """
+
+    def __init__(self, sources: Sequence[StreamSource], files: Sequence[Sequence[str]]):
+        self.sources, self.files = sources, files
+        self.open: OrderedDict[tuple[int, int], pq.ParquetFile] = OrderedDict()
+
+    def read(self, segments: Sequence[Segment]) -> list[tuple[Segment, pa.Table]]:
+        """The rows of segments, retried where the network fails."""
+        return [(segment, self._read(segment)) for segment in segments]
+
+    def _read(self, segment: Segment) -> pa.Table:
+        group = segment.group
+        for attempt in itertools.count(1):
+            try:
+                file = self._file(group.source, group.file)
+                table = file.read_row_group(group.index, columns=self.sources[group.source].columns)
+                return table.slice(segment.first, segment.rows)
+            except OSError:
+                self.open.pop((group.source, group.file), None)
+                if attempt == READ_ATTEMPTS:
+                    raise
+                time.sleep(2.0**attempt)
+        raise AssertionError("unreachable")
+
+    def _file(self, source: int, file: int) -> pq.ParquetFile:
+        key = (source, file)
+        if key not in self.open:
+            self.open[key] = open_parquet(self.files[source][file])
+            if len(self.open) > OPEN_FILES:
+                self.open.popitem(last=False)
+        self.open.move_to_end(key)
+        return self.open[key]
+
+
+def open_parquet(location: str) -> pq.ParquetFile:
+    """Open a parquet file anywhere that fsspec reaches; only its footer is read."""
+    filesystem, path = fsspec.core.url_to_fs(location)
+    return pq.ParquetFile(filesystem.open(path, "rb", block_size=2**20), pre_buffer=True)
+
+
+class PairStream:
+    """Batches of pairs by a plan; see `clap_hf.data.plan`.
+
+    Args:
+        sources: Where pairs come from.
+        processor: Its feature extractor says rate and window, its tokenizer makes the tokens.
+        batch_size: Pairs of a batch, over all processes.
+        seed: Source of every choice.
+        augmentation: Random changes of the samples; None only crops.
+        num_workers: Loader processes of every process; they and the processes divide the lanes.
+        lanes: See `Plan`.
+        window: See `Plan`.
+
+    Raises:
+        ValueError: If a source lacks its split, its columns or parquet files.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        processor: MSClapProcessor,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        num_workers: int = 0,
+        lanes: int | None = None,
+        window: int = 2,
+    ):
+        self.sources, self.processor, self.seed, self.num_workers = sources, processor, seed, num_workers
+        self.augmentation = augmentation or CROP_ONLY
+        self.files = [source.files() for source in sources]
+        groups = [group for i in range(len(sources)) for group in _row_groups(i, sources[i], self.files[i])]
+        self.plan = Plan(groups, [source.weight for source in sources], batch_size, seed, lanes, window)
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        return self.plan.steps_per_epoch
+
+    def fingerprint(self) -> str:
+        """Names the data: rows of all row groups of all files, wherever these lie."""
+        layout = [[group.source, group.file, group.index, group.rows] for group in self.plan.groups]
+        about = (layout, self.plan.lanes, self.plan.window, [float(weight) for weight in self.plan.weights])
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
+        """See `clap_hf.training.task.Task.batches`.
+
+        Raises:
+            ValueError: If processes and loaders do not divide the lanes.
+        """
+        loaders = max(1, self.num_workers)
+        if self.plan.lanes % (processes * loaders):
+            raise ValueError(
+                f"{processes} processes with {loaders} loaders each cannot share {self.plan.lanes} lanes evenly. "
+                "Choose numbers whose product divides them."
+            )
+        own = self.plan.lanes // processes
+        lanes = range(process * own, (process + 1) * own)
+        loader = DataLoader(
+            _Parts(self, epoch, first_step, lanes),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=2 if self.num_workers else None,
+        )
+        parts = iter(loader)
+        # Loaders answer in turn, each with its lanes' part of the batch.
+        return (join_parts(turn, self.processor.tokenizer) for turn in zip(*[parts] * loaders, strict=True))
+
+
+def make_part(examples: Sequence[Example], skipped: list[dict[str, str]], tokenizer: Any) -> dict[str, Any]:
+    """What a loader gives of a batch: stacked crops, tokens not padded yet, numbers, and the rows skipped for it."""
+    return {
+        "waveforms": torch.from_numpy(np.stack([example.waveform for example in examples])),
+        "tokens": tokenizer([example.text for example in examples], truncation=True)["input_ids"],
+        "clips": torch.tensor([example.clip for example in examples]),
+        "texts": torch.tensor([example.text_number for example in examples]),
+        "skipped": skipped,
+    }
+
+
+def join_parts(parts: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """A batch of the loaders' parts, in their order; see `clap_hf.training.contrastive_task.PairBatches`."""
+    ids = [tokens for part in parts for tokens in part["tokens"]]
+    tokens = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+    numbers = {name: torch.cat([part[name] for part in parts]) for name in ("clips", "texts")}
+    return {
+        # Not joined here: at full size that copies two gigabytes. The device takes them part by part.
+        "waveforms": [part["waveforms"] for part in parts],
+        "input_ids": tokens["input_ids"],
+        "attention_mask": tokens["attention_mask"],
+        "groups": numbers["texts"],
+        **numbers,
+        "skipped": [row for part in parts for row in part["skipped"]],
+    }
+
+
+def _row_groups(number: int, source: StreamSource, files: list[str]) -> list[RowGroup]:
+    """Row groups of a source, from the files' footers."""
+
+    def of_file(file: int) -> list[RowGroup]:
+        parquet = open_parquet(files[file])
+        missing = [column for column in source.columns if column not in parquet.schema_arrow.names]
+        if missing:
+            raise ValueError(
+                f"{files[file]} has columns {parquet.schema_arrow.names}, expected {missing} among them. Name the "
+                "source's own columns."
+            )
+        metadata = parquet.metadata
+        return [RowGroup(number, file, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+
+    with ThreadPoolExecutor(16) as pool:
+        return [group for groups in pool.map(of_file, range(len(files))) for group in groups if group.rows]
+
+
+class _Parts(IterableDataset):
+    """What one loader contributes to every batch: the next rows of its lanes."""
+
+    def __init__(self, stream: PairStream, epoch: int, first_step: int, lanes: range):
+        self.stream, self.epoch, self.first_step, self.lanes = stream, epoch, first_step, lanes
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        number, loaders = (info.id, info.num_workers) if info else (0, 1)
+        own = len(self.lanes) // loaders
+        plan = self.stream.plan
+        segments = plan.segments(self.epoch)
+        with ThreadPoolExecutor(1) as pool:  # reads the next windows while this thread decodes
+            reader = RowGroupReader(self.stream.sources, self.stream.files)
+            lanes = [
+                self._lane(segments, lane, pool, reader) for lane in self.lanes[number * own : (number + 1) * own]
+            ]
+            for _ in range(self.first_step, plan.steps_per_epoch):
+                found = [next(lane) for lane in lanes for _ in range(plan.per_lane)]
+                skipped = [row for _, rows in found for row in rows]
+                yield make_part([example for example, _ in found], skipped, self.stream.processor.tokenizer)
+
+    def _lane(
+        self, segments: list[Segment], lane: int, pool: ThreadPoolExecutor, reader: RowGroupReader
+    ) -> Iterator[tuple[Example, list[dict[str, str]]]]:
+        """Examples of a lane, each with the rows that were skipped for it."""
+        windows = list(self.stream.plan.windows(segments, self.epoch, lane, self.first_step))
+        pending = pool.submit(reader.read, windows[0].segments)
+        for i, window in enumerate(windows):
+            rows = [(segment, table, row) for segment, table in pending.result() for row in range(table.num_rows)]
+            if i + 1 < len(windows):
+                pending = pool.submit(reader.read, windows[i + 1].segments)
+            for place in range(window.taken, len(rows)):
+                yield self._readable(rows, window.order, place)
+
+    def _readable(
+        self, rows: list[tuple[Segment, pa.Table, int]], order: np.ndarray, place: int
+    ) -> tuple[Example, list[dict[str, str]]]:
+        """The example at a place of a window, or, if that cannot be read, the one half a window on, and so forth.
+
+        So what stands at a place depends on nothing but the data.
+        """
+        skipped: list[dict[str, str]] = []
+        for attempt in range(len(order)):
+            step = 0 if attempt == 0 else len(order) // 2 + attempt - 1
+            segment, table, row = rows[order[(place + step) % len(order)]]
+            source = self.stream.sources[segment.group.source]
+            values = table.slice(row, 1).to_pylist()[0]
+            where = f"{segment.group.file}/{segment.group.index}/{segment.first + row}"
+            own = values[source.id] if source.id else where
+            name = f"{source.dataset}:{own}"  # for people; the choices must not depend on where the files lie
+            number = number_of(f"{segment.group.source}:{own}")
+            rng = np.random.default_rng([self.stream.seed, self.epoch, segment.copy, attempt, number])
+            try:
+                example = make_example(
+                    values, own, source, self.stream.processor.feature_extractor, self.stream.augmentation, rng
+                )
+                return example, skipped
+            except RowError as error:
+                if attempt == 0:  # a replacement that fails too is listed at its own place
+                    skipped.append({"id": name, "epoch": str(self.epoch), "reason": str(error)})
+        raise RuntimeError(f"None of {len(order)} rows around {name} can be read: {skipped[0]['reason']}")

@@ -1,0 +1,104 @@
+"""What an evaluation asks of a captioning model, and the paper's answer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..audio import Audio
+from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
+from ..model.processing_msclap import MSClapProcessor
+from . import scoring
+from .captions import caption_scores
+from .encoder import fingerprint
+
+CLIPS_PER_BATCH = 8
+
+
+class Captioner(Protocol):
+    """Anything that describes sounds in words."""
+
+    key: str  # changes whenever the captions may change
+
+    def prepare(self, audio: Audio) -> Any:
+        """What the model hears of a sound; runs in loader processes."""
+
+    def caption(self, prepared: Sequence[Any]) -> list[str]:
+        """A caption a sound."""
+
+    def settings(self) -> dict[str, Any]:
+        """Everything about the model that affects a score, for the record."""
+
+
+class ClapCaptioner:
+    """The paper's captioning model for evaluation.
+
+    Args:
+        model: In evaluation mode, on its device; its own generation settings apply.
+        processor: Its processor, with the language model's tokenizer.
+        name: Folder or Hub id, for the record.
+    """
+
+    def __init__(self, model: MSClapForAudioCaptioning, processor: MSClapProcessor, name: str = ""):
+        self.model, self.processor = model, processor
+        extractor = processor.feature_extractor
+        generation = model.generation_config.to_diff_dict()
+        front_end = {
+            "long_audio": extractor.long_audio,
+            "short_audio": extractor.short_audio,
+            "generation": generation,
+        }
+        self.key = fingerprint(model, front_end)
+        revision = model.config.__dict__.get("_commit_hash")
+        self._settings = {"model": name, "revision": revision, "fingerprint": self.key[:16], **front_end}
+
+    def prepare(self, audio: Audio) -> dict[str, torch.Tensor]:
+        """Log-mel windows of a sound."""
+        return dict(self.processor.feature_extractor(audio.samples, audio.sampling_rate))
+
+    @torch.inference_mode()
+    def caption(self, prepared: Sequence[dict[str, torch.Tensor]]) -> list[str]:
+        """A caption a sound."""
+        texts: list[str] = []
+        for start in range(0, len(prepared), CLIPS_PER_BATCH):
+            batch = prepared[start : start + CLIPS_PER_BATCH]
+            inputs = {
+                name: torch.cat([item[name] for item in batch]).to(self.model.device)
+                for name in ("input_features", "num_windows")
+            }
+            tokens = self.model.generate(**inputs)
+            texts += self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def settings(self) -> dict[str, Any]:
+        """Model, revision and generation settings."""
+        return self._settings
+
+
+def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Result of a captioning task: SPIDEr where it can be computed, and every other metric.
+
+    Args:
+        captions: A caption a clip.
+        references: The clip's own captions.
+    """
+    scores = caption_scores(captions, references)
+    low, high = (None, None) if scores.spider is None else scoring.bootstrap_interval(scores.spider)
+    cider_low, cider_high = scoring.bootstrap_interval(np.asarray(scores.cider_d))
+    return {
+        "metric": "SPIDEr",
+        "value": scores.values["spider"],
+        "low": low,
+        "high": high,
+        "chance": None,
+        "clips": len(captions),
+        "captions": sum(map(len, references)),
+        "scores": scores.values,
+        "cider_d": {"value": scores.values["cider_d"], "low": cider_low, "high": cider_high},
+        "unavailable": scores.unavailable,
+        "tokenizer": scores.tokenizer,
+        "examples": [{"caption": c, "references": list(r)} for c, r in zip(captions[:5], references[:5], strict=True)],
+    }

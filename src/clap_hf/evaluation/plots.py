@@ -1,0 +1,90 @@
+"""Plots of a task as PNG: confusion matrix, scores per class, similarity of clips and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .zero_shot_tasks import Details
+
+MOST_BARS = 60  # of more classes, the worst and the best are shown
+LARGEST_HEATMAP = 100
+
+
+def draw(details: Details, title: str, folder: Path) -> list[Path]:
+    """Draw what a task has.
+
+    Args:
+        details: See `Details`.
+        title: The task's name.
+        folder: Gets the PNG files.
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [_bars(details, title, folder / "per_class.png")]
+    if details.confusion is not None and len(details.classes) <= LARGEST_HEATMAP:
+        counts = details.confusion.sum(axis=1, keepdims=True)
+        shares = np.divide(details.confusion, counts, out=np.zeros(details.confusion.shape), where=counts > 0)
+        labels = ("true class", "called")
+        files.append(_heatmap(shares, details.classes, f"{title}: confusion", labels, folder / "confusion.png", 0.0))
+    if len(details.classes) <= LARGEST_HEATMAP:
+        labels = ("sounds of", "text")
+        heading = f"{title}: mean cosine"
+        files.append(_heatmap(details.similarity, details.classes, heading, labels, folder / "similarity.png", None))
+    return files
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:37] + "..."
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    fresh = path.with_suffix(".new.png")
+    figure.savefig(fresh, dpi=120)
+    fresh.replace(path)
+    return path
+
+
+def _bars(details: Details, title: str, path: Path) -> Path:
+    there = np.flatnonzero(~np.isnan(details.per_class))
+    order = there[np.argsort(details.per_class[there], kind="stable")]
+    if len(order) > MOST_BARS:
+        order = np.concatenate([order[: MOST_BARS // 2], order[-MOST_BARS // 2 :]])
+    figure = Figure(figsize=(8, 1.2 + 0.22 * len(order)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh([_short(details.classes[i]) for i in order], details.per_class[order], color="#3b6ea5")
+    if len(there):
+        mean = float(details.per_class[there].mean())
+        axes.axvline(mean, color="black", linewidth=0.8, linestyle="--", label=f"mean {mean:.3f}")
+        axes.legend(loc="lower right")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlabel(details.score_name)
+    axes.set_title(title)
+    return _save(figure, path)
+
+
+def _heatmap(
+    values: np.ndarray, names: tuple[str, ...], title: str, labels: tuple[str, str], path: Path, low: float | None
+) -> Path:
+    size = 3 + 0.2 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="viridis", vmin=low, vmax=None if low is None else 1.0)
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    shown = [_short(name) for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=90)
+    axes.set_yticks(range(len(names)), shown)
+    axes.set_ylabel(labels[0])
+    axes.set_xlabel(labels[1])
+    axes.set_title(title)
+    if len(names) <= 12:
+        middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+        for (row, column), value in np.ndenumerate(values):
+            colour = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    return _save(figure, path)

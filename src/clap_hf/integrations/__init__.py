@@ -1,0 +1,1 @@
+"""CLAP in other projects' harnesses."""

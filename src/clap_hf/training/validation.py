@@ -1,0 +1,116 @@
+"""How good a model is after an epoch: zero-shot tasks of the sound corpus, or retrieval among held-out pairs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..data.simple_stream import stream_rows
+from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
+from ..evaluation.zero_shot import classify, embed_clips, embed_texts, load_clips, retrieve, zero_shot_score
+from ..model.modeling_msclap import MSClapModel, contrastive_loss
+from ..model.processing_msclap import MSClapProcessor
+from .recipe import Recipe
+
+CLIPS_PER_CLASS = 6
+CLIPS_PER_BATCH = 32
+
+
+def validation_loss(model: MSClapModel, audio: torch.Tensor, text: torch.Tensor, batch_size: int) -> float:
+    """Mean symmetric contrastive loss over batches of held-out pairs, in their order.
+
+    Args:
+        model: Its logit scale applies.
+        audio: Unit vectors `[pairs, dim]`.
+        text: Unit vectors `[pairs, dim]`.
+        batch_size: Pairs that are compared with each other; a smaller rest is left out if there is a whole batch.
+    """
+    size = min(batch_size, len(audio))
+    whole = len(audio) // size * size
+    with torch.inference_mode():
+        losses = [
+            contrastive_loss(model.compute_similarity(a.to(model.device), t.to(model.device)).t()).item()
+            for a, t in zip(audio[:whole].split(size), text[:whole].split(size), strict=True)
+        ]
+    return float(np.mean(losses))
+
+
+class CorpusValidation:
+    """Zero-shot score on a split in the layout of the sound corpus, with every task's value, and the loss there.
+
+    Args:
+        split: The split.
+        processor: The model's processor.
+        recipe: Its batch size is the loss's.
+    """
+
+    def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe):
+        self.processor, self.recipe = processor, recipe
+        self.clips = load_clips(split, processor, CLIPS_PER_CLASS)
+
+    def __call__(self, model: MSClapModel) -> dict[str, Any]:
+        audio = embed_clips(model, self.clips)
+        results = classify(model, self.processor, self.clips, audio)
+        results |= retrieve(model, self.processor, self.clips, audio)
+        text = embed_texts(model, self.processor, [row["captions"][0] for row in self.clips.rows])
+        # In an order that does not put the clips of a class side by side.
+        order = np.random.default_rng(self.recipe.seed).permutation(len(audio))
+        return {
+            "zero_shot_score": zero_shot_score(results),
+            "validation_loss": validation_loss(model, audio[order], text[order], self.recipe.batch_size),
+            "validation": {name: result["value"] for name, result in results.items()},
+        }
+
+
+class PairValidation:
+    """Retrieval among held-out pairs, in both directions, and the loss there.
+
+    Args:
+        source: Where the pairs are; the first ones are decoded once, with a fixed choice of crop and text.
+        processor: The model's processor.
+        recipe: Says how many pairs, and the loss's batch size.
+
+    Raises:
+        ValueError: If fewer than two pairs can be read.
+    """
+
+    def __init__(self, source: StreamSource, processor: MSClapProcessor, recipe: Recipe):
+        self.processor, self.recipe = processor, recipe
+        extractor = processor.feature_extractor
+        self.texts: list[str] = []
+        features = []
+        for number, row in enumerate(itertools.islice(stream_rows(source), recipe.validation_pairs)):
+            try:
+                example = make_example(row, str(number), source, extractor, CROP_ONLY, np.random.default_rng(number))
+            except RowError:
+                continue
+            self.texts.append(example.text)
+            features.append(extractor.log_mel(torch.from_numpy(example.waveform)))
+        if len(features) < 2:
+            raise ValueError(f"{source.dataset}, {source.split}: {len(features)} readable pairs, expected at least 2.")
+        self.features = torch.stack(features)[:, None]
+
+    def __call__(self, model: MSClapModel) -> dict[str, Any]:
+        with torch.inference_mode():
+            batches = self.features.split(CLIPS_PER_BATCH)
+            audio = torch.cat([model.get_audio_features(b.to(model.device)).pooler_output.cpu() for b in batches])
+        text = embed_texts(model, self.processor, self.texts)
+        similarity = F.normalize(text, dim=-1) @ audio.t()
+        # Equal texts are equally right: a clip of the same text counts as found.
+        same = torch.tensor([[a == b for b in self.texts] for a in self.texts])
+        recalls = {}
+        for name, matrix in (("text_to_audio", similarity), ("audio_to_text", similarity.t())):
+            best = matrix.topk(min(10, len(matrix)), dim=1).indices
+            found = same.gather(1, best).cumsum(dim=1) > 0
+            for k in (1, 10):
+                recalls[f"{name}_R@{k}"] = found[:, min(k, found.shape[1]) - 1].float().mean().item()
+        return {
+            "recall_at_10": (recalls["text_to_audio_R@10"] + recalls["audio_to_text_R@10"]) / 2,
+            "validation_loss": validation_loss(model, audio, text, self.recipe.batch_size),
+            "validation": recalls,
+        }

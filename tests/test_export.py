@@ -1,0 +1,50 @@
+"""ONNX graphs of both towers: equal to the model for any number of windows, texts and tokens."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from clap_hf import MSClapProcessor
+from clap_hf.export import export_onnx
+from conftest import TINY_CNN14, make_feature_extractor, make_model, sound
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("audio", [None, TINY_CNN14], ids=["htsat", "cnn14"])
+def test_graphs_equal_the_model(audio, tokenizer, tmp_path):
+    model = make_model(audio=audio)
+    processor = MSClapProcessor(make_feature_extractor(), tokenizer)
+    report = export_onnx(model, processor, tmp_path / "onnx", int8=True)
+    assert json.loads((tmp_path / "onnx" / "onnx.json").read_text()) == report
+    assert report["logit_scale"] == pytest.approx(float(model.logit_scale.exp()))
+    for name, graph in report["graphs"].items():
+        assert graph["lowest_cosine"] > (0.9 if "int8" in name else 1 - 1e-5), name
+
+    inputs = MSClapProcessor.from_pretrained(tmp_path / "onnx")(
+        text=["rain", "a long train passes slowly", "!"] * 3, audio=[sound(0.7), sound(2.6)], sampling_rate=16_000
+    )
+    with torch.inference_mode():
+        expected = model(**inputs)
+    embeds = {}
+    for tower in ("audio", "text"):
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{tower}.onnx")
+        feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
+        embeds[tower] = session.run(None, feed)[0]
+    np.testing.assert_allclose(embeds["text"], expected.text_embeds, atol=1e-5)
+    of_clip = np.split(embeds["audio"], np.cumsum(inputs["num_windows"].numpy())[:-1])
+    means = np.stack([windows.mean(axis=0) for windows in of_clip])
+    np.testing.assert_allclose(means / np.linalg.norm(means, axis=1, keepdims=True), expected.audio_embeds, atol=1e-5)
+
+
+def test_an_export_that_differs_is_refused_and_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    from clap_hf import export
+
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    processor = MSClapProcessor(make_feature_extractor(), tokenizer)
+    with pytest.raises(RuntimeError, match="audio.onnx differs from the model"):
+        export_onnx(make_model(audio=TINY_CNN14), processor, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())

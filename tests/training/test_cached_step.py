@@ -1,0 +1,187 @@
+"""The cached step against the plain full-batch step, with dropout, drop-path, SpecAugment and BatchNorm active."""
+
+import copy
+
+import pytest
+import torch
+import torch.multiprocessing
+from steps import BATCH, BERT, CNN14, HTSAT, STEP, cached_step, gradients, make_batch, make_task, work
+from torch import nn
+
+from clap_hf.model.modeling_msclap_htsat import mask_stripes
+from clap_hf.training.batch_norm import prepare_batch_norm
+from clap_hf.training.chunking import bytes_per_pair, largest_chunk, saved_bytes
+
+TOLERANCE = 1e-5
+
+
+class WholeBatchNorm(nn.Module):
+    """The reference's input normalisation: torch's own BatchNorm over the whole batch, then every chunk's masks."""
+
+    def __init__(self, layer, features, size):
+        super().__init__()
+        self.layer, self.size, self.calls = layer, size, 0
+        whole = nn.BatchNorm2d.forward(nn.BatchNorm2d.train(layer), features.transpose(1, 3))
+        self.normed = whole.transpose(1, 3).split(size)
+
+    def forward(self, features):
+        normed, config = self.normed[self.calls], self.layer.config
+        self.calls += 1
+        normed = mask_stripes(normed, 2, config.spec_augment_time_width, config.spec_augment_time_stripes)
+        return mask_stripes(normed, 3, config.spec_augment_freq_width, config.spec_augment_freq_stripes)
+
+
+def full_batch_step(task, batch, size):
+    """One graph over the whole batch: nothing cached, nothing replayed; masks drawn for chunks of `size`."""
+    model = copy.deepcopy(task.model)
+    layer = model.audio_model.batch_norm
+    model.audio_model.batch_norm = WholeBatchNorm(layer, batch["input_features"], size)
+    task.set_chunk_size(size)
+    audio, text = [], []
+    for i, seed in enumerate(task._seeds(STEP, 0)):
+        rows = slice(i * size, (i + 1) * size)
+        torch.manual_seed(seed)
+        audio.append(model.get_audio_features(batch["input_features"][rows]).pooler_output)
+        mask = batch["attention_mask"][rows]
+        tokens = mask.sum(dim=1).max()  # as the step cuts padding: the shape of dropout's masks
+        text.append(model.get_text_features(batch["input_ids"][rows, :tokens], mask[:, :tokens]).pooler_output)
+    criterion = copy.deepcopy(task.criterion)
+    reference = copy.copy(task)
+    reference.model, reference.criterion = model, criterion
+    ids = [batch["clips"], batch["texts"]] if task.recipe.mask_shared else []
+    loss, _ = reference.global_loss(torch.cat(audio), torch.cat(text), batch["groups"], *ids)
+    loss.backward()
+    model.audio_model.batch_norm = layer
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return gradients(reference), buffers, loss.item()
+
+
+def assert_equal_gradients(ours, expected, tolerance=TOLERANCE):
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (ours[name] - value).norm() / value.norm()
+        assert difference <= tolerance, f"{name}: relative difference {difference:.2e}"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 12])
+def test_chunks_give_the_full_batch_gradient(size):
+    task = make_task(HTSAT)
+    batch = make_batch(task)
+    expected, buffers, loss = full_batch_step(task, batch, size)
+    ours, our_buffers, numbers = cached_step(task, batch, size)
+    assert "logit_scale" in ours and len(ours) > 50
+    assert_equal_gradients(ours, expected)
+    assert numbers["loss"] == pytest.approx(loss, rel=1e-6)
+    for name, value in buffers.items():  # running statistics too have moved once, by the whole batch
+        torch.testing.assert_close(our_buffers[name], value)
+
+
+def test_float32_is_as_exact_as_its_rounding():
+    task = make_task(HTSAT, dtype=torch.float32)
+    batch = make_batch(task)
+    assert_equal_gradients(cached_step(task, batch, 4)[0], full_batch_step(task, batch, 4)[0], tolerance=1e-4)
+
+
+def test_one_chunk_is_the_plain_step_of_the_model_itself():
+    task = make_task(HTSAT)
+    batch = make_batch(task)
+    model = copy.deepcopy(task.model)
+    task.set_chunk_size(BATCH)
+    torch.manual_seed(task._seeds(STEP, 0)[0])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "input_features")}
+    model(**inputs, return_loss=True).loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    assert_equal_gradients(cached_step(task, batch, BATCH)[0], expected)
+
+
+@pytest.mark.parametrize("settings", [{"loss": "sigmoid"}, {"loss": "multi_positive"}, {"mask_shared": True}], ids=str)
+def test_every_loss_is_exact_in_chunks(settings):
+    task = make_task(HTSAT, BERT, **settings)
+    batch = make_batch(task)
+    expected, _, _ = full_batch_step(task, batch, 5)
+    ours, _, _ = cached_step(task, batch, 5)
+    assert ("criterion.bias" in ours) == ("sigmoid" in settings.values())
+    assert_equal_gradients(ours, expected)
+
+
+def test_without_replayed_random_numbers_the_test_would_fail():
+    task = make_task(HTSAT)
+    batch = make_batch(task)
+    expected, _, _ = full_batch_step(task, batch, 4)
+    other, _, _ = full_batch_step(task, batch, 3)  # the same step with other masks
+    with pytest.raises(AssertionError, match="relative difference"):
+        assert_equal_gradients(other, expected, tolerance=0.05)
+
+
+STILL = {"audio": CNN14 | {"conv_dropout": 0.0, "head_dropout": 0.0, "spec_augment": False}, "still": True}
+TWO_PROCESSES = {
+    **{f"htsat, chunks of {size}": ({"audio": HTSAT}, size, size) for size in (1, 2, 3, 6)},
+    "sigmoid": ({"audio": HTSAT, "loss": "sigmoid"}, 3, 3),
+    "masked": ({"audio": HTSAT, "text": BERT, "mask_shared": True}, 3, 3),
+    "multi_positive": ({"audio": HTSAT, "loss": "multi_positive"}, 3, 3),
+    "cnn14, frozen": ({"audio": CNN14, "batch_norm": "frozen"}, 2, 2),
+    # Two halves against the whole: BatchNorm layers are synchronised. Without dropout, whose masks are by chunk.
+    "cnn14, exact": (STILL, BATCH // 2, BATCH),
+}
+
+
+@pytest.fixture(scope="module")
+def results_of_two(tmp_path_factory):
+    """What two processes got; started once, since importing costs more than all the steps."""
+    folder = tmp_path_factory.mktemp("processes")
+    cases = [(name, arguments, size) for name, (arguments, size, _) in TWO_PROCESSES.items()]
+    torch.multiprocessing.spawn(work, (2, cases, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{process}.pt") for process in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO_PROCESSES)
+def test_two_processes_equal_one(results_of_two, name):
+    arguments, _, size = TWO_PROCESSES[name]
+    task = make_task(**arguments)
+    expected, buffers, numbers = cached_step(task, make_batch(task), size)
+    for results in results_of_two:
+        ours, our_buffers, our_numbers = results[name]
+        assert_equal_gradients(ours, expected)
+        assert our_numbers == pytest.approx(numbers, rel=1e-5)
+        for buffer, value in buffers.items():
+            torch.testing.assert_close(our_buffers[buffer], value)
+
+
+class TestCnn14:
+    def test_chunks_are_refused(self):
+        task = make_task(CNN14)
+        with pytest.raises(ValueError, match="6 BatchNorm layers"):
+            task.set_chunk_size(4)
+        with pytest.raises(ValueError, match="'ghost', expected one of"):
+            prepare_batch_norm(task.model, "ghost", in_chunks=False)
+
+    def test_frozen_statistics_are_exact_in_chunks(self):
+        task = make_task(CNN14, batch_norm="frozen")
+        batch = make_batch(task)
+        expected, buffers, _ = full_batch_step(task, batch, 4)
+        ours, our_buffers, _ = cached_step(task, batch, 4)
+        assert_equal_gradients(ours, expected)
+        for name, value in buffers.items():
+            torch.testing.assert_close(our_buffers[name], value)
+
+    def test_per_chunk_differs_from_the_full_batch_and_moves_statistics_once_a_chunk(self):
+        task = make_task(CNN14, batch_norm="per_chunk")
+        batch = make_batch(task)
+        ours, buffers, _ = cached_step(task, batch, 4)
+        whole, _, _ = cached_step(task, batch, BATCH)
+        assert buffers["audio_model.blocks.0.bn1.num_batches_tracked"] == 3
+        assert buffers["audio_model.batch_norm.num_batches_tracked"] == 1
+        name = "audio_model.blocks.0.conv1.weight"
+        assert (ours[name] - whole[name]).norm() > 0.05 * whole[name].norm()
+
+
+def test_automatic_chunks_fit_the_memory_they_are_given():
+    task = make_task(HTSAT)
+    batch = make_batch(task)
+    per_pair = bytes_per_pair(task.model, batch)
+    assert saved_bytes(task.model, batch, 8) == pytest.approx(8 * per_pair, rel=0.2)
+    assert largest_chunk(per_pair, 100 * per_pair, share=1536) == 32  # 60 pairs fit
+    assert largest_chunk(per_pair, 10**15, share=1536) == 512
+    assert largest_chunk(per_pair, 0, share=1536) == 1
+    assert largest_chunk(per_pair, 10**15, share=20) == 20
