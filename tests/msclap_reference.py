@@ -19,7 +19,7 @@ import soundfile
 import torch
 import yaml
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, GPT2Config
+from transformers import AutoModel, AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 import clap_hf  # noqa: F401  makes a torchaudio built for another torch importable, which msclap needs
@@ -31,6 +31,7 @@ try:
         import msclap.models.clap as clap_module
         from msclap.models import audio as audio_module
         from msclap.models import config as htsat_settings
+        from msclap.models import mapper as mapper_module
         from msclap.models.htsat import HTSAT_Swin_Transformer
 
         logging.set_verbosity(verbosity)
@@ -42,8 +43,10 @@ except ImportError as error:
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TOKENIZERS = Path(__file__).parent / "tokenizers"
-TOKENIZER = {"2022": TOKENIZERS / "bert-base-uncased", "2023": TOKENIZERS / "gpt2"}
+VERSIONS = {"2022": "bert-base-uncased", "2023": "gpt2", "clapcap": "gpt2"}
+TOKENIZER = {version: TOKENIZERS / name for version, name in VERSIONS.items()}
 STYLES = ("current", "hub")
+STOP = 220  # the lone space, where msclap's captions end
 
 TEXT_CONFIGS = {"bert-base-uncased": BertConfig(), "gpt2": GPT2Config()}
 SMALL_TEXT_CONFIGS = {
@@ -101,17 +104,25 @@ def shims(small: bool) -> Iterator[None]:
     with ExitStack() as stack:
         put = lambda module, **names: stack.enter_context(mock.patch.multiple(module, **names))  # noqa: E731
         put(clap_module, AutoModel=SimpleNamespace(from_pretrained=lambda name: AutoModel.from_config(configs[name])))
+        language_model = SimpleNamespace(from_pretrained=lambda name: GPT2LMHeadModel(configs[name]))
+        put(mapper_module, GPT2LMHeadModel=language_model)
         put(wrapper_module, AutoTokenizer=SimpleNamespace(from_pretrained=local_tokenizer))
         if small:
             towers = {"HTSAT": SmallHtsat, "Cnn14": small_cnn14}
             put(clap_module, get_audio_encoder=towers.__getitem__)
             put(wrapper_module, CLAP=lambda **settings: clap_module.CLAP(**settings | small_sizes(settings)))
+            put(wrapper_module, get_clapcap=lambda name: small_captioner)
         yield
 
 
 def small_sizes(settings: dict[str, Any]) -> dict[str, int]:
     tower = SMALL_CNN14_CHANNELS[-1] if settings["audioenc_name"] == "Cnn14" else 128
     return {"out_emb": tower, "transformer_embed_dim": 128, "d_proj": 96}
+
+
+def small_captioner(clap: nn.Module, text_decoder: str, *settings: Any) -> nn.Module:
+    """msclap's captioner of the small parts, with a prefix of 6 vectors and 2 layers in the mapper."""
+    return mapper_module.ClapCaptionModel(clap, text_decoder, 6, 4, 96, 2, mapping_type="transformer")
 
 
 def random_clap(version: str, seed: int, small: bool = False) -> nn.Module:
@@ -131,6 +142,34 @@ def random_clap(version: str, seed: int, small: bool = False) -> nn.Module:
     randomise(clap.eval())
     calibrate(clap.audio_encoder.base)
     return clap
+
+
+def random_captioner(seed: int, small: bool = False, stop_gain: float = 1.0) -> nn.Module:
+    """msclap's captioner with seeded random weights, lively enough that captions depend on the clip.
+
+    Args:
+        seed: Source of the weights.
+        small: Whether its parts are small.
+        stop_gain: Factor on the end mark's logits: from about 4, some captions end early.
+    """
+    clap = random_clap("2023", seed, small)
+    with shims(small):
+        captioner = wrapper_module.get_clapcap("ClapCaption")(
+            clap, "gpt2", 40, 40, 1024, 8, True, "transformer", True, True
+        )
+    with torch.no_grad():
+        for name, weight in captioner.named_parameters():
+            if name.startswith(("clap.", "gpt.lm_head")):
+                continue
+            noise = torch.randn_like(weight)
+            if weight.ndim == 1:
+                weight.add_(0.1 * noise)
+            elif name == "clap_project.linear.weight":
+                weight.mul_(200.0 if small else 30.0)
+            elif name.startswith("gpt.transformer.h."):
+                weight.mul_(12.0 if small else 4.0)
+        captioner.gpt.transformer.wte.weight[STOP] *= stop_gain
+    return captioner.eval()
 
 
 @torch.no_grad()
@@ -173,7 +212,7 @@ def official_state(clap: nn.Module, version: str, style: str) -> dict[str, torch
 
     Args:
         clap: msclap's model.
-        version: `"2022"` or `"2023"`.
+        version: `"2022"`, `"2023"` or `"clapcap"`.
         style: `"current"`: the keys that current libraries write; `"hub"`: with the buffers of the older transformers
             that the published files were written with, and for 2023 every tensor float32, as published.
     """
@@ -183,9 +222,10 @@ def official_state(clap: nn.Module, version: str, style: str) -> dict[str, torch
     if version == "2022":
         positions = state["caption_encoder.base.embeddings.position_embeddings.weight"].shape[0]
         return state | {"caption_encoder.base.embeddings.position_ids": torch.arange(positions)[None]}
-    positions = state["caption_encoder.base.wpe.weight"].shape[0]
-    for layer in range(len(clap.caption_encoder.base.h)):
-        prefix = f"caption_encoder.base.h.{layer}.attn"
+    gpt2 = "gpt.transformer" if version == "clapcap" else "caption_encoder.base"
+    positions = state[f"{gpt2}.wpe.weight"].shape[0]
+    for layer in range(len(clap.get_submodule(gpt2).h)):
+        prefix = f"{gpt2}.h.{layer}.attn"
         state[f"{prefix}.bias"] = torch.ones(positions, positions, dtype=torch.uint8).tril()[None, None]
         state[f"{prefix}.masked_bias"] = torch.tensor(-1e4)
     return {name: value.float() for name, value in state.items()}
@@ -197,5 +237,15 @@ def reference_wrapper(checkpoint: Path, version: str, small: bool = False) -> An
         wrapper = wrapper_module.CLAPWrapper(model_fp=checkpoint, version=version, use_cuda=False)
     # It loads with strict=False: without this, a checkpoint that does not fit would go unnoticed.
     saved = torch.load(checkpoint, weights_only=True)["model"]
-    assert all(bool((value == saved[name]).all()) for name, value in wrapper.clap.state_dict().items())
+    loaded = wrapper.clapcap if version == "clapcap" else wrapper.clap
+    assert all(bool((value == saved[name]).all()) for name, value in loaded.state_dict().items())
+    if version == "clapcap":
+        wrapper.args.prefix_length = loaded.prefix_length  # the small one's
     return wrapper
+
+
+def caption_tokens(wrapper: Any, files: list[Path], beam_size: int = 5, entry_length: int = 67) -> list[list[int]]:
+    """Token ids that `generate_caption` decodes for each file; the end mark is the last, if it came."""
+    with mock.patch.object(wrapper.tokenizer, "decode", lambda ids: " ".join(map(str, ids))):
+        captions = wrapper.generate_caption(files, beam_size=beam_size, entry_length=entry_length)
+    return [[int(token) for token in caption.split()] for caption in captions]

@@ -109,7 +109,6 @@ def test_a_collapsed_text_tower_is_told_and_not_pushed(hub, save, tmp_path):
 
 
 def test_what_is_wrong_is_said_in_one_line(hub, tmp_path):
-    assert "clapcap" in run("clapcap", "--output", tmp_path / "converted", code=1).stderr
     assert "expected one of" in run("2021", "--output", tmp_path / "converted", code=1).stderr
     gone = run("2023", "--checkpoint", tmp_path / "gone.pth", "--output", tmp_path / "converted", code=1)
     assert "gone.pth is not a file" in gone.stderr

@@ -21,7 +21,7 @@ from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapFo
 from .pipeline import MSClapZeroShotAudioClassificationPipeline
 from .pipeline_captioning import MSClapAudioCaptioningPipeline
 from .model.processing_msclap import MSClapProcessor
-from .checkpoints import load_msclap_checkpoint
+from .checkpoints import load_clapcap_checkpoint, load_msclap_checkpoint
 
 register_auto_classes()
 
@@ -46,5 +46,6 @@ __all__ = [
     "audio_files",
     "embedded_checkpoint",
     "load_audio",
+    "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
 ]

@@ -13,21 +13,43 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from .model.configuration_msclap import MSClapAudioConfig, MSClapConfig
+from .model.configuration_msclap import MSClapAudioConfig, MSClapCaptioningConfig, MSClapConfig
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel
+from .model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from .model.processing_msclap import MSClapProcessor
-from .tokenizers import sentence_tokenizer
+from .tokenizers import END_TOKEN, sentence_tokenizer
 
 OFFICIAL_REPO = "microsoft/msclap"
 
 _HTSAT = "audio_encoder.base.htsat."
 _CNN14 = "audio_encoder.base."
 _TEXT = "caption_encoder.base."
+_CAPTION_HTSAT = "clap.base.htsat."
+_CAPTION_GPT2 = "gpt.transformer."
+_MAPPER = "clap_project."
+
+# Where HTSAT and GPT-2 stand in a dual encoder or a captioner, as patterns.
+_ANY_HTSAT = rf"(?:{_HTSAT}|{_CAPTION_HTSAT})".replace(".", r"\.")
+_ANY_GPT2 = rf"(?:{_TEXT}|{_CAPTION_GPT2})".replace(".", r"\.")
+
 
 # Our names -> official names, by prefix.
+def _htsat_names(prefix: str) -> dict[str, str]:
+    return {
+        "audio_model.batch_norm.": f"{prefix}bn0.",
+        "audio_model.patch_embed.": f"{prefix}patch_embed.proj.",
+        "audio_model.patch_norm.": f"{prefix}patch_embed.norm.",
+        "audio_model.stages.": f"{prefix}layers.",
+        "audio_model.norm.": f"{prefix}norm.",
+        "audio_model.frame_head.": f"{prefix}tscam_conv.",
+    }
+
+
 _PROJECTIONS = {
     "logit_scale": "logit_scale",
     "audio_projection.": "audio_encoder.projection.",
@@ -67,14 +89,21 @@ _RELEASES = {
         file="CLAP_weights_2023.pth",
         marker=f"{_HTSAT}patch_embed.proj.weight",
         front_end=_HTSAT,
+        renamed=_htsat_names(_HTSAT) | _PROJECTIONS,
+        tokenizer="gpt2",
+        max_length=77,
+        duration_s=7.0,
+    ),
+    "clapcap": _Release(
+        file="clapcap_weights_2023.pth",
+        marker=f"{_MAPPER}prefix_const",
+        front_end=_CAPTION_HTSAT,
         renamed={
-            "audio_model.batch_norm.": f"{_HTSAT}bn0.",
-            "audio_model.patch_embed.": f"{_HTSAT}patch_embed.proj.",
-            "audio_model.patch_norm.": f"{_HTSAT}patch_embed.norm.",
-            "audio_model.stages.": f"{_HTSAT}layers.",
-            "audio_model.norm.": f"{_HTSAT}norm.",
-            "audio_model.frame_head.": f"{_HTSAT}tscam_conv.",
-            **_PROJECTIONS,
+            **_htsat_names(_CAPTION_HTSAT),
+            "audio_projection.": "clap.projection.",
+            "language_model.": "gpt.",
+            "mapper.layers.": f"{_MAPPER}transformer.layers.",
+            "mapper.": _MAPPER,
         },
         tokenizer="gpt2",
         max_length=77,
@@ -84,27 +113,29 @@ _RELEASES = {
 
 # Weights that no output of CLAP depends on: pattern -> why it is dropped.
 _UNUSED = {
-    rf"{_HTSAT}head\.(weight|bias)": "527 x 527 layer that the released code builds and never calls",
+    rf"{_ANY_HTSAT}head\.(weight|bias)": "527 x 527 layer that the released code builds and never calls",
     rf"{_CNN14}fc_audioset\.(weight|bias)": "AudioSet classes of CNN14; CLAP takes the layer before",
     rf"{_TEXT}pooler\.dense\.(weight|bias)": "BERT's pooler; CLAP takes the state at [CLS] itself",
-    rf"{_TEXT}h\.\d+\.attn\.masked_bias": "what older transformers wrote into masked attention scores",
+    rf"{_ANY_GPT2}h\.\d+\.attn\.masked_bias": "what older transformers wrote into masked attention scores",
 }
 
 
 # Constants that the model computes itself: pattern -> the expected value.
-_RECOMPUTED: dict[str, Callable[[re.Match[str], MSClapModel], torch.Tensor | None]] = {
-    rf"{_HTSAT}layers\.(\d+\.blocks\.\d+\.attn)\.relative_position_index": (
+_RECOMPUTED: dict[str, Callable[[re.Match[str], PreTrainedModel], torch.Tensor | None]] = {
+    rf"{_ANY_HTSAT}layers\.(\d+\.blocks\.\d+\.attn)\.relative_position_index": (
         lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}").relative_position_index
     ),
-    rf"{_HTSAT}layers\.(\d+\.blocks\.\d+)\.attn_mask": (
+    rf"{_ANY_HTSAT}layers\.(\d+\.blocks\.\d+)\.attn_mask": (
         lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}").shift_mask
     ),
-    rf"{_TEXT}h\.\d+\.attn\.bias": (
-        lambda match, model: torch.ones([model.text_model.config.n_positions] * 2).tril()[None, None]
+    rf"{_ANY_GPT2}h\.\d+\.attn\.bias": (
+        lambda match, model: torch.ones([model.config.text_config.n_positions] * 2).tril()[None, None]
     ),
     rf"{_TEXT}embeddings\.position_ids": (
-        lambda match, model: torch.arange(model.text_model.config.max_position_embeddings)[None]
+        lambda match, model: torch.arange(model.config.text_config.max_position_embeddings)[None]
     ),
+    # Tied to the word embeddings.
+    r"gpt\.lm_head\.weight": lambda match, model: model.get_output_embeddings().weight,
 }
 
 # Settings the stored filterbank may have been made with: mel_sampling_rate (Hz), fmax (Hz). The released 2023 code
@@ -223,21 +254,21 @@ def _feature_extractor(state: _State, release: _Release) -> MSClapFeatureExtract
     )
 
 
-def _htsat_config(state: _State) -> MSClapAudioConfig:
-    embed_dim, _, patch_size, _ = state.shape(f"{_HTSAT}patch_embed.proj.weight", 4)
-    stages = range(state.count(f"{_HTSAT}layers."))
+def _htsat_config(state: _State, prefix: str) -> MSClapAudioConfig:
+    embed_dim, _, patch_size, _ = state.shape(f"{prefix}patch_embed.proj.weight", 4)
+    stages = range(state.count(f"{prefix}layers."))
     table = "blocks.0.attn.relative_position_bias_table"  # [(2 * window - 1) ** 2, heads]
-    tables = [state.shape(f"{_HTSAT}layers.{i}.{table}", 2) for i in stages]
+    tables = [state.shape(f"{prefix}layers.{i}.{table}", 2) for i in stages]
     return MSClapAudioConfig(
         architecture="htsat",
-        num_mel_bins=state.shape(f"{_HTSAT}logmel_extractor.melW", 2)[1],
-        num_labels_frame_map=state.shape(f"{_HTSAT}tscam_conv.weight", 4)[0],
+        num_mel_bins=state.shape(f"{prefix}logmel_extractor.melW", 2)[1],
+        num_labels_frame_map=state.shape(f"{prefix}tscam_conv.weight", 4)[0],
         patch_size=patch_size,
         embed_dim=embed_dim,
-        depths=[state.count(f"{_HTSAT}layers.{i}.blocks.") for i in stages],
+        depths=[state.count(f"{prefix}layers.{i}.blocks.") for i in stages],
         num_attention_heads=[heads for _, heads in tables],
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
-        mlp_ratio=state.shape(f"{_HTSAT}layers.0.blocks.0.mlp.fc1.weight", 2)[0] / embed_dim,
+        mlp_ratio=state.shape(f"{prefix}layers.0.blocks.0.mlp.fc1.weight", 2)[0] / embed_dim,
     )
 
 
@@ -250,16 +281,16 @@ def _cnn14_config(state: _State) -> MSClapAudioConfig:
     )
 
 
-def _gpt2_config(state: _State) -> dict[str, Any]:
-    vocabulary, size = state.shape(f"{_TEXT}wte.weight", 2)
+def _gpt2_config(state: _State, prefix: str) -> dict[str, Any]:
+    vocabulary, size = state.shape(f"{prefix}wte.weight", 2)
     return {
         "model_type": "gpt2",
         "vocab_size": vocabulary,
-        "n_positions": state.shape(f"{_TEXT}wpe.weight", 2)[0],
+        "n_positions": state.shape(f"{prefix}wpe.weight", 2)[0],
         "n_embd": size,
-        "n_layer": state.count(f"{_TEXT}h."),
+        "n_layer": state.count(f"{prefix}h."),
         "n_head": size // 64,  # no tensor shows it; heads are 64 wide in every size of GPT-2
-        "n_inner": state.shape(f"{_TEXT}h.0.mlp.c_fc.weight", 2)[1],
+        "n_inner": state.shape(f"{prefix}h.0.mlp.c_fc.weight", 2)[1],
     }
 
 
@@ -277,10 +308,13 @@ def _bert_config(state: _State) -> dict[str, Any]:
     }
 
 
-def _copy_weights(state: _State, model: MSClapModel, renamed: dict[str, str]) -> None:
+def _copy_weights(state: _State, model: PreTrainedModel, renamed: dict[str, str]) -> None:
     """Fill the model; a missing, misshapen or non-finite weight is an error."""
     weights = {}
+    tied = model.all_tied_weights_keys  # compared as constants
     for name, own in model.state_dict().items():
+        if name in tied:
+            continue
         prefix = next(prefix for prefix in renamed if name.startswith(prefix))
         key = renamed[prefix] + name[len(prefix) :]
         value = state[key]
@@ -289,10 +323,10 @@ def _copy_weights(state: _State, model: MSClapModel, renamed: dict[str, str]) ->
         if not torch.isfinite(value).all():
             raise ValueError(f"{state.path}: {key!r} holds NaN or infinite values. Download the official file again.")
         weights[name] = value
-    model.load_state_dict(weights)
+    model.load_state_dict(weights | {name: weights[source] for name, source in tied.items()})
 
 
-def _check_constants(state: _State, model: MSClapModel) -> None:
+def _check_constants(state: _State, model: PreTrainedModel) -> None:
     """Whatever is not a weight is a known constant with the value that the model computes, or known to be unused."""
     unknown = {key for key in state.tensors.keys() - state.used if not any(re.fullmatch(p, key) for p in _UNUSED)}
     for pattern, expected in _RECOMPUTED.items():
@@ -312,13 +346,8 @@ def official_file(version: str) -> str:
     """File name of an official checkpoint in `microsoft/msclap`.
 
     Raises:
-        ValueError: If there is no such version, or it cannot be converted.
+        ValueError: If there is no such version.
     """
-    if version == "clapcap":
-        raise ValueError(
-            "version is 'clapcap', the captioning checkpoint: its conversion arrives with MSClapForAudioCaptioning, "
-            "which this release does not have. Expected '2022' or '2023'."
-        )
     if version not in _RELEASES:
         raise ValueError(f"version is {version!r}, expected one of {sorted(_RELEASES)}.")
     return _RELEASES[version].file
@@ -346,34 +375,93 @@ def load_msclap_checkpoint(
 
     Source: `msclap.CLAPWrapper.load_clap`; parity is measured in `tests/test_parity.py`.
     """
-    official_file(version)
-    release = _RELEASES[version]
-    state = _State(Path(path))
-    markers = {name: other.marker for name, other in _RELEASES.items()} | {"clapcap": "clap_project.prefix_const"}
-    found = next((name for name, marker in markers.items() if marker in state.tensors), version)
-    if found != version:
-        raise ValueError(f"{path} is a {found!r} checkpoint, but version is {version!r}. Pass version={found!r}.")
-
+    if version == "clapcap":
+        raise ValueError(
+            "version is 'clapcap', the captioner. Call load_clapcap_checkpoint, or pass '2022' or '2023'."
+        )
+    state, release = _open(path, version)
     feature_extractor = _feature_extractor(state, release)
     config = MSClapConfig(
-        text_config=_gpt2_config(state) if version == "2023" else _bert_config(state),
-        audio_config=_htsat_config(state) if version == "2023" else _cnn14_config(state),
+        text_config=_gpt2_config(state, _TEXT) if version == "2023" else _bert_config(state),
+        audio_config=_htsat_config(state, _HTSAT) if version == "2023" else _cnn14_config(state),
         projection_dim=state.shape("audio_encoder.projection.linear1.weight", 2)[0],
     )
     with no_init_weights():  # every weight is copied below
         model = MSClapModel(config).eval()
     _copy_weights(state, model, release.renamed)
     _check_constants(state, model)
+    return model, MSClapProcessor(feature_extractor, _tokenizer(tokenizer, release, config.text_config, path))
 
-    text_config = model.text_model.config
-    name = release.tokenizer if tokenizer is None else tokenizer
-    text_tokenizer = sentence_tokenizer(name, text_config, release.max_length)
-    if len(text_tokenizer) > text_config.vocab_size:
+
+def load_clapcap_checkpoint(
+    path: str | Path, tokenizer: str | Path | None = None
+) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
+    """Convert the official captioning checkpoint, `clapcap`; as strict as `load_msclap_checkpoint`.
+
+    The captioner searches as the released code does: 5 beams, compared by their average, up to 67 tokens, stopping at
+    the lone space (id 220) that its tokenizer puts before the end token.
+
+    Args:
+        path: Official file, `{"model": state_dict}`.
+        tokenizer: Local folder or Hub id of GPT-2's tokenizer; `gpt2` on the Hub when None.
+
+    Returns:
+        The model, float32, in evaluation mode, and its processor.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: As `load_msclap_checkpoint`.
+
+    Source: `msclap.CLAPWrapper.load_clapcap` and `generate_caption`; parity is measured in `tests/test_parity.py`.
+    """
+    state, release = _open(path, "clapcap")
+    feature_extractor = _feature_extractor(state, release)
+    prefix_length, size = state.shape(f"{_MAPPER}prefix_const", 2)
+    mlp_size = state.shape(f"{_MAPPER}transformer.layers.0.mlp.fc1.weight", 2)[0]
+    config = MSClapCaptioningConfig(
+        text_config=_gpt2_config(state, _CAPTION_GPT2),
+        audio_config=_htsat_config(state, _CAPTION_HTSAT),
+        projection_dim=state.shape("clap.projection.linear1.weight", 2)[0],
+        prefix_length=prefix_length,
+        mapper_input_length=state.shape(f"{_MAPPER}linear.weight", 2)[0] // size,
+        mapper_num_layers=state.count(f"{_MAPPER}transformer.layers."),
+        mapper_num_heads=8,  # no tensor shows it; fixed in `msclap.models.mapper`
+        mapper_mlp_ratio=mlp_size / size,
+        beam_scores="average",
+    )
+    with no_init_weights():
+        model = MSClapForAudioCaptioning(config).eval()
+    model.tie_weights()  # which building without initialisation leaves out
+    _copy_weights(state, model, release.renamed)
+    _check_constants(state, model)
+    text_tokenizer = _tokenizer(tokenizer, release, config.text_config, path)
+    model.generation_config.eos_token_id = text_tokenizer(f" {END_TOKEN}", add_special_tokens=False)["input_ids"][0]
+    return model, MSClapProcessor(feature_extractor, text_tokenizer)
+
+
+def _open(path: str | Path, version: str) -> tuple[_State, _Release]:
+    """The tensors of a file that is of this version."""
+    official_file(version)
+    state = _State(Path(path))
+    found = next((name for name, other in _RELEASES.items() if other.marker in state.tensors), version)
+    if found != version:
+        remedy = "Call load_clapcap_checkpoint" if found == "clapcap" else f"Pass version={found!r}"
+        raise ValueError(f"{path} is a {found!r} checkpoint, but version is {version!r}. {remedy}.")
+    return state, _RELEASES[version]
+
+
+def _tokenizer(
+    name: str | Path | None, release: _Release, text_config: PreTrainedConfig, path: str | Path
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of the text tower or language model, with CLAP's sentence rules."""
+    name = release.tokenizer if name is None else name
+    tokenizer = sentence_tokenizer(name, text_config, release.max_length)
+    if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
-            f"The tokenizer {str(name)!r} has {len(text_tokenizer)} tokens, the text tower of {path} "
+            f"The tokenizer {str(name)!r} has {len(tokenizer)} tokens, the text tower of {path} "
             f"{text_config.vocab_size}. Pass tokenizer={release.tokenizer!r}, a Hub id, or a folder of it."
         )
-    return model, MSClapProcessor(feature_extractor, text_tokenizer)
+    return tokenizer
 
 
 @torch.no_grad()

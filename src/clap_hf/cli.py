@@ -134,7 +134,7 @@ def push(
 
 @app.command()
 def convert(
-    version: Annotated[str, typer.Argument(help="Official checkpoint: 2022 or 2023.")],
+    version: Annotated[str, typer.Argument(help="Official checkpoint: 2022, 2023 or clapcap.")],
     output: Annotated[Path | None, typer.Option(help="New folder; msclap-VERSION by default.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Official .pth file; from microsoft/msclap on the Hub if not given.")

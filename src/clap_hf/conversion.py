@@ -12,9 +12,16 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from .cards import CONVERSION, read_records, write_card
-from .checkpoints import OFFICIAL_REPO, load_msclap_checkpoint, mean_text_cosine, official_file
+from .checkpoints import (
+    OFFICIAL_REPO,
+    load_clapcap_checkpoint,
+    load_msclap_checkpoint,
+    mean_text_cosine,
+    official_file,
+)
 from .files import write_json
 from .model.modeling_msclap import MSClapModel
+from .model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from .model.processing_msclap import MSClapProcessor
 
 COLLAPSED = 0.9  # working checkpoints are at 0.2 to 0.3, a broken text tower is above 0.99
@@ -31,7 +38,7 @@ def convert_checkpoint(
     """Convert an official checkpoint into a folder of `save_pretrained` with code and card, verified.
 
     Args:
-        version: `"2022"` or `"2023"`.
+        version: `"2022"`, `"2023"` or `"clapcap"`, the captioner.
         output: New folder.
         checkpoint: Official file; fetched from `microsoft/msclap` on the Hub when None.
         tokenizer: Local folder or Hub id of the text tower's tokenizer; its own on the Hub when None.
@@ -50,7 +57,11 @@ def convert_checkpoint(
         raise FileExistsError(f"{output} exists, expected a new folder. Remove it or choose another.")
     name = official_file(version)
     path = Path(hf_hub_download(OFFICIAL_REPO, name)) if checkpoint is None else checkpoint
-    model, processor = load_msclap_checkpoint(path, version, tokenizer)
+    model: MSClapModel | MSClapForAudioCaptioning
+    if version == "clapcap":
+        model, processor = load_clapcap_checkpoint(path, tokenizer)
+    else:
+        model, processor = load_msclap_checkpoint(path, version, tokenizer)
 
     folder = output.with_name(f"{output.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
