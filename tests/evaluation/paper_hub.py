@@ -1,4 +1,4 @@
-"""Small real-audio copies of the paper's data sets on the loopback Hub, each in its source's own layout and columns."""
+"""Small real-audio copies of the paper's data sets on the loopback Hub, each in its source's own layout."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ class PaperHub:
     """Writes the copies and remembers what every sound is.
 
     Attributes:
-        texts: Sound (by its samples) -> texts that describe it: class words or captions; a sound of one data set may be
-            described for several tasks.
+        texts: Sound (by its samples) -> texts that describe it: filled prompts or captions, of all its tasks.
     """
 
     def __init__(self, hub: LoopbackHub, folder: Path):
@@ -202,8 +201,7 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
     for name in ("BeijingOpera", "CREMA-D", "LibriCount10"):
         order = {word: i for i, word in enumerate(tasks[name].sources[0].names)}
         paper.rows(name, "label", order, 22, parquet.format("train"))
-    keywords = datasets.ClassLabel(names=["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "zero",
-                                          "bed", "_silence_"])  # fmt: skip
+    keywords = datasets.ClassLabel(names=[*"yes no up down left right on off stop go zero bed _silence_".split()])
     spoken = {word: keywords.str2int({"unknown": "bed", "silence": "_silence_"}.get(word, word))
               for word in tasks["SpeechCommands"].classes}  # fmt: skip
     paper.rows("SpeechCommands", "label", spoken, 24, "v0.02/test/0000.parquet", label=keywords)

@@ -231,7 +231,7 @@ def test_sources_out_of_reach_are_named(tmp_path):
 
 
 def test_the_command(paper, tmp_path, checkpoint, monkeypatch):
-    """A real model through the command line: listing, results, plots, exit codes, and prompts scored from the cache."""
+    """A real model on the command line: listing, results, plots, exit codes, prompts scored from the cache."""
     _, data_dir = paper
     monkeypatch.setenv("COLUMNS", "220")
     base = ["evaluate", str(checkpoint), "--device", "cpu", "--data-dir", str(data_dir), "--num-workers", "0"]
