@@ -229,7 +229,7 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
 def _changes(starts: list[dict[str, Any]]) -> list[str]:
     """What changed where the run was stopped and resumed with another recipe."""
     return [
-        f"{name} was {before['recipe'].get(name)} until step {after['from_step']}, then {value}"
+        f"{name} was {before['recipe'].get(name, 'unset')} until step {after['from_step']}, then {value}"
         for before, after in zip(starts, starts[1:], strict=False)
         for name, value in after["recipe"].items()
         if value != before["recipe"].get(name)
@@ -256,7 +256,15 @@ def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
         for task in _measured(evaluation):
             interval = "" if task["low"] is None else f"{task['low']:.1%} – {task['high']:.1%}"
             paper = "" if task["paper"] is None else f"{task['paper']:.1%}"
-            cells = (task["task"], task["metric"], f"{task['value']:.1%}", interval, paper, task["clips"], task["place"])
+            cells = (
+                task["task"],
+                task["metric"],
+                f"{task['value']:.1%}",
+                interval,
+                paper,
+                task["clips"],
+                task["place"],
+            )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         score = evaluation["score"]
         mean = "" if score["score"] is None else f" Mean of {len(score['tasks'])} tasks: {score['score']:.3f}."
