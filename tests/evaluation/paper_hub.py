@@ -24,10 +24,10 @@ SECONDS = 0.3
 
 
 class Cuts:
-    """Short pieces of the recordings in examples/, no two alike."""
+    """Short pieces of recordings, those in examples/ by default, no two alike."""
 
-    def __init__(self) -> None:
-        files = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".wav", ".flac", ".ogg"))
+    def __init__(self, files: list[Path] | None = None) -> None:
+        files = files or sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".wav", ".flac", ".ogg"))
         self.sounds = [load_audio(file) for file in files]
         self.made = 0
 
