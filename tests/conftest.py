@@ -5,9 +5,7 @@ from hub_server.session import HUB
 
 # isort: split
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -150,13 +148,3 @@ def batch(processor):
         audio=[sound(0.7, seed=1), sound(1.6, seed=2), sound(1.0, seed=3)],
         sampling_rate=16_000,
     )
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The conversion script as a module."""
-    path = TESTS.parent / "scripts" / "convert_msclap_checkpoint.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from clap_hf import (
     load_clapcap_checkpoint,
     load_msclap_checkpoint,
 )
+from clap_hf.conversion import convert_checkpoint
 from msclap_reference import (
     EXAMPLES,
     STOP,
@@ -227,11 +227,12 @@ def test_versions_are_told_apart(save: Callable[..., Path]) -> None:
         load_msclap_checkpoint(save(), "clapcap")
 
 
-def test_script_converts_a_captioner(script: ModuleType, save: Callable[..., Path], tmp_path: Path) -> None:
+def test_convert_writes_a_captioner_with_its_card(save: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "captioner"
-    arguments = ["--version", "clapcap", "--checkpoint", str(save()), "--output", str(folder)]
-    script.main([*arguments, "--tokenizer", str(TOKENIZER["clapcap"])])
+    convert_checkpoint("clapcap", folder, checkpoint=save(), tokenizer=TOKENIZER["clapcap"])
     report = json.loads((folder / "conversion.json").read_text())
     assert report["reload_is_bit_equal"] and "mean_text_cosine" not in report
     assert "AutoModelForMultimodalLM" in json.loads((folder / "config.json").read_text())["auto_map"]
-    assert (folder / "modeling_msclap_captioning.py").is_file()
+    assert (folder / "modeling_msclap_captioning.py").is_file() and (folder / "pipeline_msclap.py").is_file()
+    card = (folder / "README.md").read_text()
+    assert "`clap-hf convert clapcap`" in card and 'pipeline("audio-captioning", model="captioner")' in card

@@ -138,6 +138,25 @@ def test_a_run_of_todays_settings(folder, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5_000
 
 
+def test_results_of_a_suite(folder):
+    """What `clap-hf evaluate` writes: values, missing tasks, the paper's figures."""
+    esc = {"task": "ESC50", "status": "done", "reason": "", "place": "own/esc50, test", "metric": "accuracy"}
+    evaluation = {
+        "title": "26 tasks",
+        "score": {"score": 0.5, "tasks": ["ESC50"], "missing": [], "paper": 0.939},
+        "tasks": [
+            esc | {"value": 0.5, "low": 0.4, "high": 0.6, "paper": 0.939, "clips": 2000},
+            {"task": "AudioCaps", "status": "missing", "reason": "no source in reach", "place": None},
+        ],
+    }
+    text = model_card(folder, Records(evaluation=evaluation), repo_id="acme/x")
+    assert "26 tasks. Mean of 1 tasks: 0.500." in text
+    assert "| ESC50 | accuracy | 50.0% | 40.0% – 60.0% | 93.9% | 2000 | own/esc50, test |" in text
+    assert "AudioCaps" not in text
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("ESC50", 0.5)
+
+
 def test_paths_are_not_told(folder):
     start = json.loads(STORED[0].read_text().splitlines()[0])
     start["recipe"]["dataset"] = "/home/somebody/sounds"

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel, AutoProcessor
 
 from clap_hf import MSClapFeatureExtractor, load_audio, load_msclap_checkpoint
-from clap_hf.checkpoints import mean_text_cosine
 from msclap_reference import (
     EXAMPLES,
     SMALL_CNN14_CHANNELS,
@@ -30,7 +24,6 @@ from msclap_reference import (
     reference_wrapper,
 )
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "convert_msclap_checkpoint.py"
 HTSAT = "audio_encoder.base.htsat."
 State = dict[str, torch.Tensor]
 
@@ -273,74 +266,3 @@ def test_file_of_an_older_torch_and_half_precision(states: dict[tuple[str, str],
     model, _ = load_msclap_checkpoint(path, "2023", TOKENIZER["2023"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.audio_projection.linear1.weight, next(iter(half.values())).float())
-
-
-@pytest.mark.parametrize("version", ["2022", "2023"])
-@torch.no_grad()
-def test_script_writes_a_folder_that_loads(
-    script: ModuleType, save: Callable[..., Path], tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint, output = save(version), tmp_path / "converted"
-    arguments = ["--version", version, "--checkpoint", str(checkpoint), "--output", str(output)]
-    arguments += ["--tokenizer", str(TOKENIZER[version])]
-    script.main(arguments)
-    report = json.loads((output / "conversion.json").read_text())
-    assert report["reload_is_bit_equal"]
-    assert 0 < report["mean_text_cosine"] < 0.9
-    assert json.dumps(report, indent=2) in capsys.readouterr().out
-
-    sound = load_audio(EXAMPLES / "sheep.wav")
-    inputs = {"text": ["a sheep", "a train"], "audio": sound.samples, "sampling_rate": sound.sampling_rate}
-    model, processor = load_msclap_checkpoint(checkpoint, version, TOKENIZER[version])
-    expected = model(**processor(**inputs)).logits_per_audio
-    found = AutoModel.from_pretrained(output)(**AutoProcessor.from_pretrained(output)(**inputs)).logits_per_audio
-    assert torch.equal(found, expected)
-    assert (output / "modeling_msclap.py").is_file()  # the code travels with the weights
-
-    with pytest.raises(SystemExit):
-        script.main(arguments)
-    assert "exists, expected a new folder" in capsys.readouterr().err
-
-
-@torch.no_grad()
-def test_collapsed_text_tower_is_reported_and_not_pushed(
-    script: ModuleType, save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    collapsed = {
-        f"caption_encoder.projection.{name}.weight": torch.zeros(96, size) for name, size in (("linear1", 128),)
-    }
-    checkpoint = save(**collapsed)
-    model, processor = load_msclap_checkpoint(checkpoint, "2023", TOKENIZER["2023"])
-    assert mean_text_cosine(model, processor) == pytest.approx(1.0, abs=1e-5)
-    output = tmp_path / "converted"
-    arguments = ["--version", "2023", "--checkpoint", str(checkpoint), "--output", str(output)]
-    with pytest.raises(SystemExit) as stopped:
-        script.main([*arguments, "--tokenizer", str(TOKENIZER["2023"]), "--push-to-hub", "nobody/nothing"])
-    assert stopped.value.code == 1
-    assert "mean cosine of 1.000, expected below 0.9" in capsys.readouterr().err
-    assert not output.exists()
-
-
-def test_script_fetches_the_official_file_when_none_is_given(
-    script: ModuleType, save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    checkpoint = save()
-
-    def fetch(repo: str, name: str) -> str:
-        asked.append((repo, name))
-        return str(checkpoint)
-
-    monkeypatch.setattr(script, "hf_hub_download", fetch)
-    output = tmp_path / "converted"
-    script.main(["--version", "2023", "--output", str(output), "--tokenizer", str(TOKENIZER["2023"])])
-    assert asked == [("microsoft/msclap", "CLAP_weights_2023.pth")]
-    assert (output / "model.safetensors").is_file()
-
-
-def test_script_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--version", "2023", "--output", tmp_path / "converted"]
-    result = subprocess.run([*command, "--checkpoint", tmp_path / "none.pth"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "is not a file, expected an official checkpoint" in result.stderr
-    assert "Traceback" not in result.stderr

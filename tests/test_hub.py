@@ -1,7 +1,13 @@
 """Pushing to the loopback Hub and loading from there; what a bad token, a cut or a wrong folder leads to."""
 
+import contextlib
+import io
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,10 +20,11 @@ from transformers import AutoModel, AutoModelForAudioClassification, AutoProcess
 from typer.testing import CliRunner
 
 import clap_hf
+from clap_hf import MSClapCaptioningConfig, MSClapForAudioCaptioning
 from clap_hf.cli import app
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification
-from conftest import TINY_CNN14, make_config, make_model, sound
+from conftest import TINY_CNN14, TINY_GPT2, make_config, make_model, sound
 
 CODE = {"configuration_msclap.py", "feature_extraction_msclap.py", "processing_msclap.py", "modeling_msclap.py"}
 
@@ -109,6 +116,111 @@ def test_a_fine_tuned_classifier(hub, processor, tmp_path):
     classify = pipeline("audio-classification", model="acme/hub-classifier", device="cpu")
     assert {score["label"] for score in classify(sound(0.5), top_k=3)} == {"dog", "rain", "a bell"}
     assert "dog, rain, a bell" in ModelCard.load("acme/hub-classifier").text
+
+
+def captioner():
+    torch.manual_seed(110)
+    config = MSClapCaptioningConfig(
+        text_config=TINY_GPT2,
+        audio_config=TINY_CNN14,
+        projection_dim=24,
+        prefix_length=4,
+        mapper_input_length=2,
+        mapper_num_layers=1,
+        mapper_num_heads=4,
+    )
+    return MSClapForAudioCaptioning(config).eval()
+
+
+def test_a_captioner(hub, processor, tmp_path):
+    model = captioner()
+    model.save_pretrained(tmp_path / "captioner")
+    processor.save_pretrained(tmp_path / "captioner")
+    push(tmp_path / "captioner", "acme/hub-captioner")
+    assert tree("acme/hub-captioner") >= CODE | {"modeling_msclap_captioning.py", "pipeline_msclap.py"}
+    describe = pipeline("audio-captioning", model="acme/hub-captioner", device="cpu")  # no trust asked for
+    assert type(describe) is clap_hf.MSClapAudioCaptioningPipeline
+    same_weights(describe.model, model)
+    clip = {"array": sound(0.5), "sampling_rate": 16_000}
+    local = pipeline("audio-captioning", model=str(tmp_path / "captioner"), device="cpu")
+    assert describe(clip, max_new_tokens=5) == local(clip, max_new_tokens=5)
+    assert ModelCard.load("acme/hub-captioner").data.pipeline_tag == "audio-text-to-text"
+    assert hub.unhandled == []
+
+
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["clap_hf"] = sys.modules["torchaudio"] = None
+import numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
+torch.set_num_threads(1)
+clip = np.load(sys.argv[1])
+classify = pipeline("zero-shot-audio-classification", model="acme/remote-clap", device="cpu", trust_remote_code=True)
+describe = pipeline("audio-captioning", model="acme/remote-captioner", device="cpu", trust_remote_code=True)
+for part in (classify.model, classify.feature_extractor, describe, describe.model):
+    assert type(part).__module__.startswith("transformers_modules."), type(part)
+results = {
+    "scores": classify(clip, candidate_labels=["dog", "rain"]),
+    "captions": describe(clip, sampling_rate=16_000, max_new_tokens=5),
+    "dicts": describe([{"array": clip, "sampling_rate": 16_000}] * 2, max_new_tokens=5),
+    "frames": AutoFeatureExtractor.from_pretrained("acme/remote-clap", trust_remote_code=True)(clip, 16_000)[
+        "input_features"
+    ].shape[2],
+}
+for snippet in json.load(open(sys.argv[2])):
+    exec(snippet, {})
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_pipelines_where_only_transformers_is_installed(hub, processor, tmp_path):
+    """From the Hub, anonymously, with an empty cache and environment; so do the cards' snippets for that case."""
+    for name, model in {"clap": make_model(audio=TINY_CNN14, seed=111), "captioner": captioner()}.items():
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        push(tmp_path / name, f"acme/remote-{name}")
+    snippets = {
+        name: re.findall(r"```python\n(.*?)```", ModelCard.load(f"acme/remote-{name}").text, re.DOTALL)
+        for name in ("clap", "captioner")
+    }
+    assert all(len(found) == 2 for found in snippets.values())
+    (tmp_path / "snippets.json").write_text(json.dumps([found[1] for found in snippets.values()]))
+    clip = sound(0.8)
+    np.save(tmp_path / "clip.npy", clip)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_PACKAGE, str(tmp_path / "clip.npy"), str(tmp_path / "snippets.json")],
+        env={**hub.environment, "HF_HOME": str(tmp_path / "empty"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    results = json.loads(printed[-1])
+    assert "tensor([[" in printed[0] and "generated_text" in printed[-2]
+
+    describe = pipeline("audio-captioning", model="acme/remote-captioner", device="cpu")
+    expected = describe(clip, sampling_rate=16_000, max_new_tokens=5)
+    assert results["captions"] == expected and results["dicts"] == [expected, expected]
+    assert results["frames"] == 201
+    classify = pipeline(
+        "zero-shot-audio-classification",
+        model="acme/remote-clap",
+        pipeline_class=clap_hf.MSClapZeroShotAudioClassificationPipeline,
+        device="cpu",
+        hypothesis_template=["This is a sound of {}."],
+    )
+    scores = classify({"array": clip, "sampling_rate": 16_000}, candidate_labels=["dog", "rain"])
+    ours = {found["label"]: found["score"] for found in scores}
+    assert {found["label"]: found["score"] for found in results["scores"]} == pytest.approx(ours, abs=1e-4)
+
+    with contextlib.redirect_stdout(io.StringIO()) as output:  # and the snippets for where the package is
+        for found in snippets.values():
+            exec(found[0], {})
+    assert "'label': 'dog'" in output.getvalue() and "generated_text" in output.getvalue()
+    assert hub.unhandled == []
 
 
 def test_the_models_own_push_carries_the_code(hub, processor):

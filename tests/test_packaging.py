@@ -61,7 +61,7 @@ def test_no_import_runs_up_a_floor():
     floors = [
         {"model", "_torchaudio", "_ffmpeg"},
         {"audio", "checkpoints", "embedded", "auto", "tokenizers", "pipeline", "pipeline_captioning"},
-        {"data", "evaluation", "search", "cards", "hub"},
+        {"data", "evaluation", "search", "cards", "conversion", "hub", "integrations"},
         {"training"},
         {"cli", "demo"},
     ]

@@ -23,7 +23,10 @@ from .model.processing_msclap import MSClapProcessor
 from .pipeline_captioning import TASK, MSClapAudioCaptioningPipeline
 
 # By the name that `config.json` gives as the architecture.
-MODEL_CLASSES = {cls.__name__: cls for cls in (MSClapModel, MSClapForAudioClassification)}
+MODEL_CLASSES = {
+    cls.__name__: cls
+    for cls in (MSClapModel, MSClapForAudioClassification, MSClapForAudioCaptioning, MSClapForAudioTasks)
+}
 
 
 def register_auto_classes() -> None:

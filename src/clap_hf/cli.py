@@ -179,6 +179,48 @@ def push(
 
 
 @app.command()
+def convert(
+    version: Annotated[str, typer.Argument(help="Official checkpoint: 2022, 2023 or clapcap.")],
+    output: Annotated[Path | None, typer.Option(help="New folder; msclap-VERSION by default.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Official .pth file; from microsoft/msclap on the Hub if not given.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hub id; the text tower's own on the Hub if not given.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Also push the folder, with a card, to this repository.")
+    ] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Visibility of the repository.")] = None,
+    token: Annotated[str | None, typer.Option(help="HF_TOKEN or that of `hf auth login` by default.")] = None,
+) -> None:
+    """Convert an official checkpoint to a folder that from_pretrained loads: fetch, convert, verify, card, push."""
+    from .conversion import convert_checkpoint
+    from .hub import push as push_folder
+
+    folder = output or Path(f"msclap-{version}")
+    console, errors = Console(), Console(stderr=True)
+    try:
+        report = convert_checkpoint(version, folder, checkpoint=checkpoint, tokenizer=tokenizer, repo_id=push_to_hub)
+    except (OSError, ValueError, RuntimeError) as error:
+        errors.print(f"[red]Not converted.[/] {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from error
+    console.print_json(data=report)
+    console.print(f"Wrote {escape(str(folder))}", highlight=False)
+    if push_to_hub is None:
+        return
+    try:
+        done = push_folder(
+            folder, push_to_hub, private=private, token=token, commit_message=f"CLAP {version}, converted"
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        again = f"Push again with: clap-hf push {folder} {push_to_hub}"
+        errors.print(f"[red]Converted, but not pushed.[/] {escape(str(error))} {escape(again)}", highlight=False)
+        raise typer.Exit(1) from error
+    console.print(f"Pushed: {done.commit.commit_url if done.commit else ''}", highlight=False)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
     suite: Annotated[str, typer.Option(help="paper (26 tasks), table1 (16), sounds, maeb, or own.")] = "paper",

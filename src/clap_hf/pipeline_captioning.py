@@ -1,7 +1,7 @@
 """Audio captioning, a task that transformers does not have: `pipeline("audio-captioning", model=...)`.
 
 It takes every sound that the zero-shot pipeline takes, and stands on the same decoding, outside `model/`. Where this
-package is not installed, `AutoModelForMultimodalLM` and `AutoProcessor` with `trust_remote_code=True` caption samples.
+package is not installed, the same task with `trust_remote_code=True` captions samples: `model/pipeline_msclap.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Pipeline
 
+from .model.pipeline_msclap import MSClapCaptioningPipeline
 from .pipeline import Sounds, read_sound
 
 TASK = "audio-captioning"
 
 
-class MSClapAudioCaptioningPipeline(Pipeline):
+class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
     """Describes sounds in words.
 
     Example:
@@ -33,12 +33,6 @@ class MSClapAudioCaptioningPipeline(Pipeline):
     `generate_kwargs`. Clips longer than the model's window are covered by several windows, whose embeddings are
     averaged.
     """
-
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = True
-    _load_tokenizer = True
-    _pipeline_calls_generate = True
 
     def __call__(
         self,
@@ -82,36 +76,6 @@ class MSClapAudioCaptioningPipeline(Pipeline):
             return list(super().__call__(Sounds(audios), **options))
         return super().__call__(audios, **options)
 
-    def _sanitize_parameters(
-        self,
-        sampling_rate: int | None = None,
-        max_new_tokens: int | None = None,
-        generate_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        generate = dict(generate_kwargs or {})
-        if max_new_tokens is not None:
-            if "max_new_tokens" in generate:
-                raise ValueError("max_new_tokens was passed twice, by itself and in generate_kwargs.")
-            generate["max_new_tokens"] = max_new_tokens
-        return (
-            {} if sampling_rate is None else {"sampling_rate": sampling_rate},
-            {"generate_kwargs": generate} if generate else {},
-            {},
-        )
-
     def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
         return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
-
-    def _forward(
-        self, model_inputs: dict[str, torch.Tensor], generate_kwargs: dict[str, Any] | None = None
-    ) -> dict[str, torch.Tensor]:
-        options = self._prepare_generate_kwargs(generate_kwargs or {})
-        tokens = self.model.generate(**model_inputs, **options)
-        # A row per sound, so that the pipeline can take batches apart.
-        return {"tokens": tokens.view(model_inputs["num_windows"].shape[0], -1, tokens.shape[-1])}
-
-    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
-        """Texts of one sound, best first."""
-        texts = self.tokenizer.batch_decode(model_outputs["tokens"][0], skip_special_tokens=True)
-        return [{"generated_text": text.strip()} for text in texts]

