@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from clap_hf import MSClapConfig, MSClapFeatureExtractor, MSClapModel, MSClapProcessor
+from clap_hf import (
+    MSClapCaptioningConfig,
+    MSClapConfig,
+    MSClapFeatureExtractor,
+    MSClapForAudioCaptioning,
+    MSClapModel,
+    MSClapProcessor,
+)
 from clap_hf.tokenizers import sentence_tokenizer
 from hub_server import LoopbackHub
 
@@ -107,6 +114,28 @@ def checkpoint(tmp_path_factory, processor) -> Path:
     """Folder of a saved tiny model with its processor and its code."""
     folder = tmp_path_factory.mktemp("checkpoint")
     make_model().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioner(tmp_path_factory, processor) -> Path:
+    """Folder of a saved tiny captioner that writes captions of up to 6 tokens, other ones for other sounds."""
+    folder = tmp_path_factory.mktemp("captioner")
+    torch.manual_seed(0)
+    sizes = {"projection_dim": 24, "prefix_length": 4, "mapper_input_length": 4, "mapper_num_layers": 1}
+    model = MSClapForAudioCaptioning(
+        MSClapCaptioningConfig(text_config=TINY_GPT2, audio_config=TINY_AUDIO, mapper_num_heads=4, **sizes)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+        model.mapper.linear.weight.mul_(10)
+        # Words of plain letters only, so that texts can be compared and printed.
+        model.language_model.transformer.wte.weight[1000:].mul_(0.1)
+    model.generation_config.max_new_tokens = 6
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

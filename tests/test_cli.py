@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from transformers import pipeline
 from typer.testing import CliRunner
 
 import clap_hf
@@ -129,3 +130,26 @@ def test_info(monkeypatch):
     assert result.exit_code == 0
     for word in ("torch", "transformers", "embedded checkpoint", "cpu"):
         assert word in result.stdout
+
+
+def test_captions(captioner, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = ["caption", str(folder), "--model", str(captioner), "--beams", "2", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    by_name = {found["file"].rsplit("/", 1)[-1]: found for found in report["results"]}
+    assert set(by_name) == {"dog.ogg", "speech.wav", "long [1].wav"}
+    describe = pipeline("audio-captioning", model=str(captioner), device="cpu", num_beams=2)
+    for name, found in by_name.items():
+        assert [{"generated_text": found["caption"]}] == describe(found["file"])
+        assert name in result.stdout and found["caption"]
+    assert "1 of 4 files were skipped" in result.stdout
+    assert [failure["file"] for failure in report["failures"]] == [str(folder / "broken.wav")]
+    alone = [command[0], str(folder / "broken.wav"), *command[2:]]
+    assert CliRunner().invoke(app, alone).exit_code == 1
+
+
+def test_captioning_needs_a_captioner(checkpoint, folder):
+    result = CliRunner().invoke(app, ["caption", str(folder), "--model", str(checkpoint)])
+    assert result.exit_code == 2

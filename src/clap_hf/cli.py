@@ -80,6 +80,52 @@ def classify(
 
 
 @app.command()
+def caption(
+    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
+    model: Annotated[str, typer.Option(help="Captioner: a folder, or a Hub id.")],
+    beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search; the model's own by default.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the captions here, as JSON.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
+    ] = None,
+) -> None:
+    """Describe the sounds in files and folders in words."""
+    from transformers import pipeline
+
+    from .audio import audio_files, load_audio
+    from .pipeline_captioning import TASK
+
+    console = Console()
+    options = {} if beams is None else {"num_beams": beams}
+    try:
+        files = audio_files(paths)
+        describe = pipeline(TASK, model=model, device=device, **options)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+    results: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    table = Table("file", "length", "caption")
+    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
+        try:
+            audio = load_audio(file)
+            [found] = describe(audio)
+        except (OSError, ValueError) as error:
+            failures.append({"file": str(file), "error": str(error)})
+            continue
+        text = found["generated_text"]
+        results.append({"file": str(file), "duration_s": audio.duration_s, "caption": text})
+        table.add_row(escape(str(file)), f"{audio.duration_s:.1f} s", escape(text))
+    if results:
+        console.print(table)
+    _print_failures(console, failures, len(files))
+    if json_path is not None:
+        write_json(json_path, {"model": model, "results": results, "failures": failures})
+    if not results:
+        raise typer.Exit(1)
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of save_pretrained, or of a dataset.")],
     repo_id: Annotated[str, typer.Argument(help="ORGANISATION/NAME; made if it does not exist.")],
@@ -363,8 +409,13 @@ def _print_results(
         console.print(table)
     if compared:
         console.print(f"The best label is that of labels.csv for {len(agreeing)} of {len(compared)} sounds.")
+    _print_failures(console, failures, len(failures) + len(results))
+
+
+def _print_failures(console: Console, failures: list[dict[str, str]], total: int) -> None:
+    """Print how many files were skipped, and why."""
     if failures:
-        console.print(f"[red]{len(failures)} of {len(failures) + len(results)} files were skipped:[/]")
+        console.print(f"[red]{len(failures)} of {total} files were skipped:[/]")
         for failure in failures:
             console.print(f"  {failure['error']}", markup=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from .pairs import BalancedSampler, PairDataset
+from .pairs import BalancedSampler
 
 
 class SampledBatches:
@@ -21,9 +21,7 @@ class SampledBatches:
         num_workers: Loader processes; 0 loads in this one.
     """
 
-    def __init__(
-        self, dataset: PairDataset, sampler: BalancedSampler, collate: Any, batch_size: int, num_workers: int
-    ):
+    def __init__(self, dataset: Any, sampler: BalancedSampler, collate: Any, batch_size: int, num_workers: int):
         self.dataset, self.sampler, self.collate = dataset, sampler, collate
         self.batch_size, self.num_workers = batch_size, num_workers
 

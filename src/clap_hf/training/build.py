@@ -51,7 +51,48 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
         MSClapFeatureExtractor(**recipe.features),
         sentence_tokenizer(tokenizer_source, config.text_config, text.max_length),
     )
+    if recipe.audio_tower is not None:
+        load_audio_tower(model, processor, recipe.audio_tower)
     return model, processor
+
+
+def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
+    """Take a trained audio tower into a model that has another text side.
+
+    Args:
+        model: Gets the weights.
+        processor: Its processor, which must hear as the trained one does.
+        name: Folder or Hub id of any model of this package.
+
+    Raises:
+        ValueError: If the towers differ in size, or the front ends in a setting.
+    """
+    config = AutoConfig.from_pretrained(name).audio_config
+    own = model.config.audio_config
+    theirs, mine = config.to_dict(), own.to_dict()
+    different = {
+        key: (theirs[key], mine[key])
+        for key in type(own)().to_dict()
+        if key in theirs
+        and key in mine
+        and theirs[key] != mine[key]
+        and "drop" not in key
+        and "spec_augment" not in key
+    }
+    hears = MSClapProcessor.from_pretrained(name).feature_extractor.to_dict()
+    own_front_end = processor.feature_extractor.to_dict()
+    settings = ("feature_size", "sampling_rate", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate")
+    different |= {key: (hears[key], own_front_end[key]) for key in settings if hears[key] != own_front_end[key]}
+    different = {key: pair for key, pair in different.items() if key not in ("transformers_version", "dtype")}
+    if different:
+        found = ", ".join(f"{key}: {theirs!r} there, {mine!r} here" for key, (theirs, mine) in different.items())
+        raise ValueError(f"The audio tower of {name} does not fit the recipe ({found}). Use the same settings.")
+    tower, info = type(model.audio_model).from_pretrained(
+        name, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{name} misses weights of the audio tower: {sorted(info['missing_keys'])[:5]}.")
+    model.audio_model.load_state_dict(tower.state_dict())
 
 
 def resolve(name: str) -> str:

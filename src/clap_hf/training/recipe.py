@@ -55,6 +55,8 @@ class Recipe(TrainingSettings):
         lanes: Of the plan, see `clap_hf.data.plan.Plan`.
         window: Row groups that a lane mixes.
         audio: Settings of `MSClapAudioConfig`.
+        audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that multi-task
+            pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and hearing what `features` says.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
@@ -74,6 +76,7 @@ class Recipe(TrainingSettings):
     audio: dict[str, Any]
     features: dict[str, Any]
     text: TextTower
+    audio_tower: str | None = None
     dataset: str = ""
     split: str = "train"
     sources: list[dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,237 @@
+"""The captioning stage (paper Section 2.3): a mapper learns to make CLAP's audio embedding readable to a frozen LM."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import track
+from transformers import PreTrainedModel
+
+from ..audio import AudioDecodeError, load_audio
+from ..data.augment import Augmentation
+from ..data.simple_stream import SimpleStream, stream_rows
+from ..data.sources import source_of
+from ..data.stream import PairStream, StreamSource
+from ..embedded import embedded_checkpoint
+from ..evaluation.captions import caption_scores
+from ..model.modeling_msclap import MSClapModel
+from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
+from ..model.processing_msclap import MSClapProcessor
+from .contrastive_task import PairBatches
+from .generative import LanguageModel, build_language_model, labels_of, log_mels, set_end_tokens, token_accuracy
+from .loop import train
+from .settings import TrainingSettings
+from .task import Batch, Position, Task
+
+CLIPS_PER_BATCH = 16
+SHOWN = 5  # captions kept in every epoch's record
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningRecipe(TrainingSettings):
+    """Everything that decides a captioning run; see `TrainingSettings` for what all stages share.
+
+    Args:
+        clap: Trained CLAP: a folder, a Hub id, or `embedded`.
+        language_model: The language model.
+        sources: Datasets of clips with one or more captions, in parquet files, streamed; settings of `StreamSource`.
+        validation: Held-out clips, in the same form, of the split `validation` unless it says otherwise.
+        validation_clips: How many of these are captioned after every epoch.
+        streaming: `"exact"` (any parquet dataset) or `"simple"` (one source, any format); see `Recipe`.
+        lanes: See `clap_hf.data.plan.Plan`.
+        window: Row groups that a lane mixes.
+        model: Settings of `MSClapCaptioningConfig`: the mapper, and what is frozen.
+        augmentation: Random changes of the samples; None only crops.
+    """
+
+    clap: str
+    language_model: LanguageModel
+    sources: list[dict[str, Any]]
+    validation: dict[str, Any]
+    validation_clips: int = 200
+    streaming: str = "exact"
+    lanes: int | None = None
+    window: int = 2
+    model: dict[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
+    best_metric: str = "cider_d"
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming not in ("exact", "simple") or (self.streaming == "simple" and len(self.sources) != 1):
+            raise ValueError(
+                f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' with "
+                "one source."
+            )
+
+
+def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
+    """The recipe's captioner with a new mapper, float32 on the CPU, and its processor."""
+    clap_path = str(embedded_checkpoint()) if recipe.clap == "embedded" else recipe.clap
+    clap = MSClapModel.from_pretrained(clap_path, dtype=torch.float32)
+    extractor = MSClapProcessor.from_pretrained(clap_path).feature_extractor
+    language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = MSClapForAudioCaptioning.from_clap(clap, language_model, **recipe.model)
+    set_end_tokens(model, tokenizer)
+    return model, MSClapProcessor(extractor, tokenizer)
+
+
+class CaptionValidation:
+    """Captions of held-out clips, scored against all of their own, and the loss of the first of these.
+
+    Args:
+        source: Where the clips are; the first ones that can be read are kept as log-mel windows of the whole clip.
+        processor: The model's processor.
+        clips: How many.
+
+    Raises:
+        ValueError: If no clip can be read.
+    """
+
+    def __init__(self, source: StreamSource, processor: MSClapProcessor, clips: int):
+        self.processor = processor
+        self.features: list[dict[str, torch.Tensor]] = []
+        self.references: list[list[str]] = []
+        for row in itertools.islice(stream_rows(source), clips):
+            texts = source.texts(row) if source.texts else row[source.text]
+            texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
+            audio = row[source.audio]
+            try:
+                sound = load_audio(audio["bytes"] if isinstance(audio, dict) else audio)
+            except (AudioDecodeError, TypeError, AttributeError):
+                continue
+            if texts:
+                extracted = processor.feature_extractor(sound.samples, sound.sampling_rate)
+                self.features.append(dict(extracted))
+                self.references.append(texts)
+        if not self.features:
+            raise ValueError(f"{source.dataset}, {source.split}: no readable clips with captions, expected some.")
+
+    @torch.inference_mode()
+    def __call__(self, model: MSClapForAudioCaptioning) -> dict[str, Any]:
+        tokenizer, captions, losses = self.processor.tokenizer, [], []
+        for start in track(
+            range(0, len(self.features), CLIPS_PER_BATCH),
+            "Captioning",
+            transient=True,
+            disable=len(self.features) < 64,
+        ):
+            rows = slice(start, start + CLIPS_PER_BATCH)
+            inputs = {
+                name: torch.cat([one[name] for one in self.features[rows]]).to(model.device)
+                for name in ("input_features", "num_windows")
+            }
+            tokens = model.generate(**inputs)
+            captions += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            first = tokenizer([own[0] for own in self.references[rows]], padding=True, truncation=True)
+            batch = {name: torch.tensor(first[name]).to(model.device) for name in ("input_ids", "attention_mask")}
+            losses.append(model(**inputs, **batch, labels=labels_of(batch)).loss.item() * len(self.references[rows]))
+        scores = caption_scores(captions, self.references)
+        return {
+            "cider_d": scores.values["cider_d"],
+            "validation_loss": sum(losses) / len(self.references),
+            "validation": {name: value for name, value in scores.values.items() if value is not None},
+            "captions": [
+                {"caption": caption, "references": own}
+                for caption, own in zip(captions[:SHOWN], self.references[:SHOWN], strict=True)
+            ],
+        }
+
+
+class CaptioningTask(Task):
+    """Teacher forcing on one caption per clip and visit (Eq. 5).
+
+    Args:
+        model: The captioner.
+        processor: Its processor.
+        data: Batches with `waveforms` or `input_features`, `input_ids` and `attention_mask`.
+        evaluation: Judges a model after every epoch.
+    """
+
+    def __init__(
+        self,
+        model: MSClapForAudioCaptioning,
+        processor: MSClapProcessor,
+        data: PairBatches,
+        evaluation: CaptionValidation,
+    ):
+        super().__init__(model)
+        self.processor, self.data, self.evaluation = processor, data, evaluation
+
+    def steps_per_epoch(self) -> int:
+        return self.data.steps_per_epoch()
+
+    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
+        return self.data.batches(epoch, first_step, process, processes)
+
+    def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
+        """Log-mels where the batch holds waveforms."""
+        batch = super().prepare_batch(batch, position, device)
+        if "waveforms" in batch:
+            batch["input_features"] = log_mels(batch.pop("waveforms"), self.processor.feature_extractor, device)
+        return batch
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        labels = labels_of(batch)
+        outputs = self.model(
+            batch["input_features"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=labels,
+        )
+        return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
+
+    def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
+        if not accelerator.is_main_process:
+            return {}
+        was_training = model.training
+        results = self.evaluation(model.eval())
+        model.train(was_training)
+        return results
+
+    def save(self, folder: Path, model: PreTrainedModel) -> None:
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def fingerprint(self) -> str:
+        return self.data.fingerprint()
+
+
+def train_captioning(
+    recipe: CaptioningRecipe,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    num_workers: int = 1,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a captioner by a recipe; see `clap_hf.training.loop.train` for the folder, resuming and errors.
+
+    Args:
+        recipe: What to train.
+        output_dir: The run's folder.
+        resume: Continue the run that is there.
+        num_workers: Loader processes.
+        trackers: Trackers, by the names that Accelerate knows.
+
+    Returns:
+        The record of the best epoch.
+    """
+    model, processor = build_captioner(recipe)
+    sources = [source_of(settings, "train") for settings in recipe.sources]
+    shared = (processor, recipe.batch_size, recipe.seed, recipe.augmentation, num_workers)
+    data: PairBatches
+    if recipe.streaming == "simple":
+        data = SimpleStream(sources[0], *shared)
+    else:
+        data = PairStream(sources, *shared, recipe.lanes, recipe.window)
+    judge = CaptionValidation(source_of(recipe.validation, "validation"), processor, recipe.validation_clips)
+    return train(CaptioningTask(model, processor, data, judge), recipe, output_dir, resume=resume, trackers=trackers)

@@ -1,0 +1,131 @@
+"""What the generative stages share: their language model, log-mels on the device, and reading their recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..data.augment import Augmentation
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..model.modeling_msclap_captioning import MSClapGenerativeModel
+from ..tokenizers import sentence_tokenizer
+from .build import resolve
+from .settings import TrainingSettings
+from .task import Batch
+
+Stage = TypeVar("Stage", bound=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The language model of a recipe.
+
+    Args:
+        pretrained: Local folder, Hub id or `package:NAME/FOLDER` of a causal language model, or None for a new one.
+        config: Configuration (with `model_type`) of a new one, which knows nothing: train it along
+            (`freeze_language_model: false` in the recipe's `model`).
+        tokenizer: Local folder or Hub id; the pretrained model's own when None.
+        max_length: Longest text, tokens, with its end token.
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    max_length: int = 77
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("language_model needs exactly one of 'pretrained' and 'config'.")
+        if self.pretrained is None and self.tokenizer is None:
+            raise ValueError("language_model is a new one, so its 'tokenizer' must be named.")
+
+
+def build_language_model(settings: LanguageModel, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The language model, float32 on the CPU, and its tokenizer, which ends every text.
+
+    Raises:
+        ValueError: If the tokenizer has no end token of its own and is not GPT-2's, or does not fit.
+    """
+    if settings.pretrained is not None:
+        model = AutoModelForCausalLM.from_pretrained(resolve(settings.pretrained), dtype=torch.float32)
+    else:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(settings.config or {})))
+    source = settings.tokenizer or resolve(str(settings.pretrained))
+    tokenizer = sentence_tokenizer(source, model.config, settings.max_length)
+    ids = tokenizer("a sound")["input_ids"]
+    if tokenizer.eos_token_id is None or ids[-1] != tokenizer.eos_token_id:
+        raise ValueError(f"The tokenizer {source} does not end texts with an end token, which captions need to stop.")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer {source} has {len(tokenizer)} tokens, the language model {model.config.vocab_size}."
+        )
+    return model, tokenizer
+
+
+def set_end_tokens(model: MSClapGenerativeModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make generation stop at whatever the tokenizer ends a text with."""
+    model.generation_config.eos_token_id = tokenizer("")["input_ids"]
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+
+
+def log_mels(waveforms: list[torch.Tensor], extractor: MSClapFeatureExtractor, device: torch.device) -> torch.Tensor:
+    """Log-mels of crops, made on the device.
+
+    Args:
+        waveforms: Crops `[clips, samples]` each.
+        extractor: Makes the log-mels.
+        device: Where.
+
+    Returns:
+        `[clips, 1, frames, mel]`, dB.
+    """
+    with torch.inference_mode():
+        parts = [part.to(device, non_blocking=True) for part in waveforms]
+        features = torch.stack([extractor.log_mel(waveform) for part in parts for waveform in part])
+    return features[:, None].clone()
+
+
+def labels_of(batch: Batch) -> torch.Tensor:
+    """Tokens to predict: the batch's own, -100 on padding."""
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
+
+@torch.no_grad()
+def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Share of tokens that were the likeliest; `logits[:, i]` predicts token i."""
+    known = labels != -100
+    return (logits[:, : labels.shape[1]].argmax(dim=-1) == labels)[known].float().mean()
+
+
+def load_stage_recipe(stage: type[Stage], path: str | Path, **overrides: Any) -> Stage:
+    """Read the recipe of a generative stage.
+
+    Args:
+        stage: Its class.
+        path: YAML file.
+        overrides: Settings that replace the file's; None values are ignored.
+
+    Raises:
+        ValueError: If a setting is unknown, missing or wrong.
+    """
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    if "epochs" in values:
+        values.setdefault("steps", None)
+    known = {field.name for field in fields(stage)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{path} has unknown settings {unknown}, expected some of {sorted(known)}.")
+    try:
+        values["language_model"] = LanguageModel(**values.get("language_model", {}))
+        if values.get("augmentation") is not None:
+            values["augmentation"] = Augmentation(**values["augmentation"])
+        return stage(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
