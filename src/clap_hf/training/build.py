@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, CLIPTextModelWithProjection
 
 from ..model.configuration_msclap import MSClapConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
@@ -28,7 +28,9 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     text = recipe.text
     pretrained = None if text.pretrained is None else resolve(text.pretrained)
     if pretrained is not None:
-        text_config = AutoConfig.from_pretrained(pretrained).to_dict()
+        config = AutoConfig.from_pretrained(pretrained)
+        # CLIP checkpoints hold two towers; the text one is wanted.
+        text_config = (config.text_config if config.model_type == "clip" else config).to_dict()
         text_config.pop("_name_or_path", None)  # a folder of this machine, perhaps
     else:
         text_config = dict(text.config or {})
@@ -118,7 +120,8 @@ def resolve(name: str) -> str:
 
 def _load_text_tower(model: MSClapModel, name: str) -> None:
     """Copy a pretrained text model's weights; a pooler that the tower does not have is left behind."""
-    state: dict[str, Any] = AutoModel.from_pretrained(name, dtype=torch.float32).state_dict()
+    kind = CLIPTextModelWithProjection if isinstance(model.text_model, CLIPTextModelWithProjection) else AutoModel
+    state: dict[str, Any] = kind.from_pretrained(name, dtype=torch.float32).state_dict()
     missing, unexpected = model.text_model.load_state_dict(state, strict=False)
     unexpected = [key for key in unexpected if not key.startswith("pooler.")]
     if missing or unexpected:

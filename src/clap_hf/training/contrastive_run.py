@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 
 from ..data.batches import SampledBatches
 from ..data.log_mels import LogMelStore
@@ -16,14 +17,16 @@ from ..data.simple_stream import SimpleStream
 from ..data.sources import source_of
 from ..data.stream import CROP_ONLY, PairStream
 from ..evaluation.sound_tasks import TEMPLATES
+from ..hub import BackgroundPush
+from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .build import build_model
 from .contrastive_task import ContrastiveTask, PairBatches
-from .loop import train
+from .loop import make_accelerator, train
 from .recipe import Recipe
-from .validation import CorpusValidation, PairValidation
+from .validation import CorpusValidation, PairValidation, TaskValidation
 
-LOG_MELS = "log-mels"
+LOG_MELS, EVALUATION = "log-mels", "evaluation"
 
 
 def train_contrastive(
@@ -34,6 +37,8 @@ def train_contrastive(
     num_workers: int = 1,
     trackers: Sequence[str] = (),
     cache_dir: Path | None = None,
+    data_dir: Path | None = None,
+    push: BackgroundPush | None = None,
 ) -> dict[str, Any]:
     """Train CLAP by a recipe; see `clap_hf.training.loop.train` for the folder, resuming, trackers and errors.
 
@@ -45,10 +50,13 @@ def train_contrastive(
         trackers: Trackers, by the names that Accelerate knows.
         cache_dir: Where the log-mels of a corpus' clips are kept, for several runs to share; `log-mels/` of the run's
             folder when None.
+        data_dir: Folder of CSVs and sounds for the paper's tasks, where the recipe evaluates by these.
+        push: Uploads epochs while training goes on.
 
     Returns:
         The record of the best epoch.
     """
+    make_accelerator(recipe)  # starts the process group, before anything asks how many processes there are
     model, processor = build_model(recipe)
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     data: PairBatches
@@ -61,8 +69,16 @@ def train_contrastive(
         held_out = datasets.load_dataset(recipe.dataset, split="validation")
         data = corpus_batches(rows, processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
         judge = CorpusValidation(held_out, processor, recipe)
-    task = ContrastiveTask(model, processor, recipe, data, judge)
-    return train(task, recipe, output_dir, resume=resume, trackers=trackers)
+    tasks = None
+    if recipe.evaluation_tasks is not None:
+        tasks = TaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)
+
+    def evaluate(trained: MSClapModel) -> dict[str, Any]:
+        results = judge(trained) if PartialState().is_main_process else {}
+        return results if tasks is None else results | tasks(trained)
+
+    task = ContrastiveTask(model, processor, recipe, data, evaluate)
+    return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
 
 
 def streamed_batches(recipe: Recipe, processor: MSClapProcessor, num_workers: int) -> PairStream | SimpleStream:

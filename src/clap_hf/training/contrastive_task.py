@@ -49,7 +49,7 @@ class ContrastiveTask(Task):
         processor: Its processor.
         recipe: The recipe.
         data: Where the pairs come from.
-        evaluation: Judges a model after every epoch; returns what the recipe's metrics name.
+        evaluation: Judges a model after every epoch, on every process; returns what the recipe's metrics name.
 
     Raises:
         ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the processes.
@@ -207,8 +207,6 @@ class ContrastiveTask(Task):
         }
 
     def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        if not accelerator.is_main_process:
-            return {}
         was_training = model.training
         results = self.evaluation(model.eval())
         model.train(was_training)

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..files import replace_folder
+from ..hub import BackgroundPush
 from .checkpoints import checkpoint_name, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .distributed import any_process, average_gradients, copy_from_main, gather_objects
 from .optimization import Schedule, build_optimizer, update_average
@@ -31,7 +32,7 @@ from .records import RECORD, RunRecord, RunState, check_trackers
 from .settings import TrainingSettings
 from .task import Batch, Position, Task
 
-LAST, BEST = "last", "best"
+LAST, BEST, NEWEST = "last", "best", "newest"
 EVALUATION_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main one evaluates
 LIST_STEPS = 100  # steps between looks at how many rows could not be read
 MAY_CHANGE = {"name", "dataset", "checkpoint_steps", "max_skipped"}  # settings that a resumed run may change
@@ -64,6 +65,7 @@ def train(
     *,
     resume: bool = False,
     trackers: Sequence[str] = (),
+    push: BackgroundPush | None = None,
 ) -> dict[str, Any]:
     """Train a stage.
 
@@ -75,6 +77,7 @@ def train(
         resume: Continue from the newest whole checkpoint in `last/`, at its exact step; the number of processes may be
             another.
         trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out and said so.
+        push: Uploads the best epoch, to its main branch, and the newest, to `last`, while training goes on.
 
     Returns:
         The record of the best epoch since this call; empty if there was none.
@@ -85,14 +88,22 @@ def train(
         ValueError: If the batch does not divide by the processes, or the run was begun with other settings or data.
         RuntimeError: If more rows than `max_skipped` could not be read.
     """
-    return _Loop(task, settings, output_dir, resume, check_trackers(trackers)).run()
+    return _Loop(task, settings, output_dir, resume, check_trackers(trackers), push).run()
 
 
 class _Loop:
     """What the steps of a run share."""
 
-    def __init__(self, task: Task, settings: TrainingSettings, output_dir: Path, resume: bool, trackers: list[str]):
-        self.task, self.settings, self.output_dir = task, settings, output_dir
+    def __init__(
+        self,
+        task: Task,
+        settings: TrainingSettings,
+        output_dir: Path,
+        resume: bool,
+        trackers: list[str],
+        push: BackgroundPush | None,
+    ):
+        self.task, self.settings, self.output_dir, self.push = task, settings, output_dir, push
         self.accelerator = make_accelerator(settings, output_dir, trackers)
         if (output_dir / RECORD).exists() and not resume:
             raise FileExistsError(
@@ -140,6 +151,9 @@ class _Loop:
                 record = self.evaluate()
                 if record.get("best"):
                     best = record
+        if self.push is not None and self.accelerator.is_main_process:
+            for message in self.push.close():
+                self.record.say(f"Not pushed: {message}; push {self.output_dir / BEST} again by hand.")
         self.accelerator.end_training()
         return best
 
@@ -215,6 +229,12 @@ class _Loop:
         state.epoch, state.totals, state.seconds, state.waiting = state.epoch + 1, {}, 0.0, 0.0
         self.record.write(record)
         self.save()
+        if self.push is not None and self.accelerator.is_main_process:
+            message = f"Epoch {state.epoch}: {settings.best_metric} {value:.4f}"
+            if record.get("best"):
+                self.push.submit(self.output_dir / BEST, message)
+            replace_folder(self.output_dir / NEWEST, partial(task.save, model=self.average))
+            self.push.submit(self.output_dir / NEWEST, message, revision=LAST)
         return record
 
     def save(self) -> None:

@@ -50,6 +50,8 @@ class Recipe(TrainingSettings):
         validation: Held-out pairs for streamed training, in the same form, of the split `validation` unless it says
             otherwise; the corpus has its own.
         validation_pairs: How many of these are used.
+        evaluation_tasks: Zero-shot tasks of the paper that every epoch is judged by: `"table1"` (16, the paper's
+            score), `"paper"` (26) or None.
         streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
             buffer, resumed by reading again).
         lanes: Of the plan, see `clap_hf.data.plan.Plan`.
@@ -82,6 +84,7 @@ class Recipe(TrainingSettings):
     sources: list[dict[str, Any]] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     validation_pairs: int = 1000
+    evaluation_tasks: str | None = None
     streaming: str = "exact"
     lanes: int | None = None
     window: int = 2
@@ -104,17 +107,30 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     return cls(**values)
 
 
-def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
+def combinations_of(path: str | Path) -> list[str]:
+    """Names of the combinations of encoders that a recipe lists; empty if it is a recipe of one."""
+    return list(yaml.safe_load(Path(path).read_text()).get("combinations", {}))
+
+
+def load_recipe(path: str | Path, combination: str | None = None, **overrides: Any) -> Recipe:
     """Read a recipe.
 
     Args:
         path: YAML file.
+        combination: Where the file lists several under `combinations`, which of them: its settings replace the file's.
         overrides: Top-level settings that replace the file's; None values are ignored.
 
     Raises:
-        ValueError: If a setting is unknown or the text tower is given neither or both ways.
+        ValueError: If a setting is unknown, the text tower is given neither or both ways, or the combination is
+            missing or not there.
     """
     values = yaml.safe_load(Path(path).read_text())
+    combinations = values.pop("combinations", {})
+    if combinations or combination is not None:
+        if combination is None or combination not in combinations:
+            raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
+        values |= combinations[combination]
+        values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["text"] = _build(TextTower, values.get("text", {}), f"{path}: text")
     augmentation = values.get("augmentation", {})
@@ -137,6 +153,8 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
             f"{path}: streaming is {recipe.streaming!r} with {len(recipe.sources)} sources, expected 'exact', or "
             "'simple' with one source."
         )
+    if recipe.evaluation_tasks not in (None, "table1", "paper"):
+        raise ValueError(f"{path}: evaluation_tasks is {recipe.evaluation_tasks!r}, expected 'table1' or 'paper'.")
     if recipe.mask_shared and recipe.dataset:
         raise ValueError(f"{path}: mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
     if recipe.text_bank and not recipe.text.freeze:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from huggingface_hub.constants import HF_HOME
+from rich.console import Console
 
 from ..data.simple_stream import stream_rows
 from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
+from ..evaluation.encoder import ClapEncoder
+from ..evaluation.runner import Options, find_places, paper_jobs, run
+from ..evaluation.sources import Place
+from ..evaluation.tasks import SUITES
 from ..evaluation.zero_shot import classify, embed_clips, embed_texts, load_clips, retrieve, zero_shot_score
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
@@ -113,4 +122,50 @@ class PairValidation:
             "recall_at_10": (recalls["text_to_audio_R@10"] + recalls["audio_to_text_R@10"]) / 2,
             "validation_loss": validation_loss(model, audio, text, self.recipe.batch_size),
             "validation": recalls,
+        }
+
+
+class TaskValidation:
+    """Zero-shot tasks of the paper; the score is the mean over the tasks whose clips are in reach.
+
+    Runs on all processes together.
+
+    Args:
+        suite: `"table1"` or `"paper"`.
+        processor: The model's processor.
+        data_dir: Folder of CSVs and sounds for tasks without a copy on the Hub, see the evaluation command.
+        work_dir: Gets the last epoch's results.
+
+    Raises:
+        ValueError: If no task is in reach.
+    """
+
+    def __init__(self, suite: str, processor: MSClapProcessor, data_dir: Path | None, work_dir: Path):
+        self.processor, self.work_dir = processor, work_dir
+        tasks = [task for task in SUITES[suite] if task.kind != "captioning"]
+        self.jobs = paper_jobs(tasks, data_dir, Path(HF_HOME) / "clap_hf")
+        self.found = find_places(self.jobs)
+        if not any(isinstance(place, Place) for places in self.found for place in places):
+            raise ValueError(
+                f"None of the {len(tasks)} tasks of {suite!r} is in reach. Pass a data folder, or leave "
+                "evaluation_tasks out of the recipe."
+            )
+
+    def __call__(self, model: MSClapModel) -> dict[str, Any]:
+        encoder = ClapEncoder(model, self.processor)
+        embeddings = self.work_dir / "embeddings"  # of this epoch's weights: of no use to the next
+        options = Options(plots=False, overwrite=True)
+        console = Console(quiet=True)
+        outcomes = run(self.jobs, self.found, encoder, None, self.work_dir, embeddings, options, console)
+        if not PartialState().is_main_process:
+            return {}
+        shutil.rmtree(embeddings, ignore_errors=True)
+        values = {o.task.name: o.result["value"] for o in outcomes if o.result and o.result["value"] is not None}
+        if not values:
+            reasons = "; ".join(f"{o.task.name}: {o.reason}" for o in outcomes)
+            raise RuntimeError(f"No task could be scored ({reasons}).")
+        return {
+            "zero_shot_score": float(np.mean(list(values.values()))),
+            "tasks_scored": len(values),
+            "tasks": values,
         }
