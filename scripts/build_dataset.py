@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder with your copy")
     parser.add_argument("--output", type=Path, help="gets the parquet files")
     parser.add_argument("--exclude", type=Path, nargs="*", default=[], help="files of ids to leave out")
+    parser.add_argument("--hold-out", type=int, default=0, metavar="CLIPS", help="clips for a validation split")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the result, where the licence allows it")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     args = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> None:
         except PermissionError as error:
             parser.error(str(error))
     exclude = frozenset().union(*(excluded_ids(path) for path in args.exclude))
-    report = build_dataset(args.source, args.root, args.output, exclude)
+    report = build_dataset(args.source, args.root, args.output, exclude, args.hold_out)
     print(f"{report['rows']:,} rows of {report['clips']:,} clips, {report['seconds'] / 3600:.1f} h")
     print(f"{report['excluded']} clips excluded, {len(report['skipped'])} skipped: see build_report.json")
     print(f"Leave out also: {about.exclude}")

@@ -238,9 +238,10 @@ def test_what_is_built_can_be_streamed_and_shared(hub, processor, tmp_path):
     (root / "metadata.csv").write_text(lines)
     for i in range(8):
         shutil.copy(EXAMPLES / "speech.wav", root / "wavs" / f"LJ{i:03d}.wav")
-    build_dataset("ljspeech", root, tmp_path / "out")
+    build_dataset("ljspeech", root, tmp_path / "out", hold_out=2)
     push_dataset("ljspeech", tmp_path / "out", "acme/ljspeech-pairs", private=True)
-    assert len(load_dataset("acme/ljspeech-pairs", split="train")) == 8
+    assert len(load_dataset("acme/ljspeech-pairs", split="train")) == 6
+    assert len(load_dataset("acme/ljspeech-pairs", split="validation")) == 2
     source = StreamSource("acme/ljspeech-pairs", id="id", duration="duration")
     (batch, *_) = PairStream([source], processor, 4, seed=0).batches(0, 0, 0, 1)
     assert sum(len(part) for part in batch["waveforms"]) == 4 and not batch["skipped"]

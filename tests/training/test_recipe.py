@@ -7,14 +7,17 @@ import pytest
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.feature_extraction_msclap import MSClapFeatureExtractor
 from clap_hf.training.build import resolve
-from clap_hf.training.recipe import load_recipe
+from clap_hf.training.recipe import combinations_of, load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_are_valid(path):
-    recipe = load_recipe(path)
+SHIPPED = [(path, name) for path in sorted(CONFIGS.glob("*.yaml")) for name in combinations_of(path) or [None]]
+
+
+@pytest.mark.parametrize(("path", "combination"), SHIPPED, ids=lambda part: getattr(part, "stem", part))
+def test_shipped_recipes_are_valid(path, combination):
+    recipe = load_recipe(path, combination)
     assert MSClapAudioConfig(**recipe.audio).hidden_size > 0
     assert MSClapFeatureExtractor(**recipe.features).window_samples > 0
 

@@ -26,6 +26,7 @@ from ..audio import load_audio
 from ..files import write_json, write_text
 from .originals import ORIGINALS, Original
 from .sources import TrainingSet, training_set
+from .stream import number_of
 
 SAMPLING_RATE = 44_100  # Hz
 MAX_ROW_S = 30.0
@@ -55,7 +56,7 @@ configs:
   data_files:
   - split: train
     path: train-*.parquet
----
+{validation}---
 
 # {title}, as audio-text pairs
 
@@ -65,7 +66,9 @@ Leave out before evaluating: {exclude}.
 """
 
 
-def build_dataset(name: str, root: Path, output: Path, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+def build_dataset(
+    name: str, root: Path, output: Path, exclude: frozenset[str] = frozenset(), hold_out: int = 0
+) -> dict[str, Any]:
     """Build one of the paper's training sets.
 
     Args:
@@ -73,6 +76,7 @@ def build_dataset(name: str, root: Path, output: Path, exclude: frozenset[str] =
         root: Your copy of it.
         output: Gets `train-*.parquet`, `README.md` and `build_report.json`; files that are there already are kept.
         exclude: Ids of clips to leave out, for example those of test sets.
+        hold_out: Clips that go into `validation-*.parquet` instead, chosen by a hash of their ids.
 
     Returns:
         The report: counts, and the clips that were skipped with the reason.
@@ -93,14 +97,22 @@ def build_dataset(name: str, root: Path, output: Path, exclude: frozenset[str] =
     if not kept:
         raise ValueError(f"{root} lists no clips of {about.title}; expected {about.layout}.")
     output.mkdir(parents=True, exist_ok=True)
+    by_chance = sorted(kept, key=lambda clip: number_of(clip.id))
+    held = {clip.id for clip in by_chance[:hold_out]}
+    splits = {
+        "train": [clip for clip in kept if clip.id not in held],
+        "validation": [clip for clip in kept if clip.id in held],
+    }
+    files = []
+    for split, members in splits.items():
+        starts = range(0, len(members), CLIPS_PER_FILE)
+        for number, start in enumerate(starts):
+            files.append((f"{split}-{number:05d}-of-{len(starts):05d}", members[start : start + CLIPS_PER_FILE]))
     parts = []
-    starts = range(0, len(kept), CLIPS_PER_FILE)
-    for number, start in enumerate(track(starts, description=f"Building {about.title}")):
-        stem = f"train-{number:05d}-of-{len(starts):05d}"
+    for stem, members in track(files, description=f"Building {about.title}"):
         record = output / ".parts" / f"{stem}.json"
         if not (record.exists() and (output / f"{stem}.parquet").exists()):
-            part = _write_part(output / f"{stem}.parquet", name, about, kept[start : start + CLIPS_PER_FILE])
-            write_json(record, part)
+            write_json(record, _write_part(output / f"{stem}.parquet", name, about, members))
         parts.append(json.loads(record.read_text()))
     report = {
         "source": name,
@@ -108,6 +120,7 @@ def build_dataset(name: str, root: Path, output: Path, exclude: frozenset[str] =
         "original": about.original,
         "listed": len(clips),
         "excluded": len(clips) - len(kept),
+        "held_out": len(held),
         "clips": sum(part["clips"] for part in parts),
         "rows": sum(part["rows"] for part in parts),
         "seconds": sum(part["seconds"] for part in parts),
@@ -117,7 +130,8 @@ def build_dataset(name: str, root: Path, output: Path, exclude: frozenset[str] =
         first = next(iter(report["skipped"].items()))
         raise ValueError(f"No clip of {about.title} below {root} could be built; the first, {first[0]}: {first[1]}")
     write_json(output / "build_report.json", report)
-    card = CARD.format(**vars(about) | report | {"skipped": len(report["skipped"])})
+    validation = "  - split: validation\n    path: validation-*.parquet\n" if held else ""
+    card = CARD.format(**vars(about) | report | {"skipped": len(report["skipped"]), "validation": validation})
     write_text(output / "README.md", card)
     return report
 

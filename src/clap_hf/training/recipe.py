@@ -118,7 +118,8 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
     Args:
         path: YAML file.
         combination: Where the file lists several under `combinations`, which of them: its settings replace the file's.
-        overrides: Top-level settings that replace the file's; None values are ignored.
+        overrides: Top-level settings that replace the file's; None values are ignored. An
+            empty `audio_tower` trains it from scratch.
 
     Raises:
         ValueError: If a setting is unknown, the text tower is given neither or both ways, or the combination is
@@ -132,12 +133,15 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
         values |= combinations[combination]
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
     values |= {name: value for name, value in overrides.items() if value is not None}
+    if overrides.get("steps") is not None:
+        values["epochs"] = None
+    values["audio_tower"] = values.get("audio_tower") or None
     values["text"] = _build(TextTower, values.get("text", {}), f"{path}: text")
     augmentation = values.get("augmentation", {})
     values["augmentation"] = (
         None if augmentation is None else _build(Augmentation, augmentation, f"{path}: augmentation")
     )
-    if "epochs" in values:
+    if values.get("epochs") is not None:
         values.setdefault("steps", None)
     recipe = _build(Recipe, values, str(path))
     if (recipe.text.pretrained is None) == (recipe.text.config is None):

@@ -1,0 +1,126 @@
+"""Table 1's experiment: one recipe, several pairs of encoders, the zero-shot score of each beside the paper's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ..evaluation.tasks import TABLE1_SCORES
+from ..files import write_json, write_text
+from .contrastive_run import train_contrastive
+from .recipe import combinations_of, load_recipe
+from .records import RECORD
+
+
+def compare_encoders(
+    recipe: Path,
+    output_dir: Path,
+    combinations: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    overrides: dict[str, Any],
+    num_workers: int,
+    cache_dir: Path | None = None,
+    data_dir: Path | None = None,
+    train: bool = True,
+) -> dict[str, Any]:
+    """Train every combination that is not finished yet, then compare all.
+
+    Args:
+        recipe: A recipe with `combinations`.
+        output_dir: Gets a run per combination and seed, `comparison.json` and `comparison.md`.
+        combinations: Which of them.
+        seeds: A run each.
+        overrides: Settings that replace the recipe's for all combinations.
+        num_workers: Loader processes.
+        cache_dir: See `train_contrastive`.
+        data_dir: See `train_contrastive`.
+        train: False compares what is finished.
+
+    Returns:
+        By combination: the best epochs' scores of all seeds, their mean, and the paper's.
+
+    Raises:
+        ValueError: If the recipe has no such combination.
+    """
+    unknown = [name for name in combinations if name not in combinations_of(recipe)]
+    if unknown:
+        raise ValueError(f"{recipe} has no combinations {unknown}, expected some of {combinations_of(recipe)}.")
+    results: dict[str, Any] = {}
+    for name in combinations:
+        scores: dict[int, float] = {}
+        for seed in seeds:
+            folder = output_dir / f"{name.lower().replace('+', '-')}-{seed}"
+            settings = load_recipe(recipe, name, **(overrides | {"seed": seed}))
+            epochs = None if settings.steps_per_epoch is None else settings.num_epochs(settings.steps_per_epoch)
+            if train and not _is_finished(folder, epochs or settings.epochs):
+                train_contrastive(
+                    settings,
+                    folder,
+                    resume=(folder / RECORD).exists(),
+                    num_workers=num_workers,
+                    cache_dir=cache_dir,
+                    data_dir=data_dir,
+                )
+            found = _best_score(folder, settings.best_metric, settings.best_mode)
+            if found is not None:
+                scores[seed] = found
+        results[name] = {
+            "scores": scores,
+            "mean": float(np.mean(list(scores.values()))) if scores else None,
+            "paper": TABLE1_SCORES.get(name),
+        }
+        write_json(output_dir / "comparison.json", {"recipe": str(recipe), "combinations": results})
+    write_text(output_dir / "comparison.md", as_markdown(results))
+    return results
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / RECORD).exists():
+        return []
+    lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+    return [line for line in lines if "epoch" in line]
+
+
+def _is_finished(folder: Path, epochs: int | None) -> bool:
+    done = _epochs(folder)
+    return bool(done) and epochs is not None and done[-1]["epoch"] >= epochs
+
+
+def _best_score(folder: Path, metric: str, mode: str) -> float | None:
+    values = [epoch[metric] for epoch in _epochs(folder)]
+    return (max if mode == "max" else min)(values) if values else None
+
+
+def _row(name: str, result: dict[str, Any]) -> list[str]:
+    scores = list(result["scores"].values())
+    spread = f" ± {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else ""
+    return [
+        name,
+        "not trained" if result["mean"] is None else f"{result['mean']:.3f}{spread}",
+        str(len(scores)),
+        "" if result["paper"] is None else f"{result['paper']:.3f}",
+    ]
+
+
+HEADERS = ("encoders", "zero-shot score here", "seeds", "paper (16 tasks)")
+
+
+def as_table(results: dict[str, Any]) -> Table:
+    """The comparison for a terminal."""
+    table = Table(*HEADERS, title="Encoders compared (paper Table 1)")
+    for name, result in results.items():
+        table.add_row(*_row(name, result))
+    return table
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The comparison for a file. Scores on other tasks than the paper's compare in order only."""
+    lines = ["| " + " | ".join(HEADERS) + " |", "|---" * len(HEADERS) + "|"]
+    lines += ["| " + " | ".join(_row(name, result)) + " |" for name, result in results.items()]
+    return "\n".join(lines) + "\n"
