@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.constants import HF_HOME
 from rich.console import Console
 
@@ -95,7 +96,8 @@ def evaluate_model(request: EvaluationRequest, console: Console) -> int:
         request.plots,
         request.overwrite,
     )
-    state = PartialState()
+    # Told here, since on CPUs it starts no process group by itself; later calls find this one.
+    state = PartialState(cpu=request.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
     quiet = console if state.is_main_process else Console(quiet=True)
     if request.suite == "maeb":
         from ..integrations.mteb import run_maeb

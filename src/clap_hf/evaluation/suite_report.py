@@ -112,7 +112,7 @@ def markdown(outcomes: Sequence[Outcome], title: str) -> str:
     lines += ["", score_line(outcomes), ""]
     lines.append(
         "Paper: its Table 2; it chose the epoch with the best mean over these very test sets. Clips longer than "
-        "the window are covered by several windows here, where the released code crops one at random. `data` says how near "
+        "the window are covered by several windows here; the released code crops one at random. `data` says how near "
         "the clips are to the paper's (paper, subset, proxy), `prompt` whether the wording is published."
     )
     notes = [f"- {o.task.name}: {note}" for o in outcomes if (note := _note(o))]

@@ -50,7 +50,7 @@ class MSClapProcessor(ProcessorMixin):
             text_kwargs: Further arguments of the tokenizer; they win over the ones above.
             audio_kwargs: Further arguments of the feature extractor (`long_audio`, `generator`, `device`...).
                 `padding`, which harnesses pass to every audio model, means nothing here: windows have one length.
-            images_kwargs: Empty: part of the calling convention of transformers 5, which sentence-transformers follows.
+            images_kwargs: Empty: part of transformers 5's calling convention, which sentence-transformers follows.
             videos_kwargs: Empty, likewise.
             common_kwargs: `return_tensors`, in that convention.
             return_tensors: `"pt"` or `"np"`.

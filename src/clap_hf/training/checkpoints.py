@@ -89,6 +89,11 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint was ever finished there, be it damaged since."""
+    return any(path.suffix != ".new" for path in folder.glob("step-*"))
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """The whole checkpoint of the latest step.
 

@@ -57,9 +57,10 @@ def train_contrastive(
         data = streamed_batches(recipe, processor, num_workers)
         judge = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
     else:
-        splits = datasets.load_dataset(recipe.dataset)
-        data = corpus_batches(splits["train"], processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
-        judge = CorpusValidation(splits["validation"], processor, recipe)
+        rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
+        held_out = datasets.load_dataset(recipe.dataset, split="validation")
+        data = corpus_batches(rows, processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
+        judge = CorpusValidation(held_out, processor, recipe)
     task = ContrastiveTask(model, processor, recipe, data, judge)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers)
 

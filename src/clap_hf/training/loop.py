@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..files import replace_folder
-from .checkpoints import checkpoint_name, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_name, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .distributed import any_process, average_gradients, copy_from_main, gather_objects
 from .optimization import Schedule, build_optimizer, update_average
 from .records import RECORD, RunRecord, RunState, check_trackers
@@ -198,6 +198,7 @@ class _Loop:
         task, settings, state = self.task, self.settings, self.state
         started = time.perf_counter()
         results = gather_objects(task.evaluate(self.average, self.accelerator))[0]  # the main process's, everywhere
+        results = {"step": state.step} | results
         if settings.best_metric not in results:
             raise ValueError(
                 f"best_metric is {settings.best_metric!r}, expected one of what the evaluation returns: "
@@ -234,7 +235,9 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> RunState:
-        """Take everything back from the newest whole checkpoint."""
+        """Take everything back from the newest whole checkpoint; a run that was killed before its first begins again."""
+        if (self.output_dir / RECORD).exists() and not has_checkpoint(self.output_dir / LAST):
+            return RunState()
         path = newest_checkpoint(self.output_dir / LAST)
         tensors, about = load_checkpoint(path)
         now = json.loads(json.dumps(self.settings.to_dict()))  # as the checkpoint went through JSON

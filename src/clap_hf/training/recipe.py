@@ -43,6 +43,8 @@ class Recipe(TrainingSettings):
     Args:
         dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus. Empty where
             `sources` names others.
+        split: What of it is trained on; `train+validation` for a last run, whose settings were chosen without the
+            latter and whose `best_metric` is `step`.
         sources: Datasets of pairs in parquet files, streamed; settings of `StreamSource` each, or `source`, the name
             of one of the paper's training sets, beside settings that differ from its own.
         validation: Held-out pairs for streamed training, in the same form, of the split `validation` unless it says
@@ -73,6 +75,7 @@ class Recipe(TrainingSettings):
     features: dict[str, Any]
     text: TextTower
     dataset: str = ""
+    split: str = "train"
     sources: list[dict[str, Any]] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     validation_pairs: int = 1000

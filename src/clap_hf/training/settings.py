@@ -37,7 +37,8 @@ class TrainingSettings:
         plateau_mode: Whether that number should fall (`"min"`) or rise (`"max"`).
         plateau_factor: What the rate is multiplied by at a plateau.
         plateau_patience: Epochs without improvement before that.
-        best_metric: What the best epoch is chosen by; apart from the plateau's, as in the paper.
+        best_metric: What the best epoch is chosen by; apart from the plateau's, as in the paper. `"step"` keeps the
+            last epoch.
         best_mode: Whether that number should rise (`"max"`) or fall (`"min"`).
         max_grad_norm: Gradient norm is clipped here; None (paper) does not clip.
         ema_decay: Decay of the averaged weights that are evaluated and kept; 0 keeps the weights themselves.

@@ -1,0 +1,70 @@
+"""Runs killed at random moments end as if they had not been; the script beside this does more of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clap_hf.files import write_text
+from clap_hf.training.checkpoints import has_checkpoint, is_whole, newest_checkpoint, save_checkpoint
+from pairs import write_pairs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0)])
+def test_killed_runs_end_as_if_they_had_not_been(tmp_path, processes, workers):
+    pairs = write_pairs(tmp_path / "pairs", bad=(13, 40))
+    write_pairs(pairs, rows=16, files=1, split="validation")
+    script = Path(__file__).parent / "kill_and_resume.py"
+    arguments = ["--dataset", str(pairs), "--text", "text", "--folder", str(tmp_path / "runs"), "--kills", "2"]
+    arguments += ["--processes", str(processes), "--workers", str(workers)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["bit_equal"] == found["kills"] == 2, found
+
+
+def checkpoint(folder, step):
+    return save_checkpoint(folder, f"step-{step:09d}", {"weights": torch.full((1000,), step)}, {"step": step})
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    old, new = checkpoint(tmp_path / "a", 5), checkpoint(tmp_path / "b", 6)
+    for damage in ("cut", "flipped", "missing"):
+        torn = tmp_path / damage / new.name
+        (tmp_path / damage).mkdir()
+        old_copy = tmp_path / damage / old.name
+        for source, target in ((old, old_copy), (new, torn)):
+            target.mkdir()
+            for file in source.iterdir():
+                (target / file.name).write_bytes(file.read_bytes())
+        data = (torn / "state.pt").read_bytes()
+        if damage == "cut":
+            (torn / "state.pt").write_bytes(data[:-1])
+        elif damage == "flipped":
+            (torn / "state.pt").write_bytes(data[:700] + bytes([data[700] ^ 1]) + data[701:])
+        else:
+            (torn / "progress.json").unlink()
+        assert not is_whole(torn) and newest_checkpoint(tmp_path / damage) == old_copy
+
+
+def test_the_newest_whole_checkpoint_is_found_even_before_its_last_rename(tmp_path):
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path / "other", 7).rename(tmp_path / "step-000000007.new")
+    assert newest_checkpoint(tmp_path).name == "step-000000007.new"
+    (tmp_path / "step-000000009.new").mkdir()
+    write_text(tmp_path / "step-000000009.new" / "manifest.json", "{")
+    assert newest_checkpoint(tmp_path).name == "step-000000007.new"
+    assert [path.name for path in checkpoint(tmp_path, 11).parent.iterdir()] == ["step-000000011"]
+
+
+def test_only_torn_checkpoints_are_named(tmp_path):
+    (tmp_path / "step-000000003").mkdir()
+    assert has_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint .step-000000003: torn"):
+        newest_checkpoint(tmp_path)
