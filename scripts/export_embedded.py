@@ -40,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.results is not None:
         write_json(stored[RESULTS], json.loads(args.results.read_text(encoding="utf-8")))
     if args.dataset is not None:
-        rows = datasets.load_dataset(args.dataset, split="train").remove_columns("audio")
-        write_json(stored[CORPUS], corpus_facts(rows, "train"))
+        lines = [json.loads(line) for line in stored[RUN].read_text(encoding="utf-8").splitlines()]
+        split = [line["recipe"] for line in lines if "recipe" in line][-1].get("split", "train")
+        rows = datasets.load_dataset(args.dataset, split=split).remove_columns("audio")
+        write_json(stored[CORPUS], corpus_facts(rows, split))
     records = read_records(stored[RUN], stored[RESULTS], stored[CORPUS])
 
     def write(folder: Path) -> None:

@@ -229,7 +229,7 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
 def _changes(starts: list[dict[str, Any]]) -> list[str]:
     """What changed where the run was stopped and resumed with another recipe."""
     return [
-        f"{name} was {before['recipe'].get(name)} until step {after['from_step']}, then {value}"
+        f"{name} was {before['recipe'].get(name, 'unset')} until step {after['from_step']}, then {value}"
         for before, after in zip(starts, starts[1:], strict=False)
         for name, value in after["recipe"].items()
         if value != before["recipe"].get(name)

@@ -8,22 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.sound_corpus.gm import FAMILY, PROGRAM_NAME
+
 Row = dict[str, Any]  # a corpus row without its audio
 
-# One or several phrases a class; their unit embeddings are averaged. Ours: the paper publishes no such prompts.
+# Several phrases a class; their unit embeddings are averaged. Ours: the paper publishes no such prompts. Naming every
+# instrument of a family was better on the validation split (41 % against 38 %) than phrases about the family.
 FAMILY_PHRASES = {
-    "piano": ["a piano note", "an electric piano note", "a harpsichord note"],
-    "mallet": ["a vibraphone note", "a xylophone or marimba note", "tubular bells", "a music box", "a celesta note"],
-    "organ": ["an organ note", "a church organ note"],
-    "reed": ["a saxophone note", "a clarinet note", "an oboe or bassoon note", "an accordion or harmonica note"],
-    "guitar": ["a guitar note", "an electric guitar note", "a distorted guitar note", "a banjo or sitar note"],
-    "bass": ["a bass guitar note", "an electric bass note", "a synth bass note"],
-    "strings": ["a violin note", "a cello note", "a string ensemble note", "pizzicato strings"],
-    "vocal": ["a choir singing", "a synth voice"],
-    "brass": ["a trumpet note", "a trombone or tuba note", "a french horn note", "a synth brass note"],
-    "flute": ["a flute note", "a recorder or pan flute note", "a whistle"],
-    "synth lead": ["a synth lead note", "a square-wave synth lead", "a sawtooth synth lead"],
-    "synth pad": ["a synth pad", "a warm pad", "a sweeping synth pad"],
+    family: [
+        f"a {register} pitched {PROGRAM_NAME[program]} note"
+        for program, its_family in FAMILY.items()
+        if its_family == family
+        for register in ("low", "medium", "high")
+    ]
+    for family in dict.fromkeys(FAMILY.values())
 }
 REGISTER_PHRASES = {
     "very low": ["a very low pitched note"],

@@ -235,7 +235,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> RunState:
-        """Take everything back from the newest whole checkpoint; a run that was killed before its first begins again."""
+        """Take everything back from the newest whole checkpoint; a run killed before its first begins again."""
         if (self.output_dir / RECORD).exists() and not has_checkpoint(self.output_dir / LAST):
             return RunState()
         path = newest_checkpoint(self.output_dir / LAST)
