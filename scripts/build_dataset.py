@@ -51,10 +51,9 @@ def main() -> None:
             parser.error(str(error))
     exclude = frozenset().union(*(excluded_ids(path) for path in args.exclude))
     report = build_dataset(args.source, args.root, args.output, exclude)
-    print(
-        f"{report['rows']:,} rows of {report['clips']:,} clips, {report['seconds'] / 3600:.1f} h; {report['excluded']} "
-        f"excluded, {len(report['skipped'])} skipped (build_report.json). Leave out also: {about.exclude}."
-    )
+    print(f"{report['rows']:,} rows of {report['clips']:,} clips, {report['seconds'] / 3600:.1f} h")
+    print(f"{report['excluded']} clips excluded, {len(report['skipped'])} skipped: see build_report.json")
+    print(f"Leave out also: {about.exclude}")
     if args.push_to_hub:
         print(push_dataset(args.source, args.output, args.push_to_hub, args.private))
 

@@ -1,7 +1,7 @@
 """Turns a training set, as its owner distributes it, into parquet files that `clap_hf.data.stream` reads.
 
-Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, length, licence and provenance. Files are written whole, one
-after the other, so that a build that was stopped goes on after the last one.
+Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, length, licence and provenance. Files are written whole,
+one after the other, so that a build that was stopped goes on after the last one.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def _rows_of(clip: Original, name: str, about: TrainingSet) -> Iterator[dict[str
         mono = soxr.resample(mono, audio.sampling_rate, SAMPLING_RATE, quality="HQ")
     limit = int(MAX_ROW_S * SAMPLING_RATE)
     for number, start in enumerate(range(0, len(mono), limit)):
+        place = clip.start_s + start / SAMPLING_RATE
         samples = mono[start : start + limit]
         if number and len(samples) < MIN_ROW_S * SAMPLING_RATE:
             continue
@@ -211,5 +212,5 @@ def _rows_of(clip: Original, name: str, about: TrainingSet) -> Iterator[dict[str
             "duration": len(samples) / SAMPLING_RATE,
             "source": name,
             "licence": clip.licence or about.licence,
-            "provenance": f"{about.original} {clip.id}, {clip.path.name} from {clip.start_s + start / SAMPLING_RATE:g} s",
+            "provenance": f"{about.original} {clip.id}, {clip.path.name} at {place:g} s",
         }
