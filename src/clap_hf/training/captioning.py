@@ -67,8 +67,8 @@ class CaptioningRecipe(TrainingSettings):
         super().__post_init__()
         if self.streaming not in ("exact", "simple") or (self.streaming == "simple" and len(self.sources) != 1):
             raise ValueError(
-                f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' with "
-                "one source."
+                f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' "
+                "with one source."
             )
 
 
