@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pretrain an audio tower: `scripts/pretrain_audio_tasks.py RECIPE.yaml --output-dir runs/tasks`.
+"""Pretrain an audio tower: `scripts/pretrain_audio_tasks.py configs/small_audio_tasks.yaml --output-dir runs/tasks`.
 
 The result goes into the contrastive stage: `scripts/train.py RECIPE --audio-tower runs/tasks/best`.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a captioner: `scripts/train_captioning.py RECIPE.yaml --output-dir runs/captioning`."""
+"""Train a captioner: `scripts/train_captioning.py configs/small_captioning.yaml --output-dir runs/captioning`."""
 
 import argparse
 from pathlib import Path
