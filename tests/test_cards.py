@@ -62,7 +62,8 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
         {"audio": ["-", "-"], "licence": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
     )
     (corpus / "data").mkdir(parents=True)
-    rows.to_parquet(corpus / "data" / "train-00000-of-00001.parquet")
+    for number, split in enumerate(("train", "validation")):  # the stored run learned from both
+        rows.select([number]).to_parquet(corpus / "data" / f"{split}-00000-of-00001.parquet")
     output = tmp_path / "embedded"
     arguments = ["--run", run, "--results", STORED[1], "--dataset", corpus, "--output", output]
     script.main([*map(str, arguments), "--records", str(tmp_path / "records")])
@@ -149,6 +150,8 @@ def test_a_run_of_todays_settings(folder, tmp_path):
         "ema_decay": 0.0,
         "best_metric": "validation_loss",
         "max_grad_norm": None,
+        "learning_rate": 1e-3,
+        "batch_size": 64,
     }
     recipe["text"] = recipe["text"] | {"pretrained": "gpt2", "freeze": False}
     epochs = [
