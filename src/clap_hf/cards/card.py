@@ -49,6 +49,7 @@ def write_card(
     files = {CARD: target / CARD}
     if epochs_of(records.run) and importlib.util.find_spec("matplotlib") is not None:
         files[CURVES] = target / CURVES
+        target.mkdir(parents=True, exist_ok=True)
         draw_curves(records.run, files[CURVES])
     curves = CURVES if CURVES in files else None
     write_text(files[CARD], model_card(folder, records, repo_id=repo_id, name=name, licence=licence, curves=curves))

@@ -15,6 +15,13 @@ from ..model.processing_msclap import MSClapProcessor
 from ..tokenizers import sentence_tokenizer
 from .recipe import Recipe
 
+# What makes weights fit a tower, and what makes it hear the same.
+TOWER_SIZES = (
+    *("architecture", "num_mel_bins", "hidden_size", "num_labels_frame_map", "num_frames", "num_time_chunks"),
+    *("patch_size", "embed_dim", "depths", "num_attention_heads", "window_size", "mlp_ratio", "conv_channels"),
+)
+FRONT_END = ("feature_size", "sampling_rate", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate")
+
 
 def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     """Initialise a model from the recipe's seed, with the pretrained text tower if it names one.
@@ -70,25 +77,17 @@ def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) 
         ValueError: If the towers differ in size, or the front ends in a setting.
     """
     config = AutoConfig.from_pretrained(name).audio_config
-    own = model.config.audio_config
-    theirs, mine = config.to_dict(), own.to_dict()
-    different = {
-        key: (theirs[key], mine[key])
-        for key in type(own)().to_dict()
-        if key in theirs
-        and key in mine
-        and theirs[key] != mine[key]
-        and "drop" not in key
-        and "spec_augment" not in key
-    }
-    hears = MSClapProcessor.from_pretrained(name).feature_extractor.to_dict()
-    own_front_end = processor.feature_extractor.to_dict()
-    settings = ("feature_size", "sampling_rate", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate")
-    different |= {key: (hears[key], own_front_end[key]) for key in settings if hears[key] != own_front_end[key]}
-    different = {key: pair for key, pair in different.items() if key not in ("transformers_version", "dtype")}
-    if different:
-        found = ", ".join(f"{key}: {theirs!r} there, {mine!r} here" for key, (theirs, mine) in different.items())
-        raise ValueError(f"The audio tower of {name} does not fit the recipe ({found}). Use the same settings.")
+    extractor = MSClapProcessor.from_pretrained(name).feature_extractor
+    parts = ((config, model.config.audio_config, TOWER_SIZES), (extractor, processor.feature_extractor, FRONT_END))
+    found = []
+    for there, here, settings in parts:
+        for setting in settings:
+            values = [getattr(side, setting) for side in (there, here)]
+            theirs, own = [list(value) if isinstance(value, (list, tuple)) else value for value in values]
+            if theirs != own:
+                found.append(f"{setting}: {theirs} there, {own} here")
+    if found:
+        raise ValueError(f"The audio tower of {name} does not fit the recipe ({'; '.join(found)}). Make them equal.")
     tower, info = type(model.audio_model).from_pretrained(
         name, config=config, dtype=torch.float32, output_loading_info=True
     )

@@ -68,7 +68,7 @@ class CaptioningRecipe(TrainingSettings):
         if self.streaming not in ("exact", "simple") or (self.streaming == "simple" and len(self.sources) != 1):
             raise ValueError(
                 f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' "
-                "one source."
+                "with one source."
             )
 
 

@@ -1,0 +1,204 @@
+"""Multi-task pretraining, then contrastive training from its tower, then captioning: tiny runs on real recordings."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from corpus import write_corpus
+from transformers import AutoModelForMultimodalLM, pipeline
+
+from clap_hf import MSClapForAudioTasks, MSClapModel
+from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
+from clap_hf.training.audio_tasks import AudioTasksRecipe, AudioTasksTask, pretrain_audio_tasks
+from clap_hf.training.build import build_model, load_audio_tower
+from clap_hf.training.captioning import CaptioningRecipe, train_captioning
+from clap_hf.training.contrastive_run import train_contrastive
+from clap_hf.training.generative import LanguageModel, build_language_model, load_stage_recipe
+from clap_hf.training.recipe import load_recipe
+from conftest import EXAMPLES, GPT2_TOKENIZER, TESTS
+
+AUDIO = {
+    "num_mel_bins": 32, "num_frames": 128, "num_time_chunks": 2, "embed_dim": 16, "depths": [1, 1],
+    "num_attention_heads": [2, 4], "window_size": 4, "spec_augment_time_width": 8, "spec_augment_freq_width": 4,
+}  # fmt: skip
+FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.5, "n_fft": 512, "hop_length": 64}
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 77}
+LANGUAGE_MODEL = {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}
+MAPPER = {"prefix_length": 4, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 2}
+RUN = {"batch_size": 8, "steps": 8, "steps_per_epoch": 4, "warmup_steps": 2, "learning_rate": 3e-3}
+TASKS = ("corpus_events", "corpus_captions", "corpus_kind", "corpus_language")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return str(write_corpus(tmp_path_factory.mktemp("corpus") / "corpus"))
+
+
+def write_recipe(folder, settings):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tasks_recipe(corpus, tmp_path_factory):
+    settings = {
+        "name": "tiny-tasks",
+        "streams": [{"task": task, "dataset": corpus} for task in TASKS],
+        "audio": AUDIO,
+        "features": FEATURES,
+        "language_model": LANGUAGE_MODEL,
+        "model": {"projection_dim": 32, **MAPPER},
+        "validation_clips": 4,
+        **RUN,
+    }
+    return load_stage_recipe(AudioTasksRecipe, write_recipe(tmp_path_factory.mktemp("recipe"), settings))
+
+
+@pytest.fixture(scope="module")
+def tasks_run(tasks_recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks") / "run"
+    pretrain_audio_tasks(tasks_recipe, folder, num_workers=0)
+    return folder
+
+
+def contrastive_settings(corpus, **settings):
+    return {
+        "name": "tiny", "dataset": corpus, "audio": AUDIO, "features": FEATURES,
+        "text": {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}, "model": {"projection_dim": 32}, **RUN, **settings,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def contrastive_run(corpus, tasks_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contrastive")
+    settings = contrastive_settings(corpus, audio_tower=str(tasks_run / "best"))
+    train_contrastive(load_recipe(write_recipe(folder, settings)), folder / "run", num_workers=0)
+    return folder / "run"
+
+
+def test_multi_task_pretraining_moves_the_tower_and_not_the_language_model(tasks_run, tasks_recipe):
+    lines = records(tasks_run)
+    assert [line["epoch"] for line in lines[1:]] == [1, 2]
+    assert lines[-1]["loss"] < lines[1]["loss"] < 12
+    assert set(lines[-1]["validation"]["loss"]) == set(TASKS)
+    assert set(lines[-1]["validation"]["exact_match"]) == set(TASKS) - {"corpus_captions"}
+    model = AutoModelForMultimodalLM.from_pretrained(tasks_run / "best")
+    assert type(model) is MSClapForAudioTasks
+    untrained, _ = build_language_model(tasks_recipe.language_model, tasks_recipe.seed)
+    for name, value in untrained.state_dict().items():
+        assert torch.equal(model.language_model.state_dict()[name], value)
+    torch.manual_seed(tasks_recipe.seed)
+    fresh = MSClapForAudioTasks(model.config)
+    assert not torch.equal(fresh.audio_model.patch_embed.weight, model.audio_model.patch_embed.weight)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tasks_recipe, tasks_run, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(AudioTasksTask, "evaluate", stop)  # after the first epoch's steps, which are saved
+        pretrain_audio_tasks(tasks_recipe, tmp_path / "run", num_workers=0)
+    pretrain_audio_tasks(tasks_recipe, tmp_path / "run", resume=True, num_workers=0)
+    first, second = records(tmp_path / "run")[-1], records(tasks_run)[-1]
+    assert first["loss"] == second["loss"] and first["validation"] == second["validation"]
+
+
+def test_the_tower_goes_into_the_contrastive_stage(corpus, tasks_run, tmp_path, contrastive_run):
+    settings = contrastive_settings(corpus, audio_tower=str(tasks_run / "best"))
+    model, processor = build_model(load_recipe(write_recipe(tmp_path, settings)))
+    tower = MSClapHtsatModel.from_pretrained(tasks_run / "best").state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in model.audio_model.state_dict().items())
+    scratch, _ = build_model(load_recipe(write_recipe(tmp_path, contrastive_settings(corpus))))
+    assert not torch.equal(scratch.audio_model.patch_embed.weight, model.audio_model.patch_embed.weight)
+    assert torch.equal(scratch.text_projection.linear1.weight, model.text_projection.linear1.weight)
+    assert records(contrastive_run)[0]["recipe"]["audio_tower"] == str(tasks_run / "best")
+    MSClapModel.from_pretrained(contrastive_run / "best")
+
+
+def test_a_tower_that_does_not_fit_is_refused(corpus, tasks_run, tmp_path):
+    for change, message in (
+        ({"audio": AUDIO | {"embed_dim": 8}}, r"embed_dim: 16 there, 8 here"),
+        ({"features": FEATURES | {"fmax": 7000.0}}, r"fmax: 8000.0 there, 7000.0 here"),
+    ):
+        recipe = load_recipe(write_recipe(tmp_path, contrastive_settings(corpus) | change))
+        model, processor = build_model(recipe)
+        with pytest.raises(ValueError, match=message):
+            load_audio_tower(model, processor, str(tasks_run / "best"))
+
+
+def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Java: METEOR and its like take 8 s an epoch
+    settings = {
+        "name": "tiny-captioning",
+        "clap": str(contrastive_run / "best"),
+        "sources": [{"dataset": corpus, "text": "captions"}],
+        "validation": {"dataset": corpus, "text": "captions"},
+        "validation_clips": 4,
+        "language_model": LANGUAGE_MODEL,
+        "model": MAPPER,
+        **RUN,
+    }
+    recipe = load_stage_recipe(CaptioningRecipe, write_recipe(tmp_path, settings))
+    train_captioning(recipe, tmp_path / "run", num_workers=0)
+    lines = records(tmp_path / "run")
+    assert lines[-1]["validation_loss"] < lines[1]["validation_loss"] < 12
+    assert 0 <= lines[-1]["cider_d"] <= 10 and {"bleu_4", "rouge_l"} <= set(lines[-1]["validation"])
+    assert len(lines[-1]["captions"]) == 4 and all(len(found["references"]) == 2 for found in lines[-1]["captions"])
+    # Only the mapper moved: the audio side is that of the contrastive model.
+    captioner = AutoModelForMultimodalLM.from_pretrained(tmp_path / "run" / "best")
+    clap = MSClapModel.from_pretrained(contrastive_run / "best").state_dict()
+    own = captioner.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in clap.items() if name.startswith("audio_"))
+    # Captions end where the tokenizer ends texts.
+    assert captioner.generation_config.eos_token_id == [220, 50256]
+    describe = pipeline("audio-captioning", model=str(tmp_path / "run" / "best"), device="cpu")
+    assert isinstance(describe(EXAMPLES / "dog.ogg", max_new_tokens=3)[0]["generated_text"], str)
+
+
+@pytest.mark.parametrize(
+    "stage, change, message",
+    [
+        (CaptioningRecipe, {"beams": 3}, "unknown settings .*beams"),
+        (CaptioningRecipe, {"language_model": {}}, "exactly one of 'pretrained' and 'config'"),
+        (CaptioningRecipe, {"language_model": {"config": GPT2}}, "'tokenizer' must be named"),
+        (CaptioningRecipe, {"streaming": "simple", "sources": []}, "streaming is 'simple' with 0 sources"),
+        (AudioTasksRecipe, {}, "missing .*streams"),
+    ],
+)
+def test_wrong_recipes_are_named(tmp_path, stage, change, message):
+    settings = {"name": "x", "language_model": LANGUAGE_MODEL}
+    if stage is CaptioningRecipe:
+        settings |= {"clap": "embedded", "sources": [{"dataset": "d"}], "validation": {}}
+    with pytest.raises(ValueError, match=message):
+        load_stage_recipe(stage, write_recipe(tmp_path, settings | change))
+
+
+def test_unknown_tasks_are_named(tasks_recipe, tmp_path):
+    with pytest.raises(ValueError, match="task is 'humming', expected one of"):
+        pretrain_audio_tasks(replace(tasks_recipe, streams=[{"task": "humming", "dataset": "d"}]), tmp_path)
+
+
+def test_a_language_model_must_end_its_texts(tmp_path):
+    bert = LanguageModel(
+        config={"model_type": "bert", "is_decoder": True, "hidden_size": 32, "num_hidden_layers": 1},
+        tokenizer=str(TESTS / "tokenizers" / "bert-base-uncased"),
+    )
+    with pytest.raises(ValueError, match="does not end texts with an end token"):
+        build_language_model(replace(bert, config=bert.config | {"num_attention_heads": 2}), 0)
+
+
+def test_shipped_recipes_are_read():
+    configs = TESTS.parent / "configs"
+    small = load_stage_recipe(AudioTasksRecipe, configs / "small_audio_tasks.yaml")
+    contrastive = load_recipe(configs / "small_htsat_minilm.yaml")
+    assert small.audio == contrastive.audio and small.features == contrastive.features, "its tower fits this one"
+    for name in ("captioning", "small_captioning"):
+        load_stage_recipe(CaptioningRecipe, configs / f"{name}.yaml")
