@@ -31,6 +31,7 @@ AUDIO = {
     "num_attention_heads": [2, 4], "window_size": 4, "spec_augment_time_width": 8, "spec_augment_freq_width": 4,
 }  # fmt: skip
 FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.5, "n_fft": 512, "hop_length": 64}
+BATCH_SIZE = 8
 TEXT = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 77}
 
 
@@ -45,8 +46,8 @@ def short_recipe(dataset: str, text: str, streamed: bool) -> Recipe:
     }
     return Recipe(
         name="short", audio=AUDIO, features=FEATURES, text=TextTower(config=TEXT, tokenizer=str(GPT2_TOKENIZER)),
-        model={"projection_dim": 16}, batch_size=8, chunk_size=2, steps=12, steps_per_epoch=6, checkpoint_steps=2,
-        warmup_steps=2, ema_decay=0.5, loss="contrastive", **(data if streamed else {"dataset": dataset}),
+        model={"projection_dim": 16}, batch_size=BATCH_SIZE, chunk_size=2, steps=12, steps_per_epoch=6, checkpoint_steps=2,
+        ema_decay=0.5, loss="contrastive", **(data if streamed else {"dataset": dataset}),
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def _start(recipe: Recipe, folder: Path, workers: int, rank: int, processes: int
         if processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        _trace(Path(f"{folder}.seen"), rank)
+        _trace(Path(f"{folder}.seen"), rank, port)
         train_contrastive(recipe, folder, resume=(folder / "run.jsonl").exists(), num_workers=workers)
         code = 0
     except BaseException as error:
@@ -97,28 +98,34 @@ def _start(recipe: Recipe, folder: Path, workers: int, rank: int, processes: int
         os._exit(code)
 
 
-def _trace(path: Path, rank: int) -> None:
+def _trace(path: Path, rank: int, attempt: int) -> None:
     """Have every step write what it trains on."""
     real = ContrastiveTask.prepare_batch
 
     def traced(self, batch, position, device):
         with path.open("a") as file:
-            seen = batch["clips" if "clips" in batch else "texts"].tolist() + batch["input_ids"].sum(dim=1).tolist()
-            file.write(json.dumps([os.getpid(), rank, position.step, seen]) + "\n")
+            names = batch["clips" if "clips" in batch else "texts"]
+            seen = torch.stack([names, batch["input_ids"].sum(dim=1)], dim=1).tolist()
+            file.write(json.dumps([attempt, rank, position.step, seen]) + "\n")
         return real(self, batch, position, device)
 
     ContrastiveTask.prepare_batch = traced
 
 
-def examples_by_step(folder: Path) -> dict[tuple[int, int], list]:
-    """What every process saw at every step; steps that were run again must have seen the same."""
-    seen: dict[tuple[int, int], list] = {}
+def examples_by_step(folder: Path) -> dict[int, list]:
+    """The global batch of every step; steps that were run again must have seen the same."""
+    shares: dict[tuple[int, int], dict[int, list]] = {}  # by attempt and step, then by rank
     for line in Path(f"{folder}.seen").read_text().splitlines():
         try:
-            _, rank, step, examples = json.loads(line)
+            attempt, rank, step, examples = json.loads(line)
         except ValueError:
             continue  # the line that the kill cut
-        assert seen.setdefault((rank, step), examples) == examples, f"step {step} saw other examples when run again"
+        shares.setdefault((attempt, step), {})[rank] = examples
+    seen: dict[int, list] = {}
+    for (_, step), by_rank in shares.items():
+        batch = [example for rank in sorted(by_rank) for example in by_rank[rank]]
+        if len(batch) == BATCH_SIZE:  # all ranks had come this far
+            assert seen.setdefault(step, batch) == batch, f"step {step} saw other examples when run again"
     return seen
 
 
@@ -133,8 +140,11 @@ def largest_difference(folder: Path, reference: Path) -> float:
     )
 
 
-def check(recipe: Recipe, folder: Path, processes: int, workers: int, kills: int, seed: int) -> dict:
-    """Kill a run at `kills` random moments, each in a run of its own; what came of it."""
+def check(
+    recipe: Recipe, folder: Path, processes: int, workers: int, kills: int, seed: int, resume_processes: int | None
+) -> dict:
+    """Kill a run at `kills` random moments, each in a run of its own, and resume it; what came of it."""
+    resume_processes = resume_processes or processes
     reference = folder / "reference"
     started = time.monotonic()
     run(recipe, reference, workers, processes)
@@ -148,14 +158,15 @@ def check(recipe: Recipe, folder: Path, processes: int, workers: int, kills: int
             shutil.rmtree(killed)
             Path(f"{killed}.seen").unlink()
             moment *= 0.8
-        steps.append(max((step for _, step in examples_by_step(killed)), default=-1) + 1 if _seen(killed) else 0)
+        steps.append(max(examples_by_step(killed), default=-1) + 1 if Path(f"{killed}.seen").exists() else 0)
         moments.append(round(moment / length, 3))
-        run(recipe, killed, workers, processes)
+        run(recipe, killed, workers, resume_processes)
         assert examples_by_step(killed) == examples_by_step(reference), f"kill {i} changed what the run saw"
         differences.append(largest_difference(killed, reference))
         shutil.rmtree(killed)
     return {
         "processes": processes,
+        "resumed_on": resume_processes,
         "workers": workers,
         "seed": seed,
         "kills": kills,
@@ -167,10 +178,6 @@ def check(recipe: Recipe, folder: Path, processes: int, workers: int, kills: int
     }
 
 
-def _seen(folder: Path) -> bool:
-    return Path(f"{folder}.seen").exists()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="folder of the sound corpus, or of pairs")
@@ -180,6 +187,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--resume-processes", type=int, help="go on with another number of processes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = short_recipe(args.dataset, args.text, not args.mapped)
@@ -187,7 +195,8 @@ def main() -> None:
         for workers in args.workers:
             folder = args.folder / f"{processes}-{workers}"
             folder.mkdir(parents=True)
-            print(json.dumps(check(recipe, folder, processes, workers, args.kills, args.seed)), flush=True)
+            found = check(recipe, folder, processes, workers, args.kills, args.seed, args.resume_processes)
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
