@@ -47,7 +47,8 @@ def short_recipe(dataset: str, text: str, streamed: bool) -> Recipe:
     return Recipe(
         name="short", audio=AUDIO, features=FEATURES, text=TextTower(config=TEXT, tokenizer=str(GPT2_TOKENIZER)),
         model={"projection_dim": 16}, batch_size=BATCH_SIZE, chunk_size=2, steps=12, steps_per_epoch=6,
-        checkpoint_steps=2, warmup_steps=2, ema_decay=0.5, loss="contrastive", **(data if streamed else {"dataset": dataset}),
+        checkpoint_steps=2, warmup_steps=2, ema_decay=0.5, loss="contrastive",
+        **(data if streamed else {"dataset": dataset}),
     )  # fmt: skip
 
 
