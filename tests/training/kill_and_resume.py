@@ -106,7 +106,8 @@ def _trace(path: Path, rank: int, attempt: int) -> None:
     def traced(self, batch, position, device):
         with path.open("a") as file:
             names = batch["clips" if "clips" in batch else "texts"]
-            seen = torch.stack([names, batch["input_ids"].sum(dim=1)], dim=1).tolist()
+            texts = (batch["input_ids"] * batch["attention_mask"]).sum(dim=1)  # padding is the share's, not the pair's
+            seen = torch.stack([names, texts], dim=1).tolist()
             file.write(json.dumps([attempt, rank, position.step, seen]) + "\n")
         return real(self, batch, position, device)
 
