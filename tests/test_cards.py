@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
@@ -43,11 +45,40 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
 
 
-def test_the_script_writes_it_again(tmp_path):
-    """On a copy without weights: the card alone is made anew."""
+@pytest.fixture
+def script():
     spec = importlib.util.spec_from_file_location("export_embedded", ROOT / "scripts" / "export_embedded.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_path):
+    """Weights, records, card and picture from a run's folder, an evaluation and a corpus, in one command."""
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(folder, run / "best")
+    shutil.copy(STORED[0], run / "run.jsonl")
+    rows = Dataset.from_dict(
+        {"audio": ["-", "-"], "licence": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
+    )
+    (corpus / "data").mkdir(parents=True)
+    for number, split in enumerate(("train", "validation")):  # the stored run learned from both
+        rows.select([number]).to_parquet(corpus / "data" / f"{split}-00000-of-00001.parquet")
+    output = tmp_path / "embedded"
+    arguments = ["--run", run, "--results", STORED[1], "--dataset", corpus, "--output", output]
+    script.main([*map(str, arguments), "--records", str(tmp_path / "records")])
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {path.name for path in STORED}
+    assert "2 clips, 1.0 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
+    assert not list(output.glob("*.py")) and "auto_map" not in (output / "config.json").read_text()
+    before, after = (load_file(path / "model.safetensors") for path in (folder, output))
+    assert all(torch.equal(value.half(), after[name].half()) for name, value in before.items())
+    written = (output / "README.md").read_text()
+    script.main(["--output", str(output), "--records", str(tmp_path / "records")])  # again, from the records alone
+    assert (output / "README.md").read_text() == written
+
+
+def test_the_script_writes_it_again(script, tmp_path):
+    """On a copy without weights: the card alone is made anew."""
     folder = clap_hf.embedded_checkpoint()
     (tmp_path / "embedded").mkdir()
     for file in folder.glob("*.json"):
@@ -119,6 +150,8 @@ def test_a_run_of_todays_settings(folder, tmp_path):
         "ema_decay": 0.0,
         "best_metric": "validation_loss",
         "max_grad_norm": None,
+        "learning_rate": 1e-3,
+        "batch_size": 64,
     }
     recipe["text"] = recipe["text"] | {"pretrained": "gpt2", "freeze": False}
     epochs = [

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from datasets import Audio, Dataset, load_dataset
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForAudioClassification, AutoProcessor, pipeline
@@ -24,7 +25,8 @@ from clap_hf import MSClapCaptioningConfig, MSClapForAudioCaptioning
 from clap_hf.cli import app
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification
-from conftest import TINY_CNN14, TINY_GPT2, make_config, make_model, sound
+from conftest import EXAMPLES, TINY_CNN14, TINY_GPT2, make_config, make_model, sound
+from training.corpus import write_corpus
 
 CODE = {"configuration_msclap.py", "feature_extraction_msclap.py", "processing_msclap.py", "modeling_msclap.py"}
 
@@ -346,6 +348,36 @@ def test_private_is_not_pushed_to_a_public_repository(hub, model_folder, tmp_pat
     with pytest.raises(ValueError, match="is public, expected private"):
         push(model_folder, "acme/hub-public", private=True)
     assert tree("acme/hub-public") == set()
+
+
+def test_a_corpus_and_an_evaluation_set_stream_back(hub, tmp_path):
+    """Folders of parquet splits, as the corpus builder writes them, with their cards."""
+    folder = write_corpus(tmp_path / "corpus")
+    with pytest.raises(FileNotFoundError, match=r"has no README\.md"):
+        push(folder, "acme/hub-corpus", repo_type="dataset")
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# Sounds\n")
+    push(folder, "acme/hub-corpus", repo_type="dataset", private=True)
+    for split in ("train", "validation"):
+        there = load_dataset("acme/hub-corpus", split=split, streaming=True).cast_column("audio", Audio(decode=False))
+        here = load_dataset(str(folder), split=split).cast_column("audio", Audio(decode=False))
+        assert [(row["id"], row["audio"]["bytes"]) for row in there] == [
+            (row["id"], row["audio"]["bytes"]) for row in here
+        ]
+
+    sounds = tmp_path / "evaluation"
+    (sounds / "data").mkdir(parents=True)
+    names = {"dog.ogg": "dog", "speech.wav": "speech"}
+    audio = [{"bytes": (EXAMPLES / name).read_bytes(), "path": name} for name in names]
+    rows = Dataset.from_dict({"audio": audio, "label": list(names.values())})
+    rows.cast_column("audio", Audio(decode=False)).to_parquet(sounds / "data" / "test-00000-of-00001.parquet")
+    (sounds / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# Two sounds\n")
+    push(sounds, "acme/hub-evaluation", repo_type="dataset")
+    there = load_dataset("acme/hub-evaluation", split="test", streaming=True).cast_column("audio", Audio(decode=False))
+    assert [(row["label"], row["audio"]["bytes"]) for row in there] == [
+        (label, (EXAMPLES / name).read_bytes()) for name, label in names.items()
+    ]
+    info = HfApi().dataset_info("acme/hub-evaluation")
+    assert info.card_data.license == "cc0-1.0" and hub.unhandled == []
 
 
 def test_background_push_survives_failures_and_retries(hub, made, tmp_path):

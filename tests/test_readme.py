@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import HfApi
+from typer.testing import CliRunner
 
+from clap_hf.cli import app
 from readme import ROOT, blocks, run
 
 SHOWN = [(language, code, output) for language, code, output in blocks() if output is not None]
@@ -44,3 +47,18 @@ def test_commands_exist_with_their_options(command):
         assert option in shown
     for name in (word for word in words if word.startswith("configs/")):
         assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "clap-hf push" in command])
+def test_pushes_work(hub, monkeypatch, tmp_path, command):
+    """On the Hub of the tests, with a small stand-in for what another command builds."""
+    (tmp_path / "sound-corpus" / "data").mkdir(parents=True)
+    (tmp_path / "sound-corpus" / "README.md").write_text("---\nlicense: other\n---\n# Sounds\n")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    words = command.split()[1:]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    kind = "dataset" if "dataset" in words else "model"
+    assert HfApi().repo_exists(words[2], repo_type=kind) is ("--dry-run" not in words)
+    assert "README.md" in result.stdout and hub.unhandled == []

@@ -12,7 +12,11 @@ from clap_hf.training.recipe import load_recipe
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in CONFIGS.glob("*.yaml") if "\ntext:" in path.read_text()),
+    ids=lambda path: path.stem,
+)
 def test_shipped_recipes_are_valid(path):
     recipe = load_recipe(path)
     assert MSClapAudioConfig(**recipe.audio).hidden_size > 0

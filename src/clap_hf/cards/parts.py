@@ -256,15 +256,8 @@ def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
         for task in _measured(evaluation):
             interval = "" if task["low"] is None else f"{task['low']:.1%} – {task['high']:.1%}"
             paper = "" if task["paper"] is None else f"{task['paper']:.1%}"
-            cells = (
-                task["task"],
-                task["metric"],
-                f"{task['value']:.1%}",
-                interval,
-                paper,
-                task["clips"],
-                task["place"],
-            )
+            value = f"{task['value']:.1%}"
+            cells = (task["task"], task["metric"], value, interval, paper, task["clips"], task["place"])
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         score = evaluation["score"]
         mean = "" if score["score"] is None else f" Mean of {len(score['tasks'])} tasks: {score['score']:.3f}."

@@ -198,7 +198,6 @@ class _Loop:
         task, settings, state = self.task, self.settings, self.state
         started = time.perf_counter()
         results = gather_objects(task.evaluate(self.average, self.accelerator))[0]  # the main process's, everywhere
-        results = {"step": state.step} | results
         if settings.best_metric not in results:
             raise ValueError(
                 f"best_metric is {settings.best_metric!r}, expected one of what the evaluation returns: "
@@ -235,7 +234,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> RunState:
-        """Take everything back from the newest whole checkpoint; a run killed before its first begins again."""
+        """Take everything back from the newest whole checkpoint; a run killed before its first one begins again."""
         if (self.output_dir / RECORD).exists() and not has_checkpoint(self.output_dir / LAST):
             return RunState()
         path = newest_checkpoint(self.output_dir / LAST)
