@@ -254,7 +254,7 @@ class PairStream:
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
-        """See `clap_hf.training.task.Task.batches`.
+        """See `clap_hf.training.task.Batches.batches`.
 
         Raises:
             ValueError: If processes and loaders do not divide the lanes.

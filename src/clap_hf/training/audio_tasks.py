@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from ..data.audio_tasks import AUDIO_TASKS, AudioTask, AudioTaskDataset, TaskCollator
 from ..data.batches import SampledBatches
@@ -146,18 +144,6 @@ class AudioTasksTask(Task):
         evaluation: Judges a model after every epoch.
     """
 
-    def __init__(
-        self, model: MSClapForAudioTasks, processor: MSClapProcessor, data: SampledBatches, evaluation: TaskValidation
-    ):
-        super().__init__(model)
-        self.processor, self.data, self.evaluation = processor, data, evaluation
-
-    def steps_per_epoch(self) -> int:
-        return self.data.steps_per_epoch()
-
-    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
-        return self.data.batches(epoch, first_step, process, processes)
-
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         labels = labels_of(batch)
         outputs = self.model(
@@ -169,21 +155,6 @@ class AudioTasksTask(Task):
             labels=labels,
         )
         return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
-
-    def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        if not accelerator.is_main_process:
-            return {}
-        was_training = model.training
-        results = self.evaluation(model.eval())
-        model.train(was_training)
-        return results
-
-    def save(self, folder: Path, model: PreTrainedModel) -> None:
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def fingerprint(self) -> str:
-        return self.data.fingerprint()
 
 
 def pretrain_audio_tasks(

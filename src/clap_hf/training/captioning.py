@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.progress import track
-from transformers import PreTrainedModel
 
 from ..audio import AudioDecodeError, load_audio
 from ..data.augment import Augmentation
@@ -156,22 +154,6 @@ class CaptioningTask(Task):
         evaluation: Judges a model after every epoch.
     """
 
-    def __init__(
-        self,
-        model: MSClapForAudioCaptioning,
-        processor: MSClapProcessor,
-        data: PairBatches,
-        evaluation: CaptionValidation,
-    ):
-        super().__init__(model)
-        self.processor, self.data, self.evaluation = processor, data, evaluation
-
-    def steps_per_epoch(self) -> int:
-        return self.data.steps_per_epoch()
-
-    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
-        return self.data.batches(epoch, first_step, process, processes)
-
     def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
         """Log-mels where the batch holds waveforms."""
         batch = super().prepare_batch(batch, position, device)
@@ -188,21 +170,6 @@ class CaptioningTask(Task):
             labels=labels,
         )
         return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
-
-    def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        if not accelerator.is_main_process:
-            return {}
-        was_training = model.training
-        results = self.evaluation(model.eval())
-        model.train(was_training)
-        return results
-
-    def save(self, folder: Path, model: PreTrainedModel) -> None:
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def fingerprint(self) -> str:
-        return self.data.fingerprint()
 
 
 def train_captioning(

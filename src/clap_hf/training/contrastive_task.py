@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from ..data.augment import augment_log_mel
 from ..data.batches import SampledBatches
@@ -22,23 +20,17 @@ from .contrastive import SigmoidLoss, mask_shared_pairs
 from .distributed import gather, world_size
 from .losses import multi_positive_contrastive_loss
 from .recipe import Recipe
-from .task import Batch, Position, Task
+from .task import Batch, Batches, Position, Task
 from .text_bank import TextBank
 
 
-class PairBatches(Protocol):
+class PairBatches(Batches, Protocol):
     """Where pairs come from.
 
     A batch holds `input_ids` and `attention_mask` `[batch, tokens]`, `groups` `[batch]` (equal for pairs that say the
     same), and either `input_features` `[batch, 1, frames, mel]`, dB, or `waveforms`, a list of `[clips, samples]`, of
     which the device makes the log-mel. `clips` and `texts` `[batch]` are equal for pairs of one clip or one text.
     """
-
-    def steps_per_epoch(self) -> int: ...
-
-    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]: ...
-
-    def fingerprint(self) -> str: ...
 
 
 class ContrastiveTask(Task):
@@ -55,6 +47,8 @@ class ContrastiveTask(Task):
         ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the processes.
     """
 
+    judged_everywhere = True
+
     def __init__(
         self,
         model: MSClapModel,
@@ -63,9 +57,9 @@ class ContrastiveTask(Task):
         data: PairBatches,
         evaluation: Callable[[MSClapModel], dict[str, Any]],
     ):
-        super().__init__(model)
+        super().__init__(model, processor, data, evaluation)
         self.model: MSClapModel = model
-        self.processor, self.recipe, self.data, self.evaluation = processor, recipe, data, evaluation
+        self.recipe = recipe
         self.bank: TextBank | None = None
         self.chunk_size: int | None = None  # decided at the first step where the recipe says "auto"
         if recipe.loss == "sigmoid":
@@ -95,12 +89,6 @@ class ContrastiveTask(Task):
         """Decide how many pairs are encoded at once."""
         self.chunk_size = min(size, self.share)
         prepare_batch_norm(self.model, self.recipe.batch_norm, in_chunks=self.chunk_size < self.share)
-
-    def steps_per_epoch(self) -> int:
-        return self.data.steps_per_epoch()
-
-    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
-        return self.data.batches(epoch, first_step, process, processes)
 
     def train_mode(self) -> None:
         self.model.train()
@@ -205,19 +193,6 @@ class ContrastiveTask(Task):
             "recall_at_1_audio_to_text": (to_text == groups).float().mean(),
             "logit_scale": self.model.logit_scale.detach().float().exp(),
         }
-
-    def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        was_training = model.training
-        results = self.evaluation(model.eval())
-        model.train(was_training)
-        return results
-
-    def save(self, folder: Path, model: PreTrainedModel) -> None:
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def fingerprint(self) -> str:
-        return self.data.fingerprint()
 
     def state(self) -> dict[str, Any]:
         return {"chunk_size": self.chunk_size}

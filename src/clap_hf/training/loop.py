@@ -122,7 +122,7 @@ class _Loop:
         task.setup(self.accelerator)
         if settings.gradient_checkpointing:
             task.model.gradient_checkpointing_enable()
-        self.steps_per_epoch = settings.steps_per_epoch or task.steps_per_epoch()
+        self.steps_per_epoch = settings.steps_per_epoch or task.data.steps_per_epoch()
         self.epochs = settings.num_epochs(self.steps_per_epoch)
         self.optimizer = build_optimizer([task.model, task.criterion], settings)
         self.schedule = Schedule(self.optimizer, settings, self.epochs * self.steps_per_epoch)
@@ -163,7 +163,8 @@ class _Loop:
         first, last = state.step, (epoch + 1) * self.steps_per_epoch
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         process, processes = accelerator.process_index, accelerator.num_processes
-        batches = task.batches(epoch, first - epoch * self.steps_per_epoch, process, processes) if first < last else ()
+        done = first - epoch * self.steps_per_epoch
+        batches = task.data.batches(epoch, done, process, processes) if first < last else ()
         iterator = iter(itertools.islice(batches, last - first))
         task.train_mode()
         with self.record.bar(epoch):
@@ -247,7 +248,7 @@ class _Loop:
             about = {
                 "state": asdict(self.state),
                 "task": self.task.state(),
-                "data": self.task.fingerprint(),
+                "data": self.task.data.fingerprint(),
                 "settings": self.settings.to_dict(),
             }
             save_checkpoint(self.output_dir / LAST, checkpoint_name(self.state.step, evaluated), tensors, about)
@@ -265,10 +266,11 @@ class _Loop:
         if changed:
             found = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
             raise ValueError(f"{path} was begun with other settings ({found}). Resume with the same recipe.")
-        if about["data"] != self.task.fingerprint():
+        data = self.task.data.fingerprint()
+        if about["data"] != data:
             raise ValueError(
-                f"{path} was begun on other data (fingerprint {about['data']!r} then, {self.task.fingerprint()!r} "
-                "now). Resume on the same files, or start a new run from best/."
+                f"{path} was begun on other data (fingerprint {about['data']!r} then, {data!r} now). Resume on the "
+                "same files, or start a new run from best/."
             )
         for name, part in self.parts.items():
             part.load_state_dict(tensors[name])

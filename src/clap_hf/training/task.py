@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
+
+from ..model.processing_msclap import MSClapProcessor
 
 Batch = dict[str, Any]
 
@@ -41,29 +42,12 @@ class Position:
         return int(state[0] >> np.uint64(1))
 
 
-class Task(ABC):
-    """A training stage: its data, its loss and its evaluation. The loop owns everything else.
+class Batches(Protocol):
+    """Where a stage's examples come from."""
 
-    Attributes:
-        model: What is trained, averaged, checkpointed and saved. The loop moves it to the device.
-        criterion: Holds parameters that belong to the loss alone; none by default.
-    """
-
-    model: PreTrainedModel
-    criterion: nn.Module
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-        self.criterion = nn.Module()
-
-    def setup(self, accelerator: Accelerator) -> None:  # noqa: B027  # most stages have nothing to do here
-        """Called once, with the modules on the device, before the optimiser is made."""
-
-    @abstractmethod
     def steps_per_epoch(self) -> int:
         """Steps that one pass over the data gives."""
 
-    @abstractmethod
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
         """This process's share of every batch of an epoch, on the CPU.
 
@@ -79,6 +63,41 @@ class Task(ABC):
             Batches from `first_step` to the epoch's end. A batch's `"skipped"`, if there, is the list of rows that
             could not be read, each a dict with `id` and `reason`; the loop counts and lists them.
         """
+
+    def fingerprint(self) -> str:
+        """Names the data: a run is resumed only on the data that it began with."""
+
+
+class Task:
+    """A training stage: its model, data and evaluation, and, in a subclass, its loss. The loop owns everything else.
+
+    Args:
+        model: What is trained, averaged, checkpointed and saved. The loop moves it to the device.
+        processor: Saved beside the model.
+        data: Where its examples come from.
+        evaluation: Judges the averaged (or the trained) model after an epoch. What it returns must hold the settings'
+            `best_metric`, and `plateau_metric` where the schedule needs it.
+
+    Attributes:
+        criterion: Holds parameters that belong to the loss alone; none by default.
+        judged_everywhere: Whether the evaluation is called on every process, because it shares its work among them;
+            on the main one alone by default, whose result counts either way.
+    """
+
+    judged_everywhere = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: MSClapProcessor,
+        data: Batches,
+        evaluation: Callable[[Any], dict[str, Any]],
+    ):
+        self.model, self.processor, self.data, self.evaluation = model, processor, data, evaluation
+        self.criterion = nn.Module()
+
+    def setup(self, accelerator: Accelerator) -> None:
+        """Called once, with the modules on the device, before the optimiser is made."""
 
     def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
         """Move a batch to the device and do there what is cheaper there; tensors are moved by default."""
@@ -110,25 +129,23 @@ class Task(ABC):
         """Called before every epoch's steps; a stage with frozen parts puts these into eval mode."""
         self.model.train()
 
-    @abstractmethod
     def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        """Judge the averaged (or the trained) model after an epoch.
+        """What the evaluation says of a model; every process calls this."""
+        if not (accelerator.is_main_process or self.judged_everywhere):
+            return {}
+        was_training = model.training
+        results = self.evaluation(model.eval())
+        model.train(was_training)
+        return results
 
-        Called on every process; the main process's result counts. It must hold the settings' `best_metric`, and
-        `plateau_metric` where the schedule needs it.
-        """
-
-    @abstractmethod
     def save(self, folder: Path, model: PreTrainedModel) -> None:
         """Write what `from_pretrained` reads into a folder that does not exist yet."""
-
-    def fingerprint(self) -> str:
-        """Names the data: a run is resumed only on the data that it began with. Empty means unchecked."""
-        return ""
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
         """What else must survive a resume, as plain JSON data."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+    def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
