@@ -12,7 +12,6 @@ import torch
 from rich.progress import track
 
 from ..audio import AudioDecodeError, load_audio
-from ..data.augment import Augmentation
 from ..data.simple_stream import SimpleStream, stream_rows
 from ..data.sources import source_of
 from ..data.stream import PairStream, StreamSource
@@ -24,7 +23,7 @@ from ..model.processing_msclap import MSClapProcessor
 from .contrastive_task import PairBatches
 from .generative import LanguageModel, build_language_model, labels_of, log_mels, set_end_tokens, token_accuracy
 from .loop import train
-from .settings import TrainingSettings
+from .settings import StreamedSettings
 from .task import Batch, Position, Task
 
 CLIPS_PER_BATCH = 16
@@ -32,20 +31,16 @@ SHOWN = 5  # captions kept in every epoch's record
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptioningRecipe(TrainingSettings):
-    """Everything that decides a captioning run; see `TrainingSettings` for what all stages share.
+class CaptioningRecipe(StreamedSettings):
+    """Everything that decides a captioning run; see `TrainingSettings` and `StreamedSettings` for what stages share.
+
+    Clips have one or more captions each.
 
     Args:
         clap: Trained CLAP: a folder, a Hub id, or `embedded`.
         language_model: The language model.
-        sources: Datasets of clips with one or more captions, in parquet files, streamed; settings of `StreamSource`.
-        validation: Held-out clips, in the same form, of the split `validation` unless it says otherwise.
-        validation_clips: How many of these are captioned after every epoch.
-        streaming: `"exact"` (any parquet dataset) or `"simple"` (one source, any format); see `Recipe`.
-        lanes: See `clap_hf.data.plan.Plan`.
-        window: Row groups that a lane mixes.
+        validation_clips: How many of the held-out clips are captioned after every epoch.
         model: Settings of `MSClapCaptioningConfig`: the mapper, and what is frozen.
-        augmentation: Random changes of the samples; None only crops.
     """
 
     clap: str
@@ -53,21 +48,9 @@ class CaptioningRecipe(TrainingSettings):
     sources: list[dict[str, Any]]
     validation: dict[str, Any]
     validation_clips: int = 200
-    streaming: str = "exact"
-    lanes: int | None = None
-    window: int = 2
     model: dict[str, Any] = field(default_factory=dict)
-    augmentation: Augmentation | None = None
     best_metric: str = "cider_d"
     ema_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.streaming not in ("exact", "simple") or (self.streaming == "simple" and len(self.sources) != 1):
-            raise ValueError(
-                f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' "
-                "with one source."
-            )
 
 
 def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:

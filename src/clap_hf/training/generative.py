@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -15,10 +15,8 @@ from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap_captioning import MSClapGenerativeModel
 from ..tokenizers import sentence_tokenizer
 from .build import resolve
-from .settings import TrainingSettings
+from .settings import Settings, read_settings
 from .task import Batch
-
-Stage = TypeVar("Stage", bound=TrainingSettings)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits[:, : labels.shape[1]].argmax(dim=-1) == labels)[known].float().mean()
 
 
-def load_stage_recipe(stage: type[Stage], path: str | Path, **overrides: Any) -> Stage:
+def load_stage_recipe(stage: type[Settings], path: str | Path, **overrides: Any) -> Settings:
     """Read the recipe of a generative stage.
 
     Args:
@@ -114,18 +112,6 @@ def load_stage_recipe(stage: type[Stage], path: str | Path, **overrides: Any) ->
     Raises:
         ValueError: If a setting is unknown, missing or wrong.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    values |= {name: value for name, value in overrides.items() if value is not None}
-    if "epochs" in values:
-        values.setdefault("steps", None)
-    known = {field.name for field in fields(stage)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"{path} has unknown settings {unknown}, expected some of {sorted(known)}.")
-    try:
-        values["language_model"] = LanguageModel(**values.get("language_model", {}))
-        if values.get("augmentation") is not None:
-            values["augmentation"] = Augmentation(**values["augmentation"])
-        return stage(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    values = {"language_model": {}} | yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    parts = {"language_model": LanguageModel, "augmentation": Augmentation}
+    return read_settings(stage, path, values, parts, overrides)

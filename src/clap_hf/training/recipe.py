@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..data.augment import Augmentation
-from .settings import TrainingSettings
+from .settings import StreamedSettings, read_settings
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,17 @@ LOSSES = ("multi_positive", "contrastive", "sigmoid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(TrainingSettings):
-    """Everything that decides a contrastive run; see `TrainingSettings` for what all stages share.
+class Recipe(StreamedSettings):
+    """Everything that decides a contrastive run; see `TrainingSettings` and `StreamedSettings` for what stages share.
 
     Args:
         dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus. Empty where
             `sources` names others.
         split: What of it is trained on; `train+validation` for a last run, whose settings were chosen without the
             latter and whose `best_metric` is `step`.
-        sources: Datasets of pairs in parquet files, streamed; settings of `StreamSource` each, or `source`, the name
-            of one of the paper's training sets, beside settings that differ from its own.
-        validation: Held-out pairs for streamed training, in the same form, of the split `validation` unless it says
-            otherwise; the corpus has its own.
-        validation_pairs: How many of these are used.
+        validation_pairs: How many of the held-out pairs are used; the corpus has its own split.
         evaluation_tasks: Zero-shot tasks of the paper that every epoch is judged by: `"table1"` (16, the paper's
             score), `"paper"` (26) or None.
-        streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
-            buffer, resumed by reading again).
-        lanes: Of the plan, see `clap_hf.data.plan.Plan`.
-        window: Row groups that a lane mixes.
         audio: Settings of `MSClapAudioConfig`.
         audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that multi-task
             pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and hearing what `features` says.
@@ -72,7 +64,6 @@ class Recipe(TrainingSettings):
         template_probability: How often a clip's label in the zero-shot template replaces its caption.
         balance: Exponent of class balancing: a clip's weight is (clips of its group) ** -balance.
         category_weights: Factors on the sampling weight by category.
-        augmentation: Random changes of training clips; None leaves them as they are.
     """
 
     audio: dict[str, Any]
@@ -81,13 +72,8 @@ class Recipe(TrainingSettings):
     audio_tower: str | None = None
     dataset: str = ""
     split: str = "train"
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    validation: dict[str, Any] = field(default_factory=dict)
     validation_pairs: int = 1000
     evaluation_tasks: str | None = None
-    streaming: str = "exact"
-    lanes: int | None = None
-    window: int = 2
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
     mask_shared: bool = False
@@ -98,13 +84,6 @@ class Recipe(TrainingSettings):
     balance: float = 0.5
     category_weights: dict[str, float] = field(default_factory=dict)
     augmentation: Augmentation | None = field(default_factory=Augmentation)
-
-
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    unknown = sorted(set(values) - {f.name for f in fields(cls)})
-    if unknown:
-        raise ValueError(f"{where} has unknown settings {unknown}, expected some of {[f.name for f in fields(cls)]}.")
-    return cls(**values)
 
 
 def combinations_of(path: str | Path) -> list[str]:
@@ -118,8 +97,8 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
     Args:
         path: YAML file.
         combination: Where the file lists several under `combinations`, which of them: its settings replace the file's.
-        overrides: Top-level settings that replace the file's; None values are ignored. An
-            empty `audio_tower` trains it from scratch.
+        overrides: Top-level settings that replace the file's; None values are ignored. An empty `audio_tower` trains
+            it from scratch.
 
     Raises:
         ValueError: If a setting is unknown, the text tower is given neither or both ways, or the combination is
@@ -132,35 +111,28 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
             raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
         values |= combinations[combination]
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
-    values |= {name: value for name, value in overrides.items() if value is not None}
-    if overrides.get("steps") is not None:
-        values["epochs"] = None
-    values["audio_tower"] = values.get("audio_tower") or None
-    values["text"] = _build(TextTower, values.get("text", {}), f"{path}: text")
-    augmentation = values.get("augmentation", {})
-    values["augmentation"] = (
-        None if augmentation is None else _build(Augmentation, augmentation, f"{path}: augmentation")
-    )
-    if values.get("epochs") is not None:
-        values.setdefault("steps", None)
-    recipe = _build(Recipe, values, str(path))
+    values.setdefault("text", {})
+    recipe = read_settings(Recipe, path, values, {"text": TextTower, "augmentation": Augmentation}, overrides)
+    try:
+        _check(recipe)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return replace(recipe, audio_tower=recipe.audio_tower or None)
+
+
+def _check(recipe: Recipe) -> None:
+    """Settings that a run needs, and that must go together; a step alone can do without some."""
     if (recipe.text.pretrained is None) == (recipe.text.config is None):
-        raise ValueError(f"{path}: text needs exactly one of 'pretrained' and 'config'.")
+        raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
     if recipe.loss not in LOSSES:
-        raise ValueError(f"{path}: loss is {recipe.loss!r}, expected one of {LOSSES}.")
+        raise ValueError(f"loss is {recipe.loss!r}, expected one of {LOSSES}.")
     if bool(recipe.dataset) == bool(recipe.sources):
-        raise ValueError(f"{path}: expected exactly one of 'dataset' and 'sources'.")
+        raise ValueError("expected exactly one of 'dataset' and 'sources'.")
     if recipe.sources and not recipe.validation:
-        raise ValueError(f"{path}: streamed training needs 'validation', a dataset of held-out pairs.")
-    if recipe.streaming not in ("exact", "simple") or (recipe.streaming == "simple" and len(recipe.sources) != 1):
-        raise ValueError(
-            f"{path}: streaming is {recipe.streaming!r} with {len(recipe.sources)} sources, expected 'exact', or "
-            "'simple' with one source."
-        )
+        raise ValueError("streamed training needs 'validation', a dataset of held-out pairs.")
     if recipe.evaluation_tasks not in (None, "table1", "paper"):
-        raise ValueError(f"{path}: evaluation_tasks is {recipe.evaluation_tasks!r}, expected 'table1' or 'paper'.")
+        raise ValueError(f"evaluation_tasks is {recipe.evaluation_tasks!r}, expected 'table1' or 'paper'.")
     if recipe.mask_shared and recipe.dataset:
-        raise ValueError(f"{path}: mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
+        raise ValueError("mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
     if recipe.text_bank and not recipe.text.freeze:
-        raise ValueError(f"{path}: text_bank needs text.freeze: the texts are encoded once.")
-    return recipe
+        raise ValueError("text_bank needs text.freeze: the texts are encoded once.")

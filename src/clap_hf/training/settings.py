@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..data.augment import Augmentation
+
+T = TypeVar("T")
 
 CHOICES = {
     "optimizer": ("adam", "adamw"),
@@ -92,3 +97,74 @@ class TrainingSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, for run records."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSettings(TrainingSettings):
+    """What stages say that stream pairs from parquet datasets.
+
+    Args:
+        sources: Datasets of pairs in parquet files; settings of `StreamSource` each, or `source`, the name of one of
+            the paper's training sets, beside settings that differ from its own.
+        validation: Held-out pairs, in the same form, of the split `validation` unless it says otherwise.
+        streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
+            buffer, resumed by reading again).
+        lanes: Of the plan, see `clap_hf.data.plan.Plan`.
+        window: Row groups that a lane mixes.
+        augmentation: Random changes of training clips; None leaves them as they are, but for the crop.
+    """
+
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    streaming: str = "exact"
+    lanes: int | None = None
+    window: int = 2
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming not in ("exact", "simple") or (self.streaming == "simple" and len(self.sources) != 1):
+            raise ValueError(
+                f"streaming is {self.streaming!r} with {len(self.sources)} sources, expected 'exact', or 'simple' "
+                "with one source."
+            )
+
+
+Settings = TypeVar("Settings", bound=TrainingSettings)
+
+
+def read_settings(
+    kind: type[Settings], path: str | Path, values: dict[str, Any], parts: dict[str, type], overrides: dict[str, Any]
+) -> Settings:
+    """Make a stage's settings of what its recipe file holds.
+
+    Args:
+        kind: The stage's settings.
+        path: The file, for errors.
+        values: Its content.
+        parts: Settings that are classes of their own, by name.
+        overrides: Settings that replace the file's; None values are ignored. `steps` replaces `epochs` too.
+
+    Raises:
+        ValueError: If a setting is unknown, missing or wrong.
+    """
+    values = values | {name: value for name, value in overrides.items() if value is not None}
+    if overrides.get("steps") is not None:
+        values["epochs"] = None
+    if values.get("epochs") is not None:
+        values.setdefault("steps", None)
+    for name, part in parts.items():
+        if values.get(name) is not None:
+            values[name] = _build(part, values[name], f"{path}: {name}")
+    return _build(kind, values, str(path))
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    known = [setting.name for setting in fields(kind)]  # type: ignore[arg-type]  # all are dataclasses
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown settings {unknown}, expected some of {known}.")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
