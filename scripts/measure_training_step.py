@@ -16,9 +16,9 @@ from collections.abc import Iterable
 import torch
 
 from clap_hf.training.build import build_model
-from clap_hf.training.contrastive_run import streamed_batches
 from clap_hf.training.contrastive_task import ContrastiveTask
 from clap_hf.training.distributed import average_gradients
+from clap_hf.training.inputs import streamed_batches
 from clap_hf.training.loop import make_accelerator
 from clap_hf.training.optimization import build_optimizer
 from clap_hf.training.recipe import load_recipe

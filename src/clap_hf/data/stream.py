@@ -33,6 +33,10 @@ OPEN_FILES = 32
 READ_ATTEMPTS = 5
 
 
+class RowError(ValueError):
+    """A row that no example can be made of."""
+
+
 @dataclass(frozen=True)
 class StreamSource:
     """A dataset of pairs in parquet files.
@@ -69,6 +73,22 @@ class StreamSource:
         texts = [*self.text_columns] if self.texts else [self.text]
         return list(dict.fromkeys([self.audio, *texts, *filter(None, (self.id, self.duration))]))
 
+    def read(self, row: dict[str, Any]) -> tuple[list[str], bytes]:
+        """Texts and encoded audio of a row.
+
+        Raises:
+            RowError: If it has no text or no audio.
+        """
+        texts = self.texts(row) if self.texts else row[self.text]
+        texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
+        if not texts or not texts[0].strip():
+            raise RowError("no text")
+        audio = row[self.audio]
+        encoded = audio.get("bytes") if isinstance(audio, dict) else audio
+        if not encoded:
+            raise RowError("no audio bytes")
+        return texts, encoded
+
     def files(self) -> list[str]:
         """Locations of the split's parquet files; Hub ones name the commit.
 
@@ -98,10 +118,6 @@ class Example:
     text_number: int
 
 
-class RowError(ValueError):
-    """A row that no example can be made of."""
-
-
 def number_of(name: str) -> int:
     """A stable number of 63 bits for a string."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
@@ -128,15 +144,8 @@ def make_example(
     Raises:
         RowError: If the row has no text, or its audio cannot be decoded.
     """
-    texts = source.texts(row) if source.texts else row[source.text]
-    texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
-    if not texts or not texts[0].strip():
-        raise RowError("no text")
+    texts, encoded = source.read(row)
     text = texts[int(rng.integers(len(texts)))]
-    audio = row[source.audio]
-    encoded = audio.get("bytes") if isinstance(audio, dict) else audio
-    if not encoded:
-        raise RowError("no audio bytes")
     try:
         total_s = row[source.duration] if source.duration else None
         total_s = total_s or _duration_s(encoded)

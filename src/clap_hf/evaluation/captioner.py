@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from ..audio import Audio
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
@@ -31,6 +32,19 @@ class Captioner(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Everything about the model that affects a score, for the record."""
+
+
+def join_clips(clips: Sequence[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
+    """`input_features` and `num_windows` of clips that went through the feature extractor one by one, as a batch."""
+    return {name: torch.cat([clip[name] for clip in clips]).to(device) for name in ("input_features", "num_windows")}
+
+
+def write_captions(
+    model: MSClapForAudioCaptioning, tokenizer: PreTrainedTokenizerFast, inputs: dict[str, torch.Tensor]
+) -> list[str]:
+    """A caption for every clip of a batch."""
+    tokens = model.generate(**inputs)
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 class ClapCaptioner:
@@ -64,14 +78,9 @@ class ClapCaptioner:
         """A caption a sound."""
         texts: list[str] = []
         for start in range(0, len(prepared), CLIPS_PER_BATCH):
-            batch = prepared[start : start + CLIPS_PER_BATCH]
-            inputs = {
-                name: torch.cat([item[name] for item in batch]).to(self.model.device)
-                for name in ("input_features", "num_windows")
-            }
-            tokens = self.model.generate(**inputs)
-            texts += self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            inputs = join_clips(prepared[start : start + CLIPS_PER_BATCH], self.model.device)
+            texts += write_captions(self.model, self.processor.tokenizer, inputs)
+        return texts
 
     def settings(self) -> dict[str, Any]:
         """Model, revision and generation settings."""

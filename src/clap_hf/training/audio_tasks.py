@@ -11,13 +11,12 @@ import datasets
 import torch
 
 from ..data.audio_tasks import AUDIO_TASKS, AudioTask, AudioTaskDataset, TaskCollator
-from ..data.batches import SampledBatches
-from ..data.pairs import BalancedSampler
 from ..model.configuration_msclap import MSClapAudioTasksConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap_captioning import MSClapForAudioTasks
 from ..model.processing_msclap import MSClapProcessor
 from .generative import LanguageModel, build_language_model, labels_of, set_end_tokens, token_accuracy
+from .inputs import balanced_batches
 from .loop import train
 from .settings import TrainingSettings
 from .task import Batch, Task
@@ -181,9 +180,8 @@ def pretrain_audio_tasks(
     """
     model, processor = build_task_model(recipe)
     dataset = AudioTaskDataset(load_streams(recipe, "train"), processor.feature_extractor, recipe.seed)
-    draws = len(dataset) if recipe.steps_per_epoch is None else recipe.steps_per_epoch * recipe.batch_size
-    sampler = BalancedSampler(dataset.weights(recipe.balance), draws, recipe.seed)
-    data = SampledBatches(dataset, sampler, TaskCollator(processor.tokenizer), recipe.batch_size, num_workers)
+    collate = TaskCollator(processor.tokenizer)
+    data = balanced_batches(dataset, dataset.weights(recipe.balance), collate, recipe, num_workers)
     held_out = AudioTaskDataset(load_streams(recipe, "validation"), processor.feature_extractor, recipe.seed)
     judge = TaskValidation(held_out, processor, recipe.validation_clips)
     return train(AudioTasksTask(model, processor, data, judge), recipe, output_dir, resume=resume, trackers=trackers)

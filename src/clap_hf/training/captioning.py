@@ -12,16 +12,17 @@ import torch
 from rich.progress import track
 
 from ..audio import AudioDecodeError, load_audio
-from ..data.simple_stream import SimpleStream, stream_rows
+from ..data.simple_stream import stream_rows
 from ..data.sources import source_of
-from ..data.stream import PairStream, StreamSource
+from ..data.stream import RowError, StreamSource
 from ..embedded import embedded_checkpoint
+from ..evaluation.captioner import join_clips, write_captions
 from ..evaluation.captions import caption_scores
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
-from .contrastive_task import PairBatches
-from .generative import LanguageModel, build_language_model, labels_of, log_mels, set_end_tokens, token_accuracy
+from .generative import LanguageModel, build_language_model, labels_of, set_end_tokens, token_accuracy
+from .inputs import make_log_mels, streamed_batches
 from .loop import train
 from .settings import StreamedSettings
 from .task import Batch, Position, Task
@@ -82,17 +83,13 @@ class CaptionValidation:
         self.features: list[dict[str, torch.Tensor]] = []
         self.references: list[list[str]] = []
         for row in itertools.islice(stream_rows(source), clips):
-            texts = source.texts(row) if source.texts else row[source.text]
-            texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
-            audio = row[source.audio]
             try:
-                sound = load_audio(audio["bytes"] if isinstance(audio, dict) else audio)
-            except (AudioDecodeError, TypeError, AttributeError):
+                texts, encoded = source.read(row)
+                sound = load_audio(encoded)
+            except (RowError, AudioDecodeError):
                 continue
-            if texts:
-                extracted = processor.feature_extractor(sound.samples, sound.sampling_rate)
-                self.features.append(dict(extracted))
-                self.references.append(texts)
+            self.features.append(dict(processor.feature_extractor(sound.samples, sound.sampling_rate)))
+            self.references.append(texts)
         if not self.features:
             raise ValueError(f"{source.dataset}, {source.split}: no readable clips with captions, expected some.")
 
@@ -106,12 +103,8 @@ class CaptionValidation:
             disable=len(self.features) < 64,
         ):
             rows = slice(start, start + CLIPS_PER_BATCH)
-            inputs = {
-                name: torch.cat([one[name] for one in self.features[rows]]).to(model.device)
-                for name in ("input_features", "num_windows")
-            }
-            tokens = model.generate(**inputs)
-            captions += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            inputs = join_clips(self.features[rows], model.device)
+            captions += write_captions(model, tokenizer, inputs)
             first = tokenizer([own[0] for own in self.references[rows]], padding=True, truncation=True)
             batch = {name: torch.tensor(first[name]).to(model.device) for name in ("input_ids", "attention_mask")}
             losses.append(model(**inputs, **batch, labels=labels_of(batch)).loss.item() * len(self.references[rows]))
@@ -140,8 +133,7 @@ class CaptioningTask(Task):
     def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
         """Log-mels where the batch holds waveforms."""
         batch = super().prepare_batch(batch, position, device)
-        if "waveforms" in batch:
-            batch["input_features"] = log_mels(batch.pop("waveforms"), self.processor.feature_extractor, device)
+        make_log_mels(batch, self.processor.feature_extractor, device)
         return batch
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -176,12 +168,6 @@ def train_captioning(
         The record of the best epoch.
     """
     model, processor = build_captioner(recipe)
-    sources = [source_of(settings, "train") for settings in recipe.sources]
-    shared = (processor, recipe.batch_size, recipe.seed, recipe.augmentation, num_workers)
-    data: PairBatches
-    if recipe.streaming == "simple":
-        data = SimpleStream(sources[0], *shared)
-    else:
-        data = PairStream(sources, *shared, recipe.lanes, recipe.window)
+    data = streamed_batches(recipe, processor, num_workers)
     judge = CaptionValidation(source_of(recipe.validation, "validation"), processor, recipe.validation_clips)
     return train(CaptioningTask(model, processor, data, judge), recipe, output_dir, resume=resume, trackers=trackers)

@@ -12,16 +12,16 @@ from accelerate import PartialState
 
 from ..data.batches import SampledBatches
 from ..data.log_mels import LogMelStore
-from ..data.pairs import BalancedSampler, PairCollator, PairDataset
-from ..data.simple_stream import SimpleStream
+from ..data.pairs import PairCollator, PairDataset
 from ..data.sources import source_of
-from ..data.stream import CROP_ONLY, PairStream
+from ..data.stream import CROP_ONLY
 from ..evaluation.sound_tasks import TEMPLATES
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .build import build_model
 from .contrastive_task import ContrastiveTask, PairBatches
+from .inputs import balanced_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import Recipe
 from .validation import CorpusValidation, PairValidation, TaskValidation
@@ -81,15 +81,6 @@ def train_contrastive(
     return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
 
 
-def streamed_batches(recipe: Recipe, processor: MSClapProcessor, num_workers: int) -> PairStream | SimpleStream:
-    """Batches of the recipe's sources."""
-    sources = [source_of(settings, "train") for settings in recipe.sources]
-    shared = (processor, recipe.batch_size, recipe.seed, recipe.augmentation, num_workers)
-    if recipe.streaming == "simple":
-        return SimpleStream(sources[0], *shared)
-    return PairStream(sources, *shared, recipe.lanes, recipe.window)
-
-
 def corpus_batches(
     split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe, num_workers: int, cache_dir: Path
 ) -> SampledBatches:
@@ -105,10 +96,5 @@ def corpus_batches(
         recipe.template_probability,
         recipe.seed,
     )
-    if recipe.steps_per_epoch is None:
-        draws = len(dataset)
-    else:
-        draws = recipe.steps_per_epoch * recipe.batch_size
-    sampler = BalancedSampler(dataset.weights(recipe.balance, recipe.category_weights), draws, recipe.seed)
-    collate = PairCollator(processor.tokenizer, dataset.texts)
-    return SampledBatches(dataset, sampler, collate, recipe.batch_size, num_workers)
+    weights = dataset.weights(recipe.balance, recipe.category_weights)
+    return balanced_batches(dataset, weights, PairCollator(processor.tokenizer, dataset.texts), recipe, num_workers)

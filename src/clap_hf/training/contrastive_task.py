@@ -18,6 +18,7 @@ from .cached_step import Numbers, cached_backward
 from .chunking import automatic_chunk_size
 from .contrastive import SigmoidLoss, mask_shared_pairs
 from .distributed import gather, world_size
+from .inputs import make_log_mels
 from .losses import multi_positive_contrastive_loss
 from .recipe import Recipe
 from .task import Batch, Batches, Position, Task
@@ -101,12 +102,7 @@ class ContrastiveTask(Task):
     def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
         """Log-mels where the batch holds waveforms, and their augmentation, chunk by chunk."""
         batch = super().prepare_batch(batch, position, device)
-        if "waveforms" in batch:
-            extractor = self.processor.feature_extractor
-            with torch.inference_mode():
-                parts = [part.to(device, non_blocking=True) for part in batch.pop("waveforms")]
-                features = torch.stack([extractor.log_mel(waveform) for part in parts for waveform in part])
-            batch["input_features"] = features[:, None].clone()
+        make_log_mels(batch, self.processor.feature_extractor, device)
         if self.chunk_size is None:
             dtype = torch.bfloat16 if self.recipe.precision == "bf16" else None
             with torch.autocast(device.type, dtype, enabled=dtype is not None):

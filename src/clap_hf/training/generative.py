@@ -1,4 +1,4 @@
-"""What the generative stages share: their language model, log-mels on the device, and reading their recipes."""
+"""What the generative stages share: their language model, its texts, and reading their recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.augment import Augmentation
-from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap_captioning import MSClapGenerativeModel
 from ..tokenizers import sentence_tokenizer
 from .build import resolve
@@ -70,23 +69,6 @@ def set_end_tokens(model: MSClapGenerativeModel, tokenizer: PreTrainedTokenizerF
     """Make generation stop at whatever the tokenizer ends a text with."""
     model.generation_config.eos_token_id = tokenizer("")["input_ids"]
     model.generation_config.pad_token_id = tokenizer.eos_token_id
-
-
-def log_mels(waveforms: list[torch.Tensor], extractor: MSClapFeatureExtractor, device: torch.device) -> torch.Tensor:
-    """Log-mels of crops, made on the device.
-
-    Args:
-        waveforms: Crops `[clips, samples]` each.
-        extractor: Makes the log-mels.
-        device: Where.
-
-    Returns:
-        `[clips, 1, frames, mel]`, dB.
-    """
-    with torch.inference_mode():
-        parts = [part.to(device, non_blocking=True) for part in waveforms]
-        features = torch.stack([extractor.log_mel(waveform) for part in parts for waveform in part])
-    return features[:, None].clone()
 
 
 def labels_of(batch: Batch) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""What stages feed on: streamed or balanced batches by a recipe, and log-mels made on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..data.batches import SampledBatches
+from ..data.pairs import BalancedSampler
+from ..data.simple_stream import SimpleStream
+from ..data.sources import source_of
+from ..data.stream import PairStream
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..model.processing_msclap import MSClapProcessor
+from .settings import StreamedSettings, TrainingSettings
+from .task import Batch
+
+
+def streamed_batches(
+    settings: StreamedSettings, processor: MSClapProcessor, num_workers: int
+) -> PairStream | SimpleStream:
+    """Batches of a recipe's sources."""
+    sources = [source_of(source, "train") for source in settings.sources]
+    shared = (processor, settings.batch_size, settings.seed, settings.augmentation, num_workers)
+    if settings.streaming == "simple":
+        return SimpleStream(sources[0], *shared)
+    return PairStream(sources, *shared, settings.lanes, settings.window)
+
+
+def balanced_batches(
+    dataset: Dataset, weights: np.ndarray, collate: Any, settings: TrainingSettings, num_workers: int
+) -> SampledBatches:
+    """Batches drawn from a dataset by weight; an epoch is the recipe's, or as many draws as there are rows.
+
+    Args:
+        dataset: Gives an example by (row, draw).
+        weights: Weight of every row.
+        collate: Makes a batch of examples.
+        settings: The recipe.
+        num_workers: Loader processes.
+    """
+    draws = len(weights) if settings.steps_per_epoch is None else settings.steps_per_epoch * settings.batch_size
+    sampler = BalancedSampler(weights, draws, settings.seed)
+    return SampledBatches(dataset, sampler, collate, settings.batch_size, num_workers)
+
+
+def make_log_mels(batch: Batch, extractor: MSClapFeatureExtractor, device: torch.device) -> None:
+    """Replace a batch's `waveforms`, where it holds such, by `input_features` made on the device.
+
+    Args:
+        batch: With `waveforms`, a list of `[clips, samples]`, or with `input_features` already.
+        extractor: Makes the log-mels `[1, frames, mel]`, dB.
+        device: Where.
+    """
+    if "waveforms" not in batch:
+        return
+    with torch.inference_mode():
+        parts = [part.to(device, non_blocking=True) for part in batch.pop("waveforms")]
+        features = torch.stack([extractor.log_mel(waveform) for part in parts for waveform in part])
+    batch["input_features"] = features[:, None].clone()
