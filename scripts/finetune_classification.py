@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from clap_hf import embedded_checkpoint
+from clap_hf.embedded import checkpoint_path
 from clap_hf.training.classification import FineTuning, cross_validate
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True, help="gets a folder a fold, and result.json")
     options = vars(parser.parse_args())
     output_dir, device = options.pop("output_dir"), options.pop("device")
-    options["model"] = str(embedded_checkpoint()) if options["model"] == "embedded" else options["model"]
+    options["model"] = checkpoint_path(options["model"])
     found = cross_validate(FineTuning(**options), output_dir, device)
     print(f"accuracy {found['accuracy']:.2%} ± {found['std']:.2%} over {len(found['folds'])} folds;", end=" ")
     print(f"all clips {found['pooled']:.2%} (95 % interval {found['low']:.1%} – {found['high']:.1%})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from .audio import Audio, audio_files, load_audio
 from .files import write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
@@ -46,8 +48,6 @@ def classify(
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it.
     """
-    from .audio import audio_files, load_audio
-
     console = Console()
     try:
         files = audio_files(paths)
@@ -59,13 +59,7 @@ def classify(
 
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
-    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
-        try:
-            audio = load_audio(file)
-            scores = classifier(audio)
-        except (OSError, ValueError) as error:
-            failures.append({"file": str(file), "error": str(error)})
-            continue
+    for file, audio, scores in _listen(files, classifier, failures):
         result = {"file": str(file), "duration_s": audio.duration_s, "truncated": audio.truncated, "scores": scores}
         if expected.get(file) in candidates:
             result["expected"] = expected[file]
@@ -92,7 +86,6 @@ def caption(
     """Describe the sounds in files and folders in words."""
     from transformers import pipeline
 
-    from .audio import audio_files, load_audio
     from .pipeline_captioning import TASK
 
     console = Console()
@@ -106,13 +99,7 @@ def caption(
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     table = Table("file", "length", "caption")
-    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
-        try:
-            audio = load_audio(file)
-            [found] = describe(audio)
-        except (OSError, ValueError) as error:
-            failures.append({"file": str(file), "error": str(error)})
-            continue
+    for file, audio, [found] in _listen(files, describe, failures):
         text = found["generated_text"]
         results.append({"file": str(file), "duration_s": audio.duration_s, "caption": text})
         table.add_row(escape(str(file)), f"{audio.duration_s:.1f} s", escape(text))
@@ -285,13 +272,13 @@ def export(
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
-    from .embedded import embedded_checkpoint
+    from .embedded import checkpoint_path
     from .export import export_onnx
     from .model.modeling_msclap import MSClapModel
     from .model.processing_msclap import MSClapProcessor
 
-    name = str(embedded_checkpoint()) if model == "embedded" else model
     try:
+        name = checkpoint_path(model)
         loaded = MSClapModel.from_pretrained(name, dtype=torch.float32)
         report = export_onnx(loaded, MSClapProcessor.from_pretrained(name), output_dir, int8=int8)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -328,6 +315,20 @@ def info() -> None:
         towers = f"{config['audio_config']['architecture']} + {config['text_config']['model_type']}"
         table.add_row("embedded checkpoint", f"{folder} ({towers}, {size:.1f} MB)")
     Console().print(table)
+
+
+def _listen(
+    files: list[Path], pipeline: Any, failures: list[dict[str, str]]
+) -> Iterator[tuple[Path, Audio, list[dict[str, Any]]]]:
+    """What a pipeline says of every file; those that cannot be heard go into `failures`, with the reason."""
+    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
+        try:
+            audio = load_audio(file)
+            answer = pipeline(audio)
+        except (OSError, ValueError) as error:
+            failures.append({"file": str(file), "error": str(error)})
+        else:
+            yield file, audio, answer
 
 
 def _expected_labels(files: list[Path]) -> dict[Path, str]:
@@ -369,12 +370,11 @@ def _classifier(model: str, device: str | None, labels: list[str], templates: li
     from transformers import pipeline
     from transformers.utils import logging
 
-    from .embedded import embedded_checkpoint
+    from .embedded import checkpoint_path
     from .pipeline import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
-    if model == "embedded":
-        model = str(embedded_checkpoint())
+    model = checkpoint_path(model)
     classifier = pipeline(
         "zero-shot-audio-classification",
         model=model,

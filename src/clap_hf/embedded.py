@@ -16,3 +16,15 @@ def embedded_checkpoint() -> Path:
             "pass the folder or Hub id of another checkpoint."
         )
     return folder
+
+
+def checkpoint_path(name: str) -> str:
+    """What `from_pretrained` takes for a model that a user names.
+
+    Args:
+        name: `"embedded"`, a folder, or a Hub id.
+
+    Raises:
+        FileNotFoundError: See `embedded_checkpoint`.
+    """
+    return str(embedded_checkpoint()) if name == "embedded" else name

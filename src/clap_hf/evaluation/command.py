@@ -13,7 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from huggingface_hub.constants import HF_HOME
 from rich.console import Console
 
-from ..embedded import embedded_checkpoint
+from ..embedded import checkpoint_path
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
@@ -166,7 +166,7 @@ def _descriptions(path: Path | None) -> dict[str, tuple[str, ...]]:
 
 def load_encoder(request: EvaluationRequest) -> ClapEncoder:
     """The model that a request names, in float32 on the process' device."""
-    name = str(embedded_checkpoint()) if request.model == "embedded" else request.model
+    name = checkpoint_path(request.model)
     model = MSClapModel.from_pretrained(name, dtype=torch.float32).eval().to(request.device or PartialState().device)
     processor = MSClapProcessor.from_pretrained(name)
     return ClapEncoder(model, processor, request.model, request.long_audio)

@@ -15,7 +15,7 @@ from ..audio import AudioDecodeError, load_audio
 from ..data.simple_stream import stream_rows
 from ..data.sources import source_of
 from ..data.stream import RowError, StreamSource
-from ..embedded import embedded_checkpoint
+from ..embedded import checkpoint_path
 from ..evaluation.captioner import join_clips, write_captions
 from ..evaluation.captions import caption_scores
 from ..model.modeling_msclap import MSClapModel
@@ -56,7 +56,7 @@ class CaptioningRecipe(StreamedSettings):
 
 def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
     """The recipe's captioner with a new mapper, float32 on the CPU, and its processor."""
-    clap_path = str(embedded_checkpoint()) if recipe.clap == "embedded" else recipe.clap
+    clap_path = checkpoint_path(recipe.clap)
     clap = MSClapModel.from_pretrained(clap_path, dtype=torch.float32)
     extractor = MSClapProcessor.from_pretrained(clap_path).feature_extractor
     language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
