@@ -13,10 +13,10 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -117,6 +117,21 @@ def load_audio(
             with sound:
                 return _read(sound, ogg_is_cut, name, start_s, duration_s, max_duration_s)
     return _read_with_ffmpeg(encoded, name, start_s, duration_s, max_duration_s, reason)
+
+
+def load_stored_audio(stored: Mapping[str, Any]) -> Audio:
+    """Decode a sound as a column of `datasets.Audio(decode=False)` holds it.
+
+    Args:
+        stored: `bytes` of the sound file, or else its `path`.
+
+    Raises:
+        AudioDecodeError: If it has neither, or cannot be decoded.
+    """
+    source = stored.get("bytes") or stored.get("path")
+    if source is None:
+        raise AudioDecodeError("the row", "neither bytes nor a path", "one of the two", "store the sound again")
+    return load_audio(source)
 
 
 def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:

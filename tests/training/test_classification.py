@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from clap_hf import MSClapForAudioClassification
+from clap_hf.audio import load_stored_audio
 from clap_hf.training import classification
-from clap_hf.training.classification import FineTuning, cross_validate, read
+from clap_hf.training.classification import FineTuning, cross_validate
 from conftest import EXAMPLES
 from evaluation.paper_hub import Cuts
 
@@ -51,7 +52,7 @@ def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
     extractor = classification.MSClapFeatureExtractor.from_pretrained(tmp_path / "fold-2")
     hits = []
     for row in rows:
-        sound = read(audio, row)
+        sound = load_stored_audio(audio[row]["audio"])
         with torch.inference_mode():
             logits = model(**extractor(sound.samples, sound.sampling_rate)).logits
         hits.append(int(model.config.id2label[int(logits.argmax())] == kinds[row]))

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from ..audio import AudioDecodeError, load_audio
+from ..audio import AudioDecodeError, load_stored_audio
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
 Row = dict[str, Any]
@@ -225,7 +225,7 @@ class AudioTaskDataset(Dataset):
         raise RuntimeError(f"None of {ATTEMPTS} rows from {skipped[0]['id']} on can be read: {skipped[0]['reason']}")
 
     def _features(self, audio: Row, rng: np.random.Generator) -> torch.Tensor:
-        sound = load_audio(audio["bytes"] if audio.get("bytes") else audio["path"])
+        sound = load_stored_audio(audio)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         extracted = self.feature_extractor(
             sound.samples, sound.sampling_rate, long_audio="random", generator=generator

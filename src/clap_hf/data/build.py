@@ -6,7 +6,6 @@ one after the other, so that a build that was stopped goes on after the last one
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -14,21 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 import soxr
-from huggingface_hub import HfApi
 from rich.progress import track
 
 from ..audio import load_audio
 from ..files import write_json, write_text
+from ..hub import push
 from .originals import ORIGINALS, Original
+from .sound_corpus.decode import SAMPLING_RATE, encode_flac
 from .sources import TrainingSet, training_set
 from .stream import number_of
 
-SAMPLING_RATE = 44_100  # Hz
 MAX_ROW_S = 30.0
 MIN_ROW_S = 0.1  # a rest shorter than this is dropped
 ROWS_PER_GROUP = 100
@@ -143,7 +140,7 @@ def push_dataset(name: str, folder: Path, repo_id: str, private: bool) -> str:
         name: Its key in `TRAINING_SETS`.
         folder: What `build_dataset` wrote.
         repo_id: Repository, made if need be.
-        private: Whether a new repository is private; that does not change what a licence allows.
+        private: Whether the repository must be private; that does not change what a licence allows.
 
     Returns:
         The repository's address.
@@ -153,10 +150,9 @@ def push_dataset(name: str, folder: Path, repo_id: str, private: bool) -> str:
     """
     about = training_set(name)
     refuse_to_share(name, about)
-    api = HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, ignore_patterns=[".parts/*"])
-    return str(url)
+    commit = push(folder, repo_id, repo_type="dataset", private=private or None).commit
+    assert commit is not None  # it was no dry run
+    return str(commit.repo_url)
 
 
 def refuse_to_share(name: str, about: TrainingSet) -> None:
@@ -217,11 +213,9 @@ def _rows_of(clip: Original, name: str, about: TrainingSet) -> Iterator[dict[str
         samples = mono[start : start + limit]
         if number and len(samples) < MIN_ROW_S * SAMPLING_RATE:
             continue
-        buffer = io.BytesIO()
-        soundfile.write(buffer, np.clip(samples, -1, 1), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
         yield {
             "id": f"{clip.id}-{number}" if len(mono) > limit else clip.id,
-            "audio": {"bytes": buffer.getvalue(), "path": None},
+            "audio": {"bytes": encode_flac(samples), "path": None},
             "text": texts,
             "duration": len(samples) / SAMPLING_RATE,
             "source": name,

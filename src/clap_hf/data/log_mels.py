@@ -23,7 +23,7 @@ import soxr
 import torch
 from rich.progress import track
 
-from ..audio import load_audio
+from ..audio import load_stored_audio
 from ..files import write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
@@ -71,7 +71,7 @@ def _write_part(part: _Part) -> None:
     torch.set_num_threads(1)
     blocks: list[np.ndarray] = []
     for row in part.rows:
-        audio = load_audio(row["audio"]["bytes"])
+        audio = load_stored_audio(row["audio"])
         samples = audio.samples.mean(axis=0)
         if audio.sampling_rate != part.feature_extractor.sampling_rate:
             samples = soxr.resample(samples, audio.sampling_rate, part.feature_extractor.sampling_rate)

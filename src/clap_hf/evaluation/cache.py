@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from ..audio import AudioDecodeError, load_audio
+from ..audio import AudioDecodeError, load_stored_audio
 from .captioner import Captioner
 from .encoder import Encoder
 
@@ -104,12 +104,8 @@ class _Sounds(Dataset):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Any:
-        stored = self.audio[self.positions[index]]
-        source = stored.get("bytes") or stored.get("path")
-        if source is None:
-            return "the row has neither bytes nor a path"
         try:
-            return self.model.prepare(load_audio(source))
+            return self.model.prepare(load_stored_audio(self.audio[self.positions[index]]))
         except (AudioDecodeError, ValueError, OSError) as error:
             return str(error)
 

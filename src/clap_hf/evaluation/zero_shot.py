@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 
-from ..audio import AudioDecodeError, load_audio
+from ..audio import AudioDecodeError, load_stored_audio
 from ..model.modeling_msclap import MSClapModel, mean_over_windows
 from ..model.processing_msclap import MSClapProcessor
 from .encoder import embed_texts, embed_windows
@@ -57,7 +57,7 @@ def load_clips(
     features, counts, skipped = [], [], {}
     for i in track(sorted(needed), description="Decoding clips"):
         try:
-            audio = load_audio(encoded[i]["audio"]["bytes"])
+            audio = load_stored_audio(encoded[i]["audio"])
             inputs = processor.feature_extractor(audio.samples, audio.sampling_rate)
         except (AudioDecodeError, ValueError) as error:
             skipped[rows[i]["id"]] = str(error)

@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from ..audio import AudioDecodeError, load_audio
+from ..audio import AudioDecodeError, load_stored_audio
 from ..evaluation.scoring import bootstrap_interval
 from ..files import replace_folder, write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
@@ -78,19 +78,13 @@ class _Clips(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
-        sound = read(self.audio, row)
+        sound = load_stored_audio(self.audio[row]["audio"])
         # The default generator: the loader seeds it in every worker, the Trainer in the main process.
         options: dict[str, Any] = (
             {"long_audio": "random", "generator": torch.default_generator} if self.training else {}
         )
         features = self.extractor(sound.samples, sound.sampling_rate, **options)
         return {**features, "labels": torch.tensor([int(self.labels[row])])}
-
-
-def read(audio: datasets.Dataset, row: int) -> Any:
-    """Decode a row's sound."""
-    stored = audio[row]["audio"]
-    return load_audio(stored["bytes"] or stored["path"])
 
 
 def collate(clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -183,7 +177,7 @@ def _usable(audio: datasets.Dataset) -> tuple[list[int], dict[str, str]]:
     usable, skipped = [], {}
     for row in track(range(len(audio)), "Reading sounds", console=Console(stderr=True), transient=True):
         try:
-            read(audio, row)
+            load_stored_audio(audio[row]["audio"])
             usable.append(row)
         except (AudioDecodeError, OSError) as error:
             skipped[str(row)] = str(error)
@@ -226,7 +220,7 @@ def _tower_outputs(
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     vectors = np.zeros((len(audio), model.config.audio_config.hidden_size), dtype=np.float32)
     for row in track(rows, "Embedding", console=Console(stderr=True), transient=True):
-        sound = read(audio, row)
+        sound = load_stored_audio(audio[row]["audio"])
         features = extractor(sound.samples, sound.sampling_rate)
         states = model.audio_model(features["input_features"].to(model.device)).pooler_output
         vectors[row] = mean_over_windows(states.cpu(), features["num_windows"])[0].numpy()
