@@ -412,7 +412,8 @@ def load_clapcap_checkpoint(
         FileNotFoundError: If there is no such file.
         ValueError: As `load_msclap_checkpoint`.
 
-    Source: `msclap.CLAPWrapper.load_clapcap` and `generate_caption`; parity is measured in `tests/test_parity.py`.
+    Source: `msclap.CLAPWrapper.load_clapcap` and `generate_caption`; parity is measured in
+    `tests/test_captioning_parity.py`.
     """
     state, release = _open(path, "clapcap")
     feature_extractor = _feature_extractor(state, release)

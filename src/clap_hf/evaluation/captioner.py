@@ -64,6 +64,7 @@ class ClapCaptioner:
             "long_audio": extractor.long_audio,
             "short_audio": extractor.short_audio,
             "generation": generation,
+            "beam_scores": model.config.beam_scores,
         }
         self.key = fingerprint(model, front_end)
         revision = model.config.__dict__.get("_commit_hash")
