@@ -110,13 +110,12 @@ def _order(row: Row) -> str:
     return hashlib.sha256(row["id"].encode()).hexdigest()
 
 
-def select_clips(task: SoundTask, rows: list[Row], max_per_class: int | None = None) -> dict[int, str]:
+def select_clips(task: SoundTask, rows: list[Row]) -> dict[int, str]:
     """Clips of a task and their classes.
 
     Args:
         task: The task.
         rows: Corpus rows of one split.
-        max_per_class: Take fewer clips per class than the task does, for quick looks in training.
 
     Returns:
         Class by index into `rows`; empty if fewer than two classes have enough clips.
@@ -130,8 +129,7 @@ def select_clips(task: SoundTask, rows: list[Row], max_per_class: int | None = N
     classes = {name: clips for name, clips in members.items() if len(clips) >= task.min_per_class}
     if len(classes) < 2:
         return chosen
-    limit = min(task.max_per_class, max_per_class or task.max_per_class)
     for name, clips in sorted(classes.items()):
-        for i in sorted(clips, key=lambda i: _order(rows[i]))[:limit]:
+        for i in sorted(clips, key=lambda i: _order(rows[i]))[: task.max_per_class]:
             chosen[i] = name
     return chosen

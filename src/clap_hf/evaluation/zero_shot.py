@@ -39,18 +39,15 @@ class EvaluationClips:
     skipped: dict[str, str]
 
 
-def load_clips(
-    split: datasets.Dataset, processor: MSClapProcessor, max_per_class: int | None = None
-) -> EvaluationClips:
+def load_clips(split: datasets.Dataset, processor: MSClapProcessor) -> EvaluationClips:
     """Decode the clips that any task needs and make their log-mels, once per run.
 
     Args:
         split: A split of the sound corpus.
         processor: Its feature extractor's inference policies apply.
-        max_per_class: Take at most this many clips per class and task, for quick evaluations in training.
     """
     rows = split.remove_columns("audio").to_list()
-    chosen = {task.name: select_clips(task, rows, max_per_class) for task in CLASSIFICATION_TASKS}
+    chosen = {task.name: select_clips(task, rows) for task in CLASSIFICATION_TASKS}
     needed = {i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE}.union(*chosen.values())
     encoded = split.cast_column("audio", datasets.Audio(decode=False))
     position: dict[int, int] = {}  # row of the split -> clip

@@ -24,7 +24,7 @@ from .contrastive_task import ContrastiveTask, PairBatches
 from .inputs import balanced_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import Recipe
-from .validation import CorpusValidation, PairValidation, TaskValidation
+from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
 LOG_MELS, EVALUATION = "log-mels", "evaluation"
 
@@ -71,7 +71,7 @@ def train_contrastive(
         judge = CorpusValidation(held_out, processor, recipe)
     tasks = None
     if recipe.evaluation_tasks is not None:
-        tasks = TaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)
+        tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)
 
     def evaluate(trained: MSClapModel) -> dict[str, Any]:
         results = judge(trained) if PartialState().is_main_process else {}

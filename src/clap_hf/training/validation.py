@@ -26,7 +26,6 @@ from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
 from .recipe import Recipe
 
-CLIPS_PER_CLASS = 6
 CLIPS_PER_BATCH = 32
 
 
@@ -60,7 +59,7 @@ class CorpusValidation:
 
     def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe):
         self.processor, self.recipe = processor, recipe
-        self.clips = load_clips(split, processor, CLIPS_PER_CLASS)
+        self.clips = load_clips(split, processor)
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
         audio = embed_clips(model, self.clips)
@@ -125,7 +124,7 @@ class PairValidation:
         }
 
 
-class TaskValidation:
+class PaperTaskValidation:
     """Zero-shot tasks of the paper; the score is the mean over the tasks whose clips are in reach.
 
     Runs on all processes together.
