@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..cards.records import epochs_of, read_records
 from ..evaluation.tasks import TABLE1_SCORES
 from ..files import write_json, write_text
 from .contrastive_run import train_contrastive
@@ -81,10 +81,7 @@ def compare_encoders(
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / RECORD).exists():
-        return []
-    lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
-    return [line for line in lines if "epoch" in line]
+    return epochs_of(read_records(run=folder / RECORD).run)
 
 
 def _is_finished(folder: Path, epochs: int | None) -> bool:
