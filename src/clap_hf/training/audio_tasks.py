@@ -15,11 +15,10 @@ from ..model.configuration_msclap import MSClapAudioTasksConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap_captioning import MSClapForAudioTasks
 from ..model.processing_msclap import MSClapProcessor
-from .generative import LanguageModel, build_language_model, labels_of, set_end_tokens, token_accuracy
+from .generative import LanguageModel, TeacherForcing, build_language_model, labels_of, set_end_tokens
 from .inputs import balanced_batches
 from .loop import train
 from .settings import TrainingSettings
-from .task import Batch, Task
 
 CLIPS_PER_BATCH = 32
 
@@ -133,7 +132,7 @@ class TaskValidation:
         }
 
 
-class AudioTasksTask(Task):
+class AudioTasksTask(TeacherForcing):
     """Teacher forcing on the answer to a prompt about a clip (Eq. 5).
 
     Args:
@@ -143,17 +142,7 @@ class AudioTasksTask(Task):
         evaluation: Judges a model after every epoch.
     """
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        labels = labels_of(batch)
-        outputs = self.model(
-            batch["input_features"],
-            prompt_ids=batch["prompt_ids"],
-            prompt_mask=batch["prompt_mask"],
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-        )
-        return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
+    inputs = (*TeacherForcing.inputs, "prompt_ids", "prompt_mask")
 
 
 def pretrain_audio_tasks(

@@ -21,11 +21,11 @@ from ..evaluation.captions import caption_scores
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
-from .generative import LanguageModel, build_language_model, labels_of, set_end_tokens, token_accuracy
+from .generative import LanguageModel, TeacherForcing, build_language_model, labels_of, set_end_tokens
 from .inputs import make_log_mels, streamed_batches
 from .loop import train
 from .settings import StreamedSettings
-from .task import Batch, Position, Task
+from .task import Batch, Position
 
 CLIPS_PER_BATCH = 16
 SHOWN = 5  # captions kept in every epoch's record
@@ -120,7 +120,7 @@ class CaptionValidation:
         }
 
 
-class CaptioningTask(Task):
+class CaptioningTask(TeacherForcing):
     """Teacher forcing on one caption per clip and visit (Eq. 5).
 
     Args:
@@ -135,16 +135,6 @@ class CaptioningTask(Task):
         batch = super().prepare_batch(batch, position, device)
         make_log_mels(batch, self.processor.feature_extractor, device)
         return batch
-
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        labels = labels_of(batch)
-        outputs = self.model(
-            batch["input_features"],
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-        )
-        return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
 
 
 def train_captioning(

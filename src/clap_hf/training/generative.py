@@ -15,7 +15,7 @@ from ..model.modeling_msclap_captioning import MSClapGenerativeModel
 from ..tokenizers import sentence_tokenizer
 from .build import resolve
 from .settings import Settings, read_settings
-from .task import Batch
+from .task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,21 @@ def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Share of tokens that were the likeliest; `logits[:, i]` predicts token i."""
     known = labels != -100
     return (logits[:, : labels.shape[1]].argmax(dim=-1) == labels)[known].float().mean()
+
+
+class TeacherForcing(Task):
+    """A stage that predicts a batch's texts token by token, each from the true ones before it (Eq. 5).
+
+    Attributes:
+        inputs: What of a batch the model takes.
+    """
+
+    inputs: tuple[str, ...] = ("input_features", "input_ids", "attention_mask")
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        labels = labels_of(batch)
+        outputs = self.model(**{name: batch[name] for name in self.inputs}, labels=labels)
+        return outputs.loss, {"token_accuracy": token_accuracy(outputs.logits, labels)}
 
 
 def load_stage_recipe(stage: type[Settings], path: str | Path, **overrides: Any) -> Settings:
