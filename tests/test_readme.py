@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from huggingface_hub import HfApi
@@ -27,6 +28,14 @@ def test_printed_output_is_real(language, code, output):
         assert float(ours.rstrip("%")) == pytest.approx(float(shown.rstrip("%")), abs=2 if "%" in shown else 0.02)
 
 
+@cache
+def help_of(is_subcommand: bool, name: str) -> str:
+    """Help of a `clap-hf` command or of a script; several lines of the README name the same one."""
+    program = ["-c", "from clap_hf.cli import app; app()", name] if is_subcommand else [name]
+    command = [sys.executable, *program, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_exist_with_their_options(command):
     words = command.split()
@@ -38,11 +47,7 @@ def test_commands_exist_with_their_options(command):
         extra = re.search(r"\[(\w+)\]", command)[1]
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
         return
-    if words[0].endswith("clap-hf"):
-        help_command = [sys.executable, "-c", "from clap_hf.cli import app; app()", words[1], "--help"]
-    else:
-        help_command = [sys.executable, words[1], "--help"]
-    shown = subprocess.run(help_command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = help_of(words[0].endswith("clap-hf"), words[1])
     for option in re.findall(r"--[\w-]+", command):
         assert option in shown
     for name in (word for word in words if word.startswith("configs/")):
@@ -62,3 +67,13 @@ def test_pushes_work(hub, monkeypatch, tmp_path, command):
     kind = "dataset" if "dataset" in words else "model"
     assert HfApi().repo_exists(words[2], repo_type=kind) is ("--dry-run" not in words)
     assert "README.md" in result.stdout and hub.unhandled == []
+
+
+def test_the_captioning_snippet_runs(captioner, monkeypatch, tmp_path, capsys):
+    """On a tiny captioner in place of the released one."""
+    [code] = [code for _, code, _ in blocks() if 'model="clapcap"' in code]
+    (tmp_path / "clapcap").symlink_to(captioner)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "generated_text" in capsys.readouterr().out
