@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,18 @@ def test_best_epoch_loads_with_from_pretrained(finished):
     inputs = processor(text=["a dog", "rain"], audio=[torch.randn(9_000).numpy() * 0.1], sampling_rate=16_000)
     with torch.inference_mode():
         assert model(**inputs).logits_per_audio.shape == (1, 2)
+
+
+def test_a_last_run_learns_from_validation_too_and_keeps_its_last_epoch(finished, recipe, tmp_path):
+    """As the embedded checkpoint's recipe does."""
+    train_contrastive(replace(recipe, split="train+validation", best_metric="step"), tmp_path / "run", num_workers=0)
+    assert [epoch["best"] for epoch in records(tmp_path / "run")[1:]] == [True, True, True]
+    tensors, about = load_checkpoint(newest_checkpoint(tmp_path / "run" / "last"))
+    kept = MSClapModel.from_pretrained(tmp_path / "run" / "best").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in tensors["average"].items())
+    _, without = load_checkpoint(newest_checkpoint(finished / "last"))
+    rows, both = (int(found["data"].split()[0]) for found in (without, about))
+    assert both == 2 * rows
 
 
 def final_weights(folder):

@@ -213,6 +213,7 @@ class _Loop:
         task, settings, state = self.task, self.settings, self.state
         started = time.perf_counter()
         results = gather_objects(task.evaluate(self.average, self.accelerator))[0]  # the main process's, everywhere
+        results = {"step": state.step} | results
         if settings.best_metric not in results:
             raise ValueError(
                 f"best_metric is {settings.best_metric!r}, expected one of what the evaluation returns: "
