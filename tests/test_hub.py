@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForAudioClassification, AutoProcess
 from typer.testing import CliRunner
 
 import clap_hf
-from clap_hf import MSClapCaptioningConfig, MSClapForAudioCaptioning
+from clap_hf import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapForAudioCaptioning, MSClapForAudioTasks
 from clap_hf.cli import app
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification
@@ -61,6 +61,16 @@ def same_weights(one, other):
     others = other.state_dict()
     assert one.state_dict().keys() == others.keys()
     assert all(torch.equal(value, others[name]) for name, value in one.state_dict().items())
+
+
+def printed_by_snippets(card):
+    """What each Python snippet of a card prints."""
+    printed = []
+    for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(snippet, {})
+        printed.append(output.getvalue())
+    return printed
 
 
 def tree(repo_id, revision=None):
@@ -117,7 +127,11 @@ def test_a_fine_tuned_classifier(hub, processor, tmp_path):
         torch.testing.assert_close(loaded(**features).logits, model(**features).logits)
     classify = pipeline("audio-classification", model="acme/hub-classifier", device="cpu")
     assert {score["label"] for score in classify(sound(0.5), top_k=3)} == {"dog", "rain", "a bell"}
-    assert "dog, rain, a bell" in ModelCard.load("acme/hub-classifier").text
+    card = ModelCard.load("acme/hub-classifier").text
+    assert "dog, rain, a bell" in card
+    with_package, without = printed_by_snippets(card)
+    assert set(re.findall(r"'label': '([^']*)'", with_package)) == set(labels)
+    assert without.strip() in labels  # "Without the package" is run without it below, for the other models
 
 
 def captioner():
@@ -148,6 +162,23 @@ def test_a_captioner(hub, processor, tmp_path):
     assert describe(clip, max_new_tokens=5) == local(clip, max_new_tokens=5)
     assert ModelCard.load("acme/hub-captioner").data.pipeline_tag == "audio-text-to-text"
     assert hub.unhandled == []
+
+
+def test_a_model_of_audio_tasks(hub, processor, tmp_path):
+    """What multi-task pretraining leaves, with the snippet of its card."""
+    torch.manual_seed(112)
+    sizes = {"prefix_length": 2, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 4}
+    config = MSClapAudioTasksConfig(text_config=TINY_GPT2, audio_config=TINY_CNN14, projection_dim=24, **sizes)
+    model = MSClapForAudioTasks(config).eval()
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained(tmp_path / "tasks")
+    processor.save_pretrained(tmp_path / "tasks")
+    push(tmp_path / "tasks", "acme/hub-tasks")
+    same_weights(MSClapForAudioTasks.from_pretrained("acme/hub-tasks"), model)
+    card = ModelCard.load("acme/hub-tasks")
+    assert card.data.pipeline_tag == "audio-text-to-text"
+    (printed,) = printed_by_snippets(card.text)
+    assert len(eval(printed)) == 1 and hub.unhandled == []
 
 
 WITHOUT_PACKAGE = """
@@ -218,10 +249,8 @@ def test_pipelines_where_only_transformers_is_installed(hub, processor, tmp_path
     ours = {found["label"]: found["score"] for found in scores}
     assert {found["label"]: found["score"] for found in results["scores"]} == pytest.approx(ours, abs=1e-4)
 
-    with contextlib.redirect_stdout(io.StringIO()) as output:  # and the snippets for where the package is
-        for found in snippets.values():
-            exec(found[0], {})
-    assert "'label': 'dog'" in output.getvalue() and "generated_text" in output.getvalue()
+    for name, word in {"clap": "'label': 'dog'", "captioner": "generated_text"}.items():  # and where the package is
+        assert word in printed_by_snippets(ModelCard.load(f"acme/remote-{name}").text)[0]
     assert hub.unhandled == []
 
 

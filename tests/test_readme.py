@@ -1,15 +1,19 @@
 """The README is true: snippets run and print what it shows, commands exist and take the options it names."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
+from msclap_reference import TOKENIZER, official_state, random_clap
 from readme import ROOT, blocks, run
 
 SHOWN = [(language, code, output) for language, code, output in blocks() if output is not None]
@@ -67,6 +71,29 @@ def test_pushes_work(hub, monkeypatch, tmp_path, command):
     kind = "dataset" if "dataset" in words else "model"
     assert HfApi().repo_exists(words[2], repo_type=kind) is ("--dry-run" not in words)
     assert "README.md" in result.stdout and hub.unhandled == []
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "clap-hf classify" in command])
+def test_classifying_works(monkeypatch, command):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0 and "thunder.ogg" in result.stdout, result.stderr
+
+
+def test_converting_and_evaluating_work(hub, monkeypatch, tmp_path):
+    """The two commands one after the other, on a small checkpoint in the official format in place of the released."""
+    state = official_state(random_clap("2023", seed=7, small=True), "2023", "hub")
+    torch.save({"model": state}, tmp_path / "CLAP_weights_2023.pth")
+    for repo_id, files in {"microsoft/msclap": tmp_path / "CLAP_weights_2023.pth", "gpt2": TOKENIZER["2023"]}.items():
+        hub.seed("models", repo_id, files)
+    monkeypatch.chdir(tmp_path)
+    for word in ("convert", "evaluate"):
+        [command] = [command for command in COMMANDS if f"clap-hf {word}" in command]
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        # No data set of the paper is on this Hub: every task says so, and the exit code tells.
+        assert result.exit_code == {"convert": 0, "evaluate": 1}[word], (result.output, result.stderr)
+    tasks = json.loads((tmp_path / "results" / "results.json").read_text())["tasks"]
+    assert len(tasks) == 26 and {task["status"] for task in tasks} == {"not reached"}
 
 
 def test_the_captioning_snippet_runs(captioner, monkeypatch, tmp_path, capsys):

@@ -77,9 +77,13 @@ def paper(tmp_path_factory):
     members = HUB.members
     HUB.members = members | {"tester": (*members["tester"], *owners)}
     try:
-        return serve_paper(HUB, tmp_path_factory.mktemp("paper"))
+        served = serve_paper(HUB, tmp_path_factory.mktemp("paper"))
     finally:
         HUB.members = members
+    yield served
+    for repo in HUB.store.repos("datasets"):  # other tests run where the paper's data sets are out of reach
+        if repo.id.split("/")[0] in owners:
+            HUB.store.delete("datasets", repo.id)
 
 
 def evaluate(paper, tmp_path, encoder, options=None, tasks=PAPER_TASKS, captioner=None):
