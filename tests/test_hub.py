@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Audio, Dataset, load_dataset
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from datasets import Audio, load_dataset
+from huggingface_hub import DatasetCard, HfApi, ModelCard, hf_hub_download
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForAudioClassification, AutoProcessor, pipeline
 from typer.testing import CliRunner
@@ -23,6 +24,8 @@ from typer.testing import CliRunner
 import clap_hf
 from clap_hf import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapForAudioCaptioning, MSClapForAudioTasks
 from clap_hf.cli import app
+from clap_hf.evaluation.own_set import build_evaluation_set
+from clap_hf.evaluation.sources import SourceError
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification
 from conftest import EXAMPLES, TINY_CNN14, TINY_GPT2, make_config, make_model, sound
@@ -393,20 +396,34 @@ def test_a_corpus_and_an_evaluation_set_stream_back(hub, tmp_path):
             (row["id"], row["audio"]["bytes"]) for row in here
         ]
 
+    names = {"dog.ogg": "dog", "speech.wav": "speech", "gone.wav": "rain"}
+    rows = [f"{EXAMPLES / name},{label}" for name, label in names.items()]
+    (tmp_path / "sounds.csv").write_text("\n".join(["path,label", *rows]))
     sounds = tmp_path / "evaluation"
-    (sounds / "data").mkdir(parents=True)
-    names = {"dog.ogg": "dog", "speech.wav": "speech"}
-    audio = [{"bytes": (EXAMPLES / name).read_bytes(), "path": name} for name in names]
-    rows = Dataset.from_dict({"audio": audio, "label": list(names.values())})
-    rows.cast_column("audio", Audio(decode=False)).to_parquet(sounds / "data" / "test-00000-of-00001.parquet")
-    (sounds / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# Two sounds\n")
+    report = build_evaluation_set(tmp_path / "sounds.csv", sounds, title="Two sounds", licence="cc0-1.0")
+    assert [Path(name).name for name in report["skipped"]] == ["gone.wav"] and names.pop("gone.wav")
     push(sounds, "acme/hub-evaluation", repo_type="dataset")
     there = load_dataset("acme/hub-evaluation", split="test", streaming=True).cast_column("audio", Audio(decode=False))
     assert [(row["label"], row["audio"]["bytes"]) for row in there] == [
         (label, (EXAMPLES / name).read_bytes()) for name, label in names.items()
     ]
-    info = HfApi().dataset_info("acme/hub-evaluation")
-    assert info.card_data.license == "cc0-1.0" and hub.unhandled == []
+    assert isinstance(there.features["audio"], Audio) and hub.unhandled == []
+    info, card = HfApi().dataset_info("acme/hub-evaluation"), DatasetCard.load("acme/hub-evaluation")
+    assert info.card_data.license == "cc0-1.0" and "| dog | 1 |" in card.text and "1 files were left out" in card.text
+    assert "2 sounds" in card.text and f"{report['seconds'] / 3600:.2f} h" in card.text
+
+
+def test_an_evaluation_set_of_captions_and_of_nothing(hub, tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text(f"path,caption\n{EXAMPLES / 'dog.ogg'},a dog\n{EXAMPLES / 'dog.ogg'},it barks\n")
+    build_evaluation_set(table, tmp_path / "captions", title="A dog", licence="mit")
+    push(tmp_path / "captions", "acme/hub-captions", repo_type="dataset")
+    [row] = load_dataset("acme/hub-captions", split="test").cast_column("audio", Audio(decode=False))
+    assert row["caption"] == ["a dog", "it barks"] and row["audio"]["path"] == "dog.ogg"
+    table.write_text("path,label\ngone.wav,dog\n")
+    with pytest.raises(SourceError, match=r"none of its 1 sounds can be read.*gone\.wav"):
+        build_evaluation_set(table, tmp_path / "none", title="None", licence="mit")
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_background_push_survives_failures_and_retries(hub, made, tmp_path):

@@ -111,7 +111,7 @@ def places(task: Task, data_dir: Path | None) -> Iterator[Place | SourceError]:
 def csv_place(path: Path) -> Place:
     """A CSV `path,label` or `path,caption` and the sounds it names, told apart by their sizes and times."""
     digest = hashlib.sha256()
-    rows = _read_csv(path)
+    rows = read_csv(path)
     for name in dict.fromkeys(row["path"] for row in rows):
         file = path.parent / name
         stat = file.stat() if file.is_file() else None
@@ -164,7 +164,7 @@ def load(task: Task, place: Place, cache_dir: Path) -> TaskData:
     """
     if place.source is None:
         assert place.csv is not None
-        return _from_rows(task, _read_csv(place.csv), lambda name: place.csv.parent / name)  # type: ignore[union-attr]
+        return _from_rows(task, read_csv(place.csv), lambda name: place.csv.parent / name)  # type: ignore[union-attr]
     try:
         if place.source.layout == "files":
             return _from_files(task, place, cache_dir)
@@ -231,7 +231,7 @@ def classified(
 # A folder with a CSV ------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows with `path` and `label` or `caption`; `classname` is another name of label."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
@@ -265,7 +265,7 @@ def own_tasks(data_dir: Path) -> tuple[Task, ...]:
     """A task for every CSV in a folder: classification for labels, retrieval in both directions for captions."""
     tasks: list[Task] = []
     for path in sorted(data_dir.glob("*.csv")):
-        rows = _read_csv(path)
+        rows = read_csv(path)
         if "caption" in rows[0]:
             for kind in ("audio-to-text", "text-to-audio"):
                 tasks.append(Task(f"{path.stem} {kind}", kind, "R@1", "own", {}, (), "ours", ()))
@@ -409,7 +409,7 @@ def _from_files(task: Task, place: Place, cache_dir: Path) -> TaskData:
         tables = sorted(root.rglob(name))
         if not tables:
             raise SourceError(f"{source.repo} has no {name}")
-        rows += _read_csv(tables[0])
+        rows += read_csv(tables[0])
     folders = [root, *(_unpacked(archive, cache_dir, place) for archive in sorted(root.rglob("*.zip")))]
     files: dict[str, list[Path]] = {}
     for folder in folders:
