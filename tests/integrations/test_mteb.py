@@ -8,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from clap_hf.evaluation.encoder import embed_texts
 from clap_hf.integrations.mteb import BENCHMARK, MtebEncoder, run_maeb
 from conftest import make_model, sound
+from integrations.soundfile_torchcodec import provide as provide_torchcodec
 
 TEXTS = ["a dog barks", "rain on a tin roof, and far thunder", "silence!"]
 
@@ -46,9 +47,9 @@ def test_mteb_vectors_are_ours(encoder, processor):
 
 
 @pytest.mark.slow
-def test_mteb_s_mock_run(encoder):
+def test_mteb_s_mock_run(encoder, monkeypatch):
     """Every mock task of audio and of text that mteb has for such a model."""
-    pytest.importorskip("torchcodec", reason="mteb's audio tasks are stored through datasets' Audio, which needs it")
+    provide_torchcodec(monkeypatch)
     from mteb.mocks.mock_run import get_compatible_mock_tasks, mock_run
 
     expected = {task.metadata.name for task in get_compatible_mock_tasks(encoder)}
