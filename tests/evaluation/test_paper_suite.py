@@ -234,7 +234,7 @@ def test_sources_out_of_reach_are_named(tmp_path):
     assert "no CSV in the data folder" in outcomes[0].reason and "actionvector" in outcomes[1].reason
 
 
-def test_the_command(paper, tmp_path, checkpoint, monkeypatch):
+def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
     """A real model on the command line: listing, results, plots, exit codes, prompts scored from the cache."""
     _, data_dir = paper
     monkeypatch.setenv("COLUMNS", "220")
@@ -250,6 +250,11 @@ def test_the_command(paper, tmp_path, checkpoint, monkeypatch):
     assert all(task.name in listed for task in PAPER_TASKS) and not (tmp_path / "out").exists()
     out = invoke("--tasks", "US8K,AudioCaps captioning", "--limit", "12", code=3)
     assert "12 " in out and "no captioning model" in out
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no Java, whose programs take long to start
+    invoke("--tasks", "AudioCaps captioning", "--limit", "12", "--captioner", str(captioner))
+    record = json.loads((tmp_path / "out" / "tasks" / "AudioCaps_captioning.json").read_text())
+    assert record["clips"] > 0 and record["scores"]["cider_d"] is not None
+    assert record["settings"]["model"]["generation"]["max_new_tokens"] == 6
     record = json.loads((tmp_path / "out" / "tasks" / "US8K.json").read_text())
     settings = record["settings"]
     assert settings["limit"] == 12 and settings["templates"] == ["this is a sound of {}"]
