@@ -187,13 +187,19 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         "seed": recipe["seed"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "changes": _changes(starts),
-        "settings": yaml.safe_dump(
-            recipe | {"dataset": dataset_name(recipe)}, sort_keys=False, allow_unicode=True, width=100
-        ).strip(),
+        "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
         "dataset": dataset_name(recipe),
         "machine": machine,
         "hours": f"{hours:.1f}",
     }
+
+
+def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with names in place of this machine's folders."""
+    named = recipe | {"dataset": dataset_name(recipe)}
+    if teacher := recipe.get("teacher"):
+        named["teacher"] = teacher | {"states": Path(teacher["states"]).name}
+    return named
 
 
 def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -204,6 +210,8 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
     loss = _LOSSES[recipe["loss"]]
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
+    if recipe.get("teacher"):
+        loss += f"; the audio tower also predicts the states of a teacher, {Path(recipe['teacher']['states']).stem}"
     start = "pretrained" if text["pretrained"] else "from scratch"
     return [
         ("pairs", f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else dataset_name(recipe), "4.6 M"),

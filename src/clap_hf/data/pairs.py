@@ -21,11 +21,12 @@ CAPTION_GROUPS = ("instrument", "speech", "other")
 
 @dataclass(frozen=True)
 class Pair:
-    """One training pair, ready to be collated: log-mel `[1, frames, mel]` in dB, a text, and its group."""
+    """One training pair, ready to be collated: log-mel `[1, frames, mel]` in dB, a text, its group, the clip's row."""
 
     input_features: torch.Tensor
     text: str
     group: int
+    row: int
 
 
 class PairDataset(Dataset):
@@ -102,7 +103,7 @@ class PairDataset(Dataset):
             members = self.members[self.groups[row]]
             other = members[int(rng.integers(len(members)))]
             features = blend(features, self._window(other, rng), rng, self.augmentation)
-        return Pair(torch.from_numpy(features)[None], self.text(row, rng), self.groups[row])
+        return Pair(torch.from_numpy(features)[None], self.text(row, rng), self.groups[row], row)
 
     def _window(self, row: int, rng: np.random.Generator) -> np.ndarray:
         speed = int(rng.integers(len(self.log_mels.speeds)))
@@ -159,6 +160,7 @@ class PairCollator:
         return {
             "input_features": torch.stack([p.input_features for p in pairs]),
             "groups": torch.tensor([p.group for p in pairs]),
+            "rows": torch.tensor([p.row for p in pairs]),
             "texts": torch.tensor([self.text_numbers[p.text] for p in pairs]),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],

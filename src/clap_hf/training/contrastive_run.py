@@ -24,6 +24,7 @@ from .contrastive_task import ContrastiveTask, PairBatches
 from .inputs import balanced_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import Recipe
+from .teacher import load_states
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
 LOG_MELS, EVALUATION = "log-mels", "evaluation"
@@ -69,7 +70,9 @@ def train_contrastive(
         held_out = datasets.load_dataset(recipe.dataset, split="validation")
         data = corpus_batches(rows, processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
         judge = CorpusValidation(held_out, processor, recipe)
-    tasks = None
+    tasks, teacher = None, None
+    if recipe.teacher is not None:
+        teacher = load_states(recipe.teacher.states, rows["id"][:])
     if recipe.evaluation_tasks is not None:
         tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)
 
@@ -77,7 +80,7 @@ def train_contrastive(
         results = judge(trained) if PartialState().is_main_process else {}
         return results if tasks is None else results | tasks(trained)
 
-    task = ContrastiveTask(model, processor, recipe, data, evaluate)
+    task = ContrastiveTask(model, processor, recipe, data, evaluate, teacher)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
 
 

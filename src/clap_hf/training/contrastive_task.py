@@ -22,6 +22,7 @@ from .inputs import make_log_mels
 from .losses import multi_positive_contrastive_loss
 from .recipe import Recipe
 from .task import Batch, Batches, Position, Task
+from .teacher import TeacherHead
 from .text_bank import TextBank
 
 
@@ -43,6 +44,7 @@ class ContrastiveTask(Task):
         recipe: The recipe.
         data: Where the pairs come from.
         evaluation: Judges a model after every epoch, on every process; returns what the recipe's metrics name.
+        teacher_states: The teacher's states of every row of the dataset `[rows, dim]`, where the recipe has one.
 
     Raises:
         ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the processes.
@@ -57,6 +59,7 @@ class ContrastiveTask(Task):
         recipe: Recipe,
         data: PairBatches,
         evaluation: Callable[[MSClapModel], dict[str, Any]],
+        teacher_states: torch.Tensor | None = None,
     ):
         super().__init__(model, processor, data, evaluation)
         self.model: MSClapModel = model
@@ -65,6 +68,8 @@ class ContrastiveTask(Task):
         self.chunk_size: int | None = None  # decided at the first step where the recipe says "auto"
         if recipe.loss == "sigmoid":
             self.criterion = SigmoidLoss()
+        if teacher_states is not None:
+            self.criterion = TeacherHead(model.audio_model.config.hidden_size, teacher_states)
         if recipe.gradient_checkpointing and trunk_batch_norms(model):
             raise ValueError(
                 "gradient_checkpointing would advance the BatchNorm statistics of CNN14 twice a step. Use a smaller "
@@ -128,10 +133,16 @@ class ContrastiveTask(Task):
         if self.bank is not None:
             torch.manual_seed(position.random_seed(0, 0))
             with accelerator.autocast():
-                audio = self.model.get_audio_features(features).pooler_output
+                pooled = self.model.audio_model(features).pooler_output
+                audio = F.normalize(self.model.audio_projection(pooled).float(), dim=-1)
             loss, logits = self.bank.loss(self.model, audio, batch)
+            numbers = self._numbers(logits.detach(), batch["groups"])
+            if self.recipe.teacher is not None:
+                likeness = self.criterion(pooled, batch["rows"])
+                loss = loss + self.recipe.teacher.weight * (1 - likeness)
+                numbers["teacher_cosine"] = likeness.detach()
             loss.backward()
-            return {"loss": loss.detach()} | self._numbers(logits.detach(), batch["groups"])
+            return {"loss": loss.detach()} | numbers
         size = self.chunk_size or self.share
 
         def encode(number: int) -> tuple[torch.Tensor, ...]:

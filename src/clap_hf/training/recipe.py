@@ -10,6 +10,7 @@ import yaml
 
 from ..data.augment import Augmentation
 from .settings import StreamedSettings, read_settings
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Recipe(StreamedSettings):
         mask_shared: Whether pairs that share a clip or a text are taken out of the negatives.
         text_bank: Whether clips are compared with all texts of the training set instead of the batch's; needs a frozen
             text tower.
+        teacher: Another audio network whose states of the clips the audio tower learns to predict besides; needs
+            `text_bank`.
         chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
             caching); `"auto"` chooses by the free memory, None takes this process's share of the batch whole.
         batch_norm: What CNN14's BatchNorm layers do where a batch is seen in chunks; see `prepare_batch_norm`.
@@ -78,6 +81,7 @@ class Recipe(StreamedSettings):
     loss: str = "multi_positive"
     mask_shared: bool = False
     text_bank: bool = False
+    teacher: Teacher | None = None
     chunk_size: int | str | None = None
     batch_norm: str = "exact"
     template_probability: float = 0.3
@@ -112,7 +116,8 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
         values |= combinations[combination]
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
     values.setdefault("text", {})
-    recipe = read_settings(Recipe, path, values, {"text": TextTower, "augmentation": Augmentation}, overrides)
+    parts = {"text": TextTower, "augmentation": Augmentation, "teacher": Teacher}
+    recipe = read_settings(Recipe, path, values, parts, overrides)
     try:
         _check(recipe)
     except ValueError as error:
@@ -136,3 +141,5 @@ def _check(recipe: Recipe) -> None:
         raise ValueError("mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
     if recipe.text_bank and not recipe.text.freeze:
         raise ValueError("text_bank needs text.freeze: the texts are encoded once.")
+    if recipe.teacher is not None and not recipe.text_bank:
+        raise ValueError("teacher needs text_bank, and with it one process and a dataset in the corpus' layout.")
