@@ -80,6 +80,7 @@ def test_every_public_name_is_lazy_and_known_to_type_checkers():
         "import clap_hf; from clap_hf.model.modeling_msclap_captioning import MSClapForAudioCaptioning",
         "import clap_hf; from clap_hf.model.configuration_msclap import MSClapConfig",
         "import clap_hf; from transformers.pipelines import PIPELINE_REGISTRY",
+        "import clap_hf; clap_hf.MSClapAudioCaptioningPipeline",
     ],
     ids=[
         "alone",
@@ -88,6 +89,7 @@ def test_every_public_name_is_lazy_and_known_to_type_checkers():
         "own-model-first",
         "own-configuration-first",
         "pipelines-first",
+        "own-pipeline-first",
     ],
 )
 def test_auto_classes_know_clap(first):

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
 from .audio import Audio, load_audio
+from .texts import embed_texts
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
 FUNCTIONS = ("softmax", "sigmoid", "none")
-TEXTS_PER_BATCH = 256
 
 
 class Sounds(torch.utils.data.Dataset):
@@ -235,12 +235,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             Unit vectors `[labels, projection_dim]`.
         """
         texts = [template.replace("{}", label) for template in templates for label in labels]
-        embeds = []
-        for start in range(0, len(texts), TEXTS_PER_BATCH):
-            batch = texts[start : start + TEXTS_PER_BATCH]
-            tokens = self.tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(self.device)
-            embeds.append(self.model.get_text_features(**tokens).pooler_output)
-        per_template = torch.cat(embeds).view(len(templates), len(labels), -1)
+        per_template = embed_texts(self.model, self.tokenizer, texts).view(len(templates), len(labels), -1)
         return F.normalize(per_template.mean(dim=0), dim=-1)
 
     def postprocess(

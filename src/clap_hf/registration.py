@@ -121,12 +121,19 @@ def _mark_processor(module: ModuleType) -> None:
 
 
 @when_imported("transformers.pipelines")
-def _register_pipeline(pipelines: ModuleType) -> None:
+def _load_pipeline(_: ModuleType) -> None:
+    import_module(
+        f"{__package__}.pipeline_captioning"
+    )  # by import alone: it may be under way, having asked for Pipeline
+
+
+@when_imported(f"{__package__}.pipeline_captioning")
+def _register_pipeline(module: ModuleType) -> None:
     from transformers import AutoModelForMultimodalLM
+    from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .pipeline_captioning import TASK, MSClapAudioCaptioningPipeline
-
-    if TASK not in pipelines.PIPELINE_REGISTRY.get_supported_tasks():
-        pipelines.PIPELINE_REGISTRY.register_pipeline(
-            TASK, MSClapAudioCaptioningPipeline, pt_model=AutoModelForMultimodalLM, type="multimodal"
+    if module.TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        pipeline = module.MSClapAudioCaptioningPipeline
+        PIPELINE_REGISTRY.register_pipeline(
+            module.TASK, pipeline, pt_model=AutoModelForMultimodalLM, type="multimodal"
         )
