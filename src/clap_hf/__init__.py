@@ -17,6 +17,7 @@ from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .bulk import EmbeddedFiles, embed_files
     from .checkpoints import load_clapcap_checkpoint, load_msclap_checkpoint
     from .embedded import embedded_checkpoint
     from .model.configuration_msclap import (
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "AudioDecodeError",
+    "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
     "MSClapAudioTasksConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "MSClapProcessor",
     "MSClapZeroShotAudioClassificationPipeline",
     "audio_files",
+    "embed_files",
     "embedded_checkpoint",
     "load_audio",
     "load_clapcap_checkpoint",
@@ -59,6 +62,7 @@ __all__ = [
 
 _MODULES = {
     "audio": ("Audio", "AudioDecodeError", "audio_files", "load_audio"),
+    "bulk": ("EmbeddedFiles", "embed_files"),
     "checkpoints": ("load_clapcap_checkpoint", "load_msclap_checkpoint"),
     "embedded": ("embedded_checkpoint",),
     "model.configuration_msclap": (

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
 from .audio import Audio, load_audio
+from .bulk import results
 from .texts import embed_texts
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
@@ -144,7 +145,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
                 choose thresholds on sounds of your own.
             top_k: Labels returned per sound; all by default.
             batch_size: Sounds that go through the model together (default 1).
-            num_workers: Processes that decode (default 0: this one).
+            num_workers: Processes that decode (default 0: threads of this one, for a sequence).
 
         Returns:
             `[{"score": float, "label": str}, ...]`, best first, for a sound; a list of these for a list, tuple or
@@ -169,7 +170,9 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "num_workers": num_workers,
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            return list(super().__call__(Sounds(audios), **options))
+            processes = self._num_workers if num_workers is None else num_workers
+            sounds = Sounds(audios) if processes else results(audios, read_sound)
+            return list(super().__call__(sounds, **options))
         return super().__call__(audios, **options)
 
     def _sanitize_parameters(

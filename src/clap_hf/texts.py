@@ -13,7 +13,7 @@ TEXTS_PER_BATCH = 64
 LONGEST_IN_BATCH = 1.5  # tokens over those of the batch's shortest text
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_texts(model: MSClapModel, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
     """Embed texts; prompts of many labels and templates repeat themselves, and differ in length.
 
