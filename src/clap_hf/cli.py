@@ -321,9 +321,14 @@ def _listen(
     files: list[Path], pipeline: Any, failures: list[dict[str, str]]
 ) -> Iterator[tuple[Path, Audio, list[dict[str, Any]]]]:
     """What a pipeline says of every file; those that cannot be heard go into `failures`, with the reason."""
-    for file in track(files, "Listening", console=Console(stderr=True), transient=True):
+    from .bulk import work_ahead
+
+    decoded = track(
+        work_ahead(files, load_audio), "Listening", total=len(files), console=Console(stderr=True), transient=True
+    )
+    for file, future in decoded:
         try:
-            audio = load_audio(file)
+            audio = future.result()
             answer = pipeline(audio)
         except (OSError, ValueError) as error:
             failures.append({"file": str(file), "error": str(error)})

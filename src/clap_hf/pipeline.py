@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
 from .audio import Audio, load_audio
+from .bulk import results
+from .texts import embed_texts
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
 FUNCTIONS = ("softmax", "sigmoid", "none")
-TEXTS_PER_BATCH = 256
 
 
 class Sounds(torch.utils.data.Dataset):
@@ -144,7 +145,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
                 choose thresholds on sounds of your own.
             top_k: Labels returned per sound; all by default.
             batch_size: Sounds that go through the model together (default 1).
-            num_workers: Processes that decode (default 0: this one).
+            num_workers: Processes that decode (default 0: threads of this one, for a sequence).
 
         Returns:
             `[{"score": float, "label": str}, ...]`, best first, for a sound; a list of these for a list, tuple or
@@ -169,7 +170,9 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "num_workers": num_workers,
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            return list(super().__call__(Sounds(audios), **options))
+            processes = self._num_workers if num_workers is None else num_workers
+            sounds = Sounds(audios) if processes else results(audios, read_sound)
+            return list(super().__call__(sounds, **options))
         return super().__call__(audios, **options)
 
     def _sanitize_parameters(
@@ -235,12 +238,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             Unit vectors `[labels, projection_dim]`.
         """
         texts = [template.replace("{}", label) for template in templates for label in labels]
-        embeds = []
-        for start in range(0, len(texts), TEXTS_PER_BATCH):
-            batch = texts[start : start + TEXTS_PER_BATCH]
-            tokens = self.tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(self.device)
-            embeds.append(self.model.get_text_features(**tokens).pooler_output)
-        per_template = torch.cat(embeds).view(len(templates), len(labels), -1)
+        per_template = embed_texts(self.model, self.tokenizer, texts).view(len(templates), len(labels), -1)
         return F.normalize(per_template.mean(dim=0), dim=-1)
 
     def postprocess(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .bulk import results
 from .model.pipeline_msclap import MSClapCaptioningPipeline
 from .pipeline import Sounds, read_sound
 
@@ -53,7 +54,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             max_new_tokens: Longest caption, tokens.
             generate_kwargs: Further options of transformers' `generate`.
             batch_size: Sounds that go through the model together (default 1).
-            num_workers: Processes that decode (default 0: this one).
+            num_workers: Processes that decode (default 0: threads of this one, for a sequence).
 
         Returns:
             `[{"generated_text": str}, ...]` for a sound, as many as `num_return_sequences` (default 1), best first; a
@@ -73,7 +74,9 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             "num_workers": num_workers,
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            return list(super().__call__(Sounds(audios), **options))
+            processes = self._num_workers if num_workers is None else num_workers
+            sounds = Sounds(audios) if processes else results(audios, read_sound)
+            return list(super().__call__(sounds, **options))
         return super().__call__(audios, **options)
 
     def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from .. import texts as texts_module
 from ..audio import Audio
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 
 WINDOWS_PER_BATCH = 32
-TEXTS_PER_BATCH = 64
 
 
 class Encoder(Protocol):
@@ -37,14 +37,9 @@ class Encoder(Protocol):
         """Everything about the model that affects a score, for the record."""
 
 
-@torch.inference_mode()
 def embed_texts(model: MSClapModel, processor: MSClapProcessor, texts: list[str]) -> torch.Tensor:
     """Unit vectors of texts, `[texts, projection_dim]`, float32 on the CPU."""
-    vectors = []
-    for start in range(0, len(texts), TEXTS_PER_BATCH):
-        tokens = processor(text=texts[start : start + TEXTS_PER_BATCH]).to(model.device)
-        vectors.append(model.get_text_features(**tokens).pooler_output.float().cpu())
-    return torch.cat(vectors)
+    return texts_module.embed_texts(model, processor.tokenizer, texts).cpu()
 
 
 @torch.inference_mode()

@@ -20,6 +20,10 @@ from .configuration_msclap import MSClapAudioConfig, MSClapConfig
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
 
+# Windows that a CPU takes at once: more of them are slower each, since what one layer makes no longer fits the cache.
+CPU_WINDOWS = 4
+RECORDED = ("output_hidden_states", "output_attentions")
+
 AUDIO_TOWERS: dict[str, type[PreTrainedModel]] = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
 
 
@@ -101,6 +105,35 @@ class MSClapProjection(nn.Module):
         return self.layer_norm(projected + self.dropout(self.linear2(F.gelu(projected))))
 
 
+def run_audio_tower(
+    audio_model: PreTrainedModel, input_features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+) -> BaseModelOutputWithPooling:
+    """Run an audio tower, on a CPU a few windows at a time where nothing but the speed depends on it.
+
+    Args:
+        audio_model: The audio tower.
+        input_features: Log-mel windows `[windows, 1, frames, mel]`.
+
+    Returns:
+        Its output, one row per window.
+    """
+    recorded = any(kwargs.get(name, getattr(audio_model.config, name)) for name in RECORDED)
+    if (
+        torch.compiler.is_compiling()  # first: the number of windows may be a symbol
+        or torch.is_grad_enabled()
+        or audio_model.training  # batch norm looks at the whole batch
+        or recorded
+        or input_features.device.type != "cpu"
+        or len(input_features) <= CPU_WINDOWS
+    ):
+        return audio_model(input_features, return_dict=True, **kwargs)
+    parts = [audio_model(part, return_dict=True, **kwargs) for part in input_features.split(CPU_WINDOWS)]
+    return BaseModelOutputWithPooling(
+        last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
+        pooler_output=torch.cat([part.pooler_output for part in parts]),
+    )
+
+
 def embed_audio(
     audio_model: PreTrainedModel,
     audio_projection: MSClapProjection,
@@ -119,7 +152,7 @@ def embed_audio(
     Returns:
         Output of the audio tower, with the unit vectors `[clips, projection_dim]` as `pooler_output`.
     """
-    outputs = audio_model(input_features, return_dict=True, **kwargs)
+    outputs = run_audio_tower(audio_model, input_features, **kwargs)
     windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
     outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
     return outputs
@@ -362,7 +395,7 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         Returns:
             `SequenceClassifierOutput` with `loss` if labels are given and `logits` `[clips, num_labels]`.
         """
-        outputs = self.audio_model(input_features, return_dict=True, **kwargs)
+        outputs = run_audio_tower(self.audio_model, input_features, **kwargs)
         logits = mean_over_windows(self.classifier(self.dropout(outputs.pooler_output)), num_windows)
         loss = None
         if labels is not None:

@@ -1,0 +1,127 @@
+"""What is computed and copied, counted: work that creeps back in fails here, on any machine, without a clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from clap_hf import MSClapForAudioClassification
+from clap_hf.model.configuration_msclap import MSClapAudioConfig
+from clap_hf.model.modeling_msclap import CPU_WINDOWS
+from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
+from clap_hf.texts import embed_texts
+from conftest import TINY_CNN14, make_config, make_model
+
+# Operators that move values and compute none; `cat` joins windows of several masks, the rest permutes tokens.
+MOVING = {"clone", "copy_", "_to_copy", "cat", "roll", "repeat", "index", "index_select", "gather"}
+
+
+class Moves(TorchDispatchMode):
+    """Values written by operators that only move them, and calls of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.calls[name] += 1
+        if name in MOVING:
+            self.values[name] += result.numel()
+        return result
+
+
+@pytest.fixture(scope="module")
+def tower() -> MSClapHtsatModel:
+    """The released audio tower's sizes, with its class map, which an embedding does not need."""
+    torch.manual_seed(0)
+    return MSClapHtsatModel(MSClapAudioConfig(num_labels_frame_map=527)).eval()
+
+
+def test_audio_tower_computes_its_matrix_products_and_no_more(tower):
+    """By hand, per clip: blocks, attention, patch embedding and merging; not the class map."""
+    config, expected = tower.config, 0
+    for stage, depth in enumerate(config.depths):
+        tokens, channels = 4096 >> 2 * stage, config.embed_dim << stage
+        expected += depth * tokens * (12 * channels**2 + 2 * config.window_size**2 * channels)
+        if stage < 3:
+            expected += tokens // 4 * 4 * channels * 2 * channels
+    expected += 4096 * 16 * config.embed_dim
+    # With gradient: oneDNN's linear layers are not counted.
+    with FlopCounterMode(display=False) as counter:
+        tower(torch.randn(2, 1, 965, 64) * 10 - 40)
+    assert counter.get_total_flops() == pytest.approx(2 * 2 * expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+def test_audio_tower_copies_tokens_once_each_way(tower, clips):
+    features = torch.randn(clips, 1, 965, 64) * 10 - 40
+    with torch.inference_mode(), Moves() as moves:
+        tower(features)
+    config = tower.config
+    sizes = [(4096 >> 2 * stage) * (config.embed_dim << stage) for stage in range(4)]
+    blocks = clips * sum(size * depth for size, depth in zip(sizes, config.depths, strict=True))
+    shifted = clips * sum(size * (depth // 2) for size, depth in zip(sizes[:3], config.depths[:3], strict=True))
+    tables = sum(64**2 * heads * depth for heads, depth in zip(config.num_attention_heads, config.depths, strict=True))
+    assert moves.values["index_select"] == 2 * blocks + tables
+    assert moves.values["cat"] == shifted
+    # Folding the spectrogram, and patch merging.
+    assert sum(moves.values.values()) <= 2 * blocks + tables + shifted + clips * (sum(sizes[:3]) + 3 * 64 * 1024)
+    assert moves.calls["repeat"] == moves.calls["roll"] == 0
+    if torch.backends.mkldnn.is_available():
+        assert moves.calls["_linear_pointwise"] == 4 * sum(config.depths) + 3
+        assert moves.calls["addmm"] == moves.calls["mm"] == 0
+
+
+@pytest.mark.parametrize("architecture", ["htsat", "cnn14"])
+def test_a_cpu_takes_few_windows_at_once(architecture):
+    model = make_model(audio=TINY_CNN14 if architecture == "cnn14" else None)
+    classifier = MSClapForAudioClassification(
+        make_config(audio=model.config.audio_config.to_dict(), num_labels=3)
+    ).eval()
+    features = torch.randn(2 * CPU_WINDOWS + 1, 1, 201, 32) * 10 - 40
+    num_windows = torch.tensor([2, 1, 2 * CPU_WINDOWS - 2])
+    for whole, call in (
+        (model, lambda **more: model.get_audio_features(features, num_windows, **more).pooler_output),
+        (classifier, lambda **more: classifier(features, num_windows, **more).logits),
+    ):
+        seen: list[int] = []
+        handle = whole.audio_model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+        with torch.no_grad():
+            parted = call()
+        assert seen == [CPU_WINDOWS, CPU_WINDOWS, 1]
+        seen.clear()
+        torch.testing.assert_close(parted, call().detach(), atol=1e-6, rtol=1e-5)
+        with torch.no_grad():
+            call(output_hidden_states=True)
+            whole.train()
+            call()
+            whole.eval()
+        assert seen == [len(features)] * 3  # with gradient, with hidden states, in training
+        handle.remove()
+
+
+def test_every_text_is_computed_once_beside_texts_of_its_length(processor):
+    model = make_model()
+    labels = ["dog", "a very long label of many words, far more than the others have, and then some", "cat", "dog"]
+    texts = labels * 40 + [f"{word} {i}" for i in range(50) for word in ("bird", "rain and thunder over the hills")]
+    shapes: list[torch.Size] = []
+    model.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    vectors = embed_texts(model, processor.tokenizer, texts)
+    different = list(dict.fromkeys(texts))
+    real = sum(len(processor.tokenizer(text)["input_ids"]) for text in different)
+    assert sum(shape[0] for shape in shapes) == len(different) < len(texts)
+    assert real <= sum(prod(shape) for shape in shapes) <= 1.3 * real
+    with torch.no_grad():
+        alone = [model.get_text_features(**processor(text=text)).pooler_output[0] for text in labels]
+    torch.testing.assert_close(vectors[:4], torch.stack(alone), atol=1e-5, rtol=0)
+    assert torch.equal(vectors[0], vectors[3]) and torch.equal(vectors[:4], vectors[4:8])
