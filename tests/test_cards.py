@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
+from clap_hf.evaluation.captioner import score_captions
 from conftest import TINY_CNN14, make_model
 from readme import run_python
 
@@ -188,6 +189,25 @@ def test_results_of_a_suite(folder):
     assert "AudioCaps" not in text
     (result,) = ModelCard(text).data.eval_results
     assert (result.dataset_name, result.metric_value) == ("ESC50", 0.5)
+
+
+def test_captions_are_shown_as_they_are(captioner, processor):
+    """CIDEr-D where SPIDEr cannot be had, and 20 captions that a seed chose."""
+    captions = [f"a sound {i} | of things" for i in range(60)]
+    references = [[f"sound {i}", f"it is {i}", f"{i}, once more", "left out"] for i in range(60)]
+    scored = score_captions(captions, references)
+    examples = scored["examples"]
+    assert len(examples) == 20 and examples == score_captions(captions, references)["examples"]
+    assert [captions.index(example["caption"]) for example in examples] != list(range(20))
+    task = {"task": "captions", "status": "done", "reason": "", "place": "own/sounds, test", "paper": None}
+    evaluation = {"title": "sounds", "score": {"score": None, "tasks": [], "missing": [], "paper": None}}
+    text = model_card(captioner, Records(evaluation=evaluation | {"tasks": [task | scored]}), repo_id="acme/x")
+    value = scored["cider_d"]["value"]
+    assert f"| captions | CIDEr-D | {value:.3f} | " in text and f"{value:.1%}" not in text
+    [result] = ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("CIDEr-D", round(value, 4))
+    first = captions.index(examples[0]["caption"])
+    assert f"| a sound {first} \\| of things | sound {first} / it is {first} / {first}, once more |\n" in text
 
 
 def test_paths_are_not_told(folder):

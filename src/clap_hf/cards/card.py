@@ -107,6 +107,7 @@ def model_card(
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
         "results": parts.results(records.evaluation),
+        "examples": parts.examples(records.evaluation),
         "licence_text": parts.licence_text(licence, base, base_licence, records.conversion),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)

@@ -137,13 +137,20 @@ def eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
 
 
 def _task_type(metric: str) -> str:
-    if metric.lower().startswith("spider"):
+    if metric.lower().startswith(("spider", "cider")):
         return "audio-captioning"
     return "audio-text-retrieval" if "@" in metric else "zero-shot-audio-classification"
 
 
 def _measured(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    return [task for task in evaluation["tasks"] if task.get("value") is not None]
+    """Tasks with a number; captions that could not be given SPIDEr have CIDEr-D."""
+    measured = []
+    for task in evaluation["tasks"]:
+        if task.get("value") is not None:
+            measured.append(task)
+        elif task.get("cider_d"):
+            measured.append(task | task["cider_d"] | {"metric": "CIDEr-D"})
+    return measured
 
 
 def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
@@ -262,14 +269,19 @@ def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
     if "tasks" in evaluation:
         lines = ["| task | metric | value | 95 % interval | paper | clips | data |", "|---|---|---|---|---|---|---|"]
         for task in _measured(evaluation):
-            interval = "" if task["low"] is None else f"{task['low']:.1%} – {task['high']:.1%}"
-            paper = "" if task["paper"] is None else f"{task['paper']:.1%}"
-            value = f"{task['value']:.1%}"
+            form = ".3f" if task["metric"] == "CIDEr-D" else ".1%"  # no share of anything: it may exceed 1
+            interval = "" if task["low"] is None else f"{task['low']:{form}} – {task['high']:{form}}"
+            paper = "" if task["paper"] is None else f"{task['paper']:{form}}"
+            value = f"{task['value']:{form}}"
             cells = (task["task"], task["metric"], value, interval, paper, task["clips"], task["place"])
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         score = evaluation["score"]
         mean = "" if score["score"] is None else f" Mean of {len(score['tasks'])} tasks: {score['score']:.3f}."
-        return {"settings": f"{evaluation['title']}.{mean}", "table": "\n".join(lines)}
+        return {
+            "settings": f"{evaluation['title']}.{mean}",
+            "table": "\n".join(lines),
+            "command": "clap-hf evaluate",
+        }
     settings = evaluation["settings"]
     samples = f"{settings['bootstrap']['samples']:,} bootstrap samples"
     templates = ", ".join(f'"{template}"' for template in settings["templates"])
@@ -278,7 +290,23 @@ def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
         f"{templates} around each class name, averaged; some classes have phrases of their own, listed in the results "
         "file.",
         "table": markdown_table(evaluation["results"]),
+        "command": "python scripts/evaluate_sound_tasks.py --dataset sound-corpus --split test",
     }
+
+
+def examples(evaluation: dict[str, Any] | None) -> str | None:
+    """A table of captions beside what people wrote, from the first captioning task."""
+    tasks = [] if evaluation is None else evaluation.get("tasks", [])
+    shown = next((task["examples"] for task in tasks if task.get("examples")), None)
+    if shown is None:
+        return None
+    cells = [(example["caption"], " / ".join(example["references"][:3])) for example in shown]
+    lines = ["| caption written by the model | captions of the clip |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {_cell(caption)} | {_cell(given)} |" for caption, given in cells)])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def licence_text(

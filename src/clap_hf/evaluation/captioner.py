@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from .captions import caption_scores
 from .encoder import fingerprint
 
 CLIPS_PER_BATCH = 8
+EXAMPLES, EXAMPLE_SEED = 20, 2023
 
 
 class Captioner(Protocol):
@@ -110,5 +112,19 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
         "cider_d": {"value": scores.values["cider_d"], "low": cider_low, "high": cider_high},
         "unavailable": scores.unavailable,
         "tokenizer": scores.tokenizer,
-        "examples": [{"caption": c, "references": list(r)} for c, r in zip(captions[:5], references[:5], strict=True)],
+        "examples": caption_examples(captions, references),
     }
+
+
+def caption_examples(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Captions to show, chosen by a fixed seed and not by eye.
+
+    Args:
+        captions: A caption a clip.
+        references: The clip's own captions.
+
+    Returns:
+        `caption` and `references` of up to 20 clips, in the clips' order.
+    """
+    chosen = sorted(random.Random(EXAMPLE_SEED).sample(range(len(captions)), min(EXAMPLES, len(captions))))
+    return [{"caption": captions[i], "references": list(references[i])} for i in chosen]

@@ -35,7 +35,7 @@ VELOCITY_TASK = SoundTask(
 )
 EVENTS_TASK = SoundTask(
     "sound events, several labels",
-    lambda row: row["label"] if row["category"] in EVENT_CATEGORIES and row["quality"] != "weak" else None,
+    lambda row: row["label"] if _is_event(row) else None,
     {},
     5,
     20,
@@ -58,7 +58,15 @@ def sound_jobs(dataset: str, split: str = "test") -> list[Job]:
     for kind in ("audio-to-text", "text-to-audio"):
         task = Task(f"retrieval {kind}", kind, "R@1", "retrieval", {}, (), "ours", ())
         jobs.append(Job(task, partial(_found, place, task.name, True), partial(_captioned, rows, audio)))
+    told = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE or _is_event(row)]
+    task = Task("captions", "captioning", "SPIDEr", "captions", {}, (), "ours", (), note="Events, with all captions.")
+    captions: list[Any] = [rows[i]["captions"] for i in told]
+    jobs.append(Job(task, partial(_found, place, task.name, bool(told)), partial(_told, audio, told, captions)))
     return jobs
+
+
+def _is_event(row: Row) -> bool:
+    return row["category"] in EVENT_CATEGORIES and row["quality"] != "weak"
 
 
 def _found(place: Place, name: str, there: bool) -> Iterator[Place | SourceError]:
@@ -100,6 +108,10 @@ def _events(rows: list[Row], audio: AudioColumn, place: Place) -> Job:
 
 def _data(task: Task, audio: AudioColumn, given: dict[int, list[str]], place: Place) -> TaskData:
     return classified(task, audio, given)
+
+
+def _told(audio: AudioColumn, chosen: list[int], captions: list[Any], place: Place) -> TaskData:
+    return TaskData(audio, chosen, captions=captions)
 
 
 def _captioned(rows: list[Row], audio: AudioColumn, place: Place) -> TaskData:

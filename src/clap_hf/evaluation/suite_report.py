@@ -163,6 +163,10 @@ def model_index(outcomes: Sequence[Outcome], model_name: str) -> list[dict[str, 
     return ModelCardData(model_name=model_name, eval_results=results).to_dict()["model-index"]
 
 
+# What `results.json` repeats of every task's own file.
+REPORTED = ("metric", "value", "low", "high", "paper", "clips", "cider_d", "examples")
+
+
 def write_report(outcomes: Sequence[Outcome], output_dir: Path, title: str, model_name: str) -> None:
     """Write `results.json`, `results.md` and `model_index.yaml`.
 
@@ -179,11 +183,7 @@ def write_report(outcomes: Sequence[Outcome], output_dir: Path, title: str, mode
             "reason": o.reason,
             "place": None if o.place is None else o.place.name,
         }
-        | (
-            {}
-            if o.result is None
-            else {k: o.result.get(k) for k in ("metric", "value", "low", "high", "paper", "clips")}
-        )
+        | ({} if o.result is None else {k: o.result[k] for k in REPORTED if k in o.result})
         for o in outcomes
     ]
     write_json(output_dir / "results.json", {"title": title, "score": suite_score(outcomes), "tasks": tasks})

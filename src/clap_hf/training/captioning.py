@@ -16,7 +16,7 @@ from ..data.simple_stream import stream_rows
 from ..data.sources import source_of
 from ..data.stream import RowError, StreamSource
 from ..embedded import checkpoint_path
-from ..evaluation.captioner import join_clips, write_captions
+from ..evaluation.captioner import caption_examples, join_clips, write_captions
 from ..evaluation.captions import caption_scores
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
@@ -28,7 +28,6 @@ from .settings import StreamedSettings
 from .task import Batch, Position
 
 CLIPS_PER_BATCH = 16
-SHOWN = 5  # captions kept in every epoch's record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +112,7 @@ class CaptionValidation:
             "cider_d": scores.values["cider_d"],
             "validation_loss": sum(losses) / len(self.references),
             "validation": {name: value for name, value in scores.values.items() if value is not None},
-            "captions": [
-                {"caption": caption, "references": own}
-                for caption, own in zip(captions[:SHOWN], self.references[:SHOWN], strict=True)
-            ],
+            "captions": caption_examples(captions, self.references),
         }
 
 
