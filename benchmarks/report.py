@@ -49,9 +49,10 @@ def markdown(results: dict[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     instructions = ", ".join(machine["instructions"])
     lines = [
-        f"Measured on {machine['cores']} cores of an {machine['processor']} ({instructions}) with {machine['threads']} "
-        f"threads, torch {versions['torch']}, transformers {versions['transformers']} and msclap {versions['msclap']}, "
-        "in one process and in turns: medians, with the lowest and highest. Weights are random, ours and msclap's equal.",
+        f"Measured on {machine['cores']} cores of an {machine['processor']} ({instructions}), threads: "
+        f"{machine['threads']}; torch {versions['torch']}, transformers {versions['transformers']}, msclap "
+        f"{versions['msclap']}; one process, in turns; medians, with the lowest and highest. Weights are random, the "
+        "same in ours and msclap's.",
         "",
         "| | ours, ms | peer | peer, ms | ours is faster |",
         "|---|---|---|---|---|",
@@ -118,8 +119,9 @@ def rest(results: dict[str, Any]) -> list[str]:
         seconds = {name: value["median"] for name, value in found.items() if name.endswith("_s")}
         lines.append(
             f"- `import clap_hf` after torch and transformers: {seconds['import_s']:.2f} s. Loading the embedded "
-            f"checkpoint: {seconds['load_embedded_s']:.2f} s, and {seconds['first_load_with_modelling_imports_s']:.1f} s "
-            f"where transformers' modelling modules have yet to be imported; HTSAT + GPT-2: {seconds['load_2023_s']:.2f} s."
+            f"checkpoint: {seconds['load_embedded_s']:.2f} s, or {seconds['first_load_with_modelling_imports_s']:.1f} s "
+            "where transformers' modelling modules have yet to be imported; HTSAT + GPT-2: "
+            f"{seconds['load_2023_s']:.2f} s."
         )
         if memory["ours"] is not None:
             lines.append(
