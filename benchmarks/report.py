@@ -119,8 +119,8 @@ def rest(results: dict[str, Any]) -> list[str]:
         seconds = {name: value["median"] for name, value in found.items() if name.endswith("_s")}
         lines.append(
             f"- `import clap_hf` after torch and transformers: {seconds['import_s']:.2f} s. Loading the embedded "
-            f"checkpoint: {seconds['load_embedded_s']:.2f} s, or {seconds['first_load_with_modelling_imports_s']:.1f} s "
-            "where transformers' modelling modules have yet to be imported; HTSAT + GPT-2: "
+            f"checkpoint: {seconds['load_embedded_s']:.2f} s, or {seconds['first_load_with_modelling_imports_s']:.1f} "
+            "s where transformers' modelling modules have yet to be imported; HTSAT + GPT-2: "
             f"{seconds['load_2023_s']:.2f} s."
         )
         if memory["ours"] is not None:
