@@ -1,9 +1,19 @@
-"""The README's section on speed, a table for the terminal, and a chart, from results.json."""
+#!/usr/bin/env python
+"""The README's section on speed, a table for the terminal, and a chart, from results.json.
+
+python benchmarks/report.py     writes the section anew
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
+
+RESULTS = Path(__file__).parent / "results.json"
+README = Path(__file__).parent.parent / "README.md"
+SECTION = re.compile(r"(?<=<!-- speed: python benchmarks/report.py -->\n).*?(?=<!-- /speed -->)", re.DOTALL)
 
 NAMES = {"msclap": "`msclap`", "laion": "LAION `ClapModel`"}
 PEERS = ("msclap", "laion")
@@ -50,9 +60,9 @@ def markdown(results: dict[str, Any]) -> str:
     instructions = ", ".join(machine["instructions"])
     lines = [
         f"Measured on {machine['cores']} cores of an {machine['processor']} ({instructions}), threads: "
-        f"{machine['threads']}; torch {versions['torch']}, transformers {versions['transformers']}, msclap "
-        f"{versions['msclap']}; one process, in turns; medians, with the lowest and highest. Weights are random, the "
-        "same in ours and msclap's.",
+        f"{machine['threads']}, time: {machine['clock']}; torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, msclap {versions['msclap']}; one process, in turns; medians, with the lowest "
+        "and the highest. Weights are random, the same in ours and msclap's.",
         "",
         "| | ours, ms | peer | peer, ms | ours is faster |",
         "|---|---|---|---|---|",
@@ -169,3 +179,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast (median, lowest and highest turn)")
     chart.savefig(path, dpi=120)
+
+
+def section() -> str:
+    """What stands between the README's markers."""
+    return f"\n{markdown(json.loads(RESULTS.read_text()))}\n\n"
+
+
+if __name__ == "__main__":
+    README.write_text(SECTION.sub(lambda _: section(), README.read_text()))

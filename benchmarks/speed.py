@@ -22,17 +22,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 import torch.nn.functional as F
 from harness import in_new_process, machine, matrix_rate, peak_memory, spread, take_turns, timed
-from report import draw, table
+from report import RESULTS, draw, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from clap_hf import embed_files
+from clap_hf.export import export_onnx
 from clap_hf.files import write_json
 from clap_hf.texts import embed_texts
 
-RESULTS = ROOT / "benchmarks" / "results.json"
 WINDOW_S, LAION_S = 7.0, 10.0
 VERSIONS = ("clap-hf", "torch", "transformers", "msclap", "numpy", "soundfile")
 
@@ -197,6 +198,44 @@ def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
     }
 
 
+def onnx(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Both towers by onnxruntime, float32 and 8-bit weights, from the log-mel and from tokens."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    extractor, tokenizer, rows, difference, cosine = (
+        peers.processor.feature_extractor,
+        peers.processor.tokenizer,
+        [],
+        {},
+        {},
+    )
+    features = extractor(list(waveforms(10, WINDOW_S, RATE)), RATE)["input_features"]
+    tokens = tokenizer(labels(50), padding=True, return_tensors="pt")
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False):
+            export_onnx(copy.deepcopy(peers.model), peers.processor, Path(folder) / "onnx", int8=True)
+        for tower, unit, inputs, ours in (
+            ("audio", "clip of 7 s", {"input_features": features}, lambda: peers.model.get_audio_features(features)),
+            ("text", "label", dict(tokens), lambda: peers.model.get_text_features(**tokens)),
+        ):
+            feed = {name: value.numpy() for name, value in inputs.items() if name != "token_type_ids"}
+            expected, candidates = ours().pooler_output, {"ours": ours}
+            for kind, file in (("ONNX", f"{tower}.onnx"), ("ONNX, int8", f"{tower}_int8.onnx")):
+                session = onnxruntime.InferenceSession(
+                    Path(folder) / "onnx" / file, options, providers=["CPUExecutionProvider"]
+                )
+                candidates[f"ours, {kind}"] = lambda session=session, feed=feed: session.run(None, feed)
+                found = torch.from_numpy(session.run(None, feed)[0])
+                cosine[f"{tower}, {kind}"] = float(F.cosine_similarity(found, expected).min())
+                if kind == "ONNX":
+                    difference[f"{tower}, ONNX to ours"] = float((found - expected).abs().max())
+            count = len(expected)
+            rows.append(row(f"{tower} tower, batch {count}", unit, count, take_turns(candidates, seconds)))
+    return {"rows": rows, "equal": difference, "lowest_cosine": cosine}
+
+
 def flops(peers: Peers) -> dict[str, float]:
     """GFLOP of one clip of 7 s, of its matrix products, in the audio tower."""
     features = peers.processor.feature_extractor(list(waveforms(1, WINDOW_S, RATE)), RATE)["input_features"]
@@ -212,6 +251,7 @@ PARTS = {
     "files": files,
     "footprint": footprint,
     "compiled": compiled,
+    "onnx": onnx,
 }
 
 
@@ -219,9 +259,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS), help="parts to measure")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds a comparison, at least three turns")
+    parser.add_argument("--clock", choices=harness.CLOCKS, default="wall", help="see harness.py")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file, merged into")
     args = parser.parse_args()
+    harness.clock = args.clock
     results = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
+    if results.get("machine") != machine():
+        results = {"parts": {}}  # what was measured in another way, or elsewhere, does not mix
+    results["machine"] = machine()
     peers = build()
     with torch.inference_mode():
         results["rates_gflops"] = {
@@ -233,7 +278,6 @@ def main() -> None:
             results["parts"][name] = PARTS[name](peers, args.seconds)
             print(table({**results, "parts": {name: results["parts"][name]}}), flush=True)
             write_json(args.output, results)
-    results["machine"] = machine()
     results["versions"] = {name: metadata.version(name) for name in VERSIONS}
     captions = args.output.with_name("captioning.json")
     if captions.exists():
