@@ -1,4 +1,5 @@
 # make demo   set up and classify the recordings in examples/
+# make bench  measure speed beside msclap and LAION CLAP (minutes; leave the machine alone)
 # make test   set up and run every test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 # One torch thread a worker: more only fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: setup setup-test demo check format test test-fast test-slow clean
+.PHONY: setup setup-test demo bench check format test test-fast test-slow clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -25,6 +26,9 @@ $(VENV)/.installed-test: pyproject.toml requirements-parity.txt
 
 demo: setup
 	$(BIN)/clap-hf classify examples
+
+bench: setup-test
+	$(BIN)/python benchmarks/speed.py
 
 check: setup-test
 	$(BIN)/ruff check .

@@ -10,10 +10,13 @@ weights say), 5 beams, up to 67 tokens, from the file to the tokens. Needs `mscl
 
 from __future__ import annotations
 
+from peers import RECORDINGS, ROOT  # first, as it says
+
+# isort: split
+
 import argparse
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,11 +29,7 @@ import transformers
 import clap_hf
 from clap_hf import MSClapForAudioCaptioning, MSClapProcessor, load_audio, load_clapcap_checkpoint
 from clap_hf.files import write_json
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from msclap_reference import (  # noqa: E402
+from msclap_reference import (
     TOKENIZER,
     caption_tokens,
     official_state,
@@ -39,19 +38,6 @@ from msclap_reference import (  # noqa: E402
 )
 
 BEAMS = 5
-# Mono and at most 7 s long: longer ones the reference crops at random, and stereo it lays end to end.
-RECORDINGS = (
-    "bird.wav",
-    "chainsaw.flac",
-    "fire.ogg",
-    "glass_break.ogg",
-    "sheep.wav",
-    "snare_drum.flac",
-    "speech.wav",
-    "steam_train.flac",
-    "stream.ogg",
-    "dog.ogg",
-)
 
 
 @torch.no_grad()

@@ -176,7 +176,7 @@ class MSClapHtsatAttention(nn.Module):
         qkv = self.qkv(hidden_states).view(batch_windows, tokens, 3, self.num_heads, self.head_dim)
         states = qkv.permute(2, 0, 3, 1, 4)  # query, key and value, [batch * windows, heads, tokens, head_dim] each
 
-        bias = self.relative_position_bias_table.t().index_select(1, self.relative_position_index.flatten())
+        bias = self.relative_position_bias_table.t()[:, self.relative_position_index.flatten()]
         bias = bias.view(1, self.num_heads, tokens, tokens)
         if shift_masks is not None:
             bias = bias + shift_masks[:, None].to(bias.dtype)
@@ -299,15 +299,15 @@ class MSClapHtsatBlock(GradientCheckpointingLayer):
         batch, tokens, channels = hidden_states.shape
         area = self.window**2
         # Shift and cut are one permutation of all tokens, and so one copy; so is the way back. Windows of all clips
-        # that have a mask in common follow each other.
+        # that have a mask in common follow each other. By brackets: the gradient of index_select goes row by row.
         clips = torch.arange(batch, device=hidden_states.device)
         gather = (self.window_tokens[:, None] + tokens * clips[:, None]).flatten()  # [windows, batch, area]
         window, place = self.token_places // area, self.token_places % area
         back = (area * (batch * window + clips[:, None]) + place).flatten()  # [batch, tokens]
 
-        image = self.norm1(hidden_states).view(-1, channels).index_select(0, gather).view(-1, area, channels)
+        image = self.norm1(hidden_states).view(-1, channels)[gather].view(-1, area, channels)
         attended, _ = self.attn(image, self.shift_masks, self.windows_per_mask, self.window_tokens, **kwargs)
-        residual = attended.view(-1, channels).index_select(0, back).view(batch, tokens, channels)
+        residual = attended.view(-1, channels)[back].view(batch, tokens, channels)
         hidden_states = hidden_states + drop_path(residual, self.drop_path_rate, self.training)
         residual = self.mlp(self.norm2(hidden_states))
         return hidden_states + drop_path(residual, self.drop_path_rate, self.training)

@@ -1,0 +1,96 @@
+"""What is compared: this package and PyPI `msclap` with the same weights, and transformers' LAION CLAP.
+
+Weights are random and seeded, at full size, in the official file's format: speed does not depend on what they say.
+"""
+
+from __future__ import annotations
+
+import clap_hf  # first: it makes a torchaudio built for another torch importable, which transformers asks for
+
+# isort: split
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from msclap_reference import TOKENIZER, official_state, random_clap, reference_wrapper  # noqa: E402
+
+SEED = 2023
+RATE = 44_100  # Hz, of the 2023 model
+LAION_RATE = 48_000
+# Mono and at most 7 s long: longer ones msclap crops at random, and stereo it lays end to end.
+RECORDINGS = (
+    "bird.wav",
+    "chainsaw.flac",
+    "fire.ogg",
+    "glass_break.ogg",
+    "sheep.wav",
+    "snare_drum.flac",
+    "speech.wav",
+    "steam_train.flac",
+    "stream.ogg",
+    "dog.ogg",
+)
+
+
+@dataclass
+class Peers:
+    """The models, in evaluation mode."""
+
+    model: clap_hf.MSClapModel
+    processor: clap_hf.MSClapProcessor
+    msclap: Any
+    laion: ClapModel
+    laion_extractor: ClapFeatureExtractor
+
+
+def build() -> Peers:
+    """All models, ours and msclap's from one file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "CLAP_weights_2023.pth"
+        torch.save({"model": official_state(random_clap("2023", SEED), "2023", "current")}, path)
+        msclap = reference_wrapper(path, "2023")
+        model, processor = clap_hf.load_msclap_checkpoint(path, "2023", TOKENIZER["2023"])
+    torch.manual_seed(SEED)
+    laion = ClapModel(ClapConfig()).eval()
+    return Peers(model.eval(), processor, msclap, laion, ClapFeatureExtractor(truncation="rand_trunc"))
+
+
+def waveforms(clips: int, seconds: float, rate: int) -> torch.Tensor:
+    """Recordings of `examples/`, repeated to length, in turn; `[clips, samples]`."""
+    length = round(seconds * rate)
+    found = []
+    for name in RECORDINGS:
+        samples, _ = soundfile.read(ROOT / "examples" / name, dtype="float32", always_2d=True)
+        clip = torch.from_numpy(samples[:, 0].copy())
+        found.append(clip.repeat(length // len(clip) + 1)[:length])
+    return torch.stack([found[i % len(found)] for i in range(clips)])
+
+
+def write_files(folder: Path, count: int) -> list[Path]:
+    """Recordings as WAV, FLAC and MP3 files in turn, at their own rates or the next that MP3 has."""
+    files = []
+    for i in range(count):
+        samples, rate = soundfile.read(ROOT / "examples" / RECORDINGS[i % len(RECORDINGS)], dtype="float32")
+        extension = (".wav", ".flac", ".mp3")[i % 3]
+        files.append(folder / f"{i:03d}{extension}")
+        soundfile.write(files[-1], samples, rate)
+    return files
+
+
+def labels(count: int) -> list[str]:
+    """Prompts of 5 to 8 words."""
+    things = "dog cat train rain violin engine door crowd bird stream hammer bell".split()
+    manners = "loud soft distant short repeated low high broken".split()
+    places = "a forest|the street|a small room|a church|the sea|an old factory|a kitchen|the mountains".split("|")
+    texts = [f"this is a {manner} {thing} in {place}" for place in places for manner in manners for thing in things]
+    return [texts[i % len(texts)] if i < len(texts) else f"{texts[i % len(texts)]} {i}" for i in range(count)]

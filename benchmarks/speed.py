@@ -1,0 +1,291 @@
+#!/usr/bin/env python
+"""Speed side by side, in one process: this package, PyPI `msclap` with the same weights, transformers' LAION CLAP.
+
+    python benchmarks/speed.py                       everything, into benchmarks/results.json and speed.png
+    python benchmarks/speed.py --only audio text     some parts, merged into what is there
+
+Needs `msclap` as the parity tests do: pip install --no-deps -r requirements-parity.txt
+"""
+
+from __future__ import annotations
+
+from peers import LAION_RATE, RATE, ROOT, Peers, build, labels, waveforms, write_files  # first, as it says
+
+# isort: split
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+import torch.nn.functional as F
+from harness import in_new_process, machine, matrix_rate, peak_memory, spread, take_turns, timed
+from report import RESULTS, draw, table
+from torch.utils.flop_counter import FlopCounterMode
+
+from clap_hf import embed_files
+from clap_hf.export import export_onnx
+from clap_hf.files import write_json
+from clap_hf.texts import embed_texts
+
+WINDOW_S, LAION_S = 7.0, 10.0
+VERSIONS = ("clap-hf", "torch", "transformers", "msclap", "numpy", "soundfile")
+
+
+def in_bfloat16(peers: Peers) -> Any:
+    """Our model as `from_pretrained(..., dtype=torch.bfloat16)` gives it."""
+    model = copy.deepcopy(peers.model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+def row(name: str, unit: str, per: float, timings: dict[str, Any]) -> dict[str, Any]:
+    """A comparison: what one of `unit` costs, of which a call has `per`."""
+    return {"name": name, "unit": unit, "per_call": per, "timings": timings}
+
+
+def front_end(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Waveform to log-mel, and how far the two log-mels are apart."""
+    extractor, htsat = peers.processor.feature_extractor, peers.msclap.clap.audio_encoder.base.htsat
+    rows = []
+    for batch in (1, 32):
+        clips, laion_clips = waveforms(batch, WINDOW_S, RATE), waveforms(batch, LAION_S, LAION_RATE)
+        ours, theirs = list(clips), [clip.numpy() for clip in laion_clips]
+        candidates = {
+            "ours": lambda ours=ours: extractor(ours, RATE),
+            "msclap": lambda clips=clips: htsat.logmel_extractor(htsat.spectrogram_extractor(clips)),
+        }
+        rows.append(row(f"front end, batch {batch}", "clip of 7 s", batch, take_turns(candidates, seconds)))
+        timings = take_turns(
+            {
+                "ours": candidates["ours"],
+                "laion": lambda theirs=theirs: peers.laion_extractor(theirs, sampling_rate=LAION_RATE),
+            },
+            seconds,
+        )
+        timings["laion"]["ratio"] = {
+            name: value * WINDOW_S / LAION_S for name, value in timings["laion"]["ratio"].items()
+        }
+        timings["laion"]["per_call"] = batch * LAION_S
+        rows.append(row(f"front end, batch {batch}, per second of sound", "s of sound", batch * WINDOW_S, timings))
+    return {"rows": rows}
+
+
+def audio(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Waveform to embedding."""
+    small = in_bfloat16(peers)
+    extractor, encoder = peers.processor.feature_extractor, peers.msclap.clap.audio_encoder
+    extracted = peers.laion_extractor(list(waveforms(32, LAION_S, LAION_RATE).numpy()), sampling_rate=LAION_RATE)
+    laion_features = torch.as_tensor(extracted["input_features"])
+    rows = []
+    for batch in (1, 8, 32):
+        clips = waveforms(batch, WINDOW_S, RATE)
+        embed = lambda model, clips=clips: model.get_audio_features(**extractor(list(clips), RATE)).pooler_output  # noqa: E731
+        candidates: dict[str, Callable[[], Any]] = {
+            "ours": lambda embed=embed: embed(peers.model),
+            "ours, bfloat16": lambda embed=embed: embed(small),
+            "msclap": lambda clips=clips: encoder(clips)[0],
+        }
+        rows.append(row(f"audio embedding, batch {batch}", "clip of 7 s", batch, take_turns(candidates, seconds)))
+    laion = {
+        "ours": lambda: peers.model.get_audio_features(
+            extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"]
+        ),
+        "laion": lambda: peers.laion.get_audio_features(
+            input_features=laion_features[:8], is_longer=torch.zeros(8, 1, dtype=torch.bool)
+        ),
+    }
+    timings = take_turns(laion, seconds)
+    rows.append(row("audio embedding, batch 8, LAION tower without its front end", "clip", 8, timings))
+    clips = waveforms(10, WINDOW_S, RATE)
+    features = extractor(list(clips), RATE)
+    ours = peers.model.get_audio_features(**features).pooler_output
+    drift = F.cosine_similarity(small.get_audio_features(**features).pooler_output, ours)
+    difference = float((F.normalize(encoder(clips)[0], dim=-1) - ours).abs().max())
+    return {"rows": rows, "equal": {"audio": difference}, "lowest_cosine": {"audio, bfloat16": float(drift.min())}}
+
+
+def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
+    """The audio tower by `torch.compile`, with what the warm-up takes."""
+    fast, small = copy.deepcopy(peers.model), in_bfloat16(peers)
+    extractor, encoder = peers.processor.feature_extractor, peers.msclap.clap.audio_encoder
+    clips = waveforms(32, WINDOW_S, RATE)
+    features = extractor(list(clips), RATE)["input_features"]
+    eager = peers.model.get_audio_features(features[:4]).pooler_output
+    warm = {}
+    for name, model in (("ours, compiled", fast), ("ours, bfloat16, compiled", small)):
+        model.audio_model.compile(dynamic=False)
+        warm[name] = timed(lambda model=model: model.get_audio_features(features[:4]))
+    difference = float((fast.get_audio_features(features[:4]).pooler_output - eager).abs().max())
+    candidates: dict[str, Callable[[], Any]] = {
+        "ours": lambda: peers.model.get_audio_features(features),
+        "ours, compiled": lambda: fast.get_audio_features(features),
+        "ours, bfloat16, compiled": lambda: small.get_audio_features(features),
+        "msclap": lambda: encoder(clips),
+    }
+    rows = [row("audio embedding, batch 32, compiled", "clip of 7 s", 32, take_turns(candidates, seconds))]
+    return {"rows": rows, "warm_up_s": warm, "equal": {"audio, compiled, to eager": difference}}
+
+
+def text(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Prompts to embeddings; msclap pads each to 77 tokens."""
+    small, tokenizer, rows = in_bfloat16(peers), peers.processor.tokenizer, []
+    for count in (50, 1000):
+        texts = labels(count)
+        candidates: dict[str, Callable[[], Any]] = {
+            "ours": lambda texts=texts: embed_texts(peers.model, tokenizer, texts),
+            "ours, bfloat16": lambda texts=texts: embed_texts(small, tokenizer, texts),
+        }
+        if count == 50:
+            candidates["msclap"] = lambda texts=texts: peers.msclap.get_text_embeddings(texts)
+            tokens = tokenizer(texts, padding=True, return_tensors="pt")
+            ids = tokens["input_ids"].clamp(3)
+            candidates["laion"] = lambda ids=ids, mask=tokens["attention_mask"]: peers.laion.get_text_features(
+                input_ids=ids, attention_mask=mask
+            )
+        rows.append(row(f"text embedding, {count} labels", "label", count, take_turns(candidates, seconds)))
+    texts = labels(50)
+    ours = embed_texts(peers.model, tokenizer, texts)
+    drift = F.cosine_similarity(embed_texts(small, tokenizer, texts), ours)
+    difference = float((F.normalize(peers.msclap.get_text_embeddings(texts), dim=-1) - ours).abs().max())
+    return {"rows": rows, "equal": {"text": difference}, "lowest_cosine": {"text, bfloat16": float(drift.min())}}
+
+
+def files(peers: Peers, seconds: float) -> dict[str, Any]:
+    """From WAV, FLAC and MP3 files to embeddings: decoding, resampling, log-mel and model; msclap 8 files a call."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_files(Path(folder), 24)
+        chunks = [paths[i : i + 8] for i in range(0, len(paths), 8)]
+        candidates: dict[str, Callable[[], Any]] = {
+            "ours": lambda: embed_files(peers.model, peers.processor, paths),
+            "msclap": lambda: [peers.msclap.get_audio_embeddings(chunk, resample=True) for chunk in chunks],
+        }
+        timings = take_turns(candidates, seconds)
+    return {"rows": [row("files to embeddings", "file", 24, timings)]}
+
+
+def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Import, loading and memory."""
+    folder = str(ROOT / "src" / "clap_hf" / "embedded")
+    load = f"AutoModel.from_pretrained({folder!r})"
+    both = "import torch, transformers"
+    ready = f"{both}, clap_hf; from transformers import AutoModel; import clap_hf.model.modeling_msclap"
+    clips = waveforms(32, WINDOW_S, RATE)
+    extractor, encoder = peers.processor.feature_extractor, peers.msclap.clap.audio_encoder
+    with tempfile.TemporaryDirectory() as saved:
+        peers.model.save_pretrained(saved)
+        again = take_turns({"ours": lambda: type(peers.model).from_pretrained(saved)}, 0, 3)["ours"]["seconds"]
+    return {
+        "footprint": {
+            "import_s": spread([in_new_process(both, "import clap_hf") for _ in range(3)]),
+            "load_embedded_s": spread([in_new_process(ready, load) for _ in range(3)]),
+            "first_load_with_modelling_imports_s": spread(
+                [in_new_process(f"{both}, clap_hf", f"from transformers import AutoModel; {load}") for _ in range(3)]
+            ),
+            "load_2023_s": again,
+            "peak_mb_batch_32": {
+                "ours": peak_memory(lambda: peers.model.get_audio_features(**extractor(list(clips), RATE))),
+                "msclap": peak_memory(lambda: encoder(clips)),
+            },
+        }
+    }
+
+
+def onnx(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Both towers by onnxruntime, float32 and 8-bit weights, from the log-mel and from tokens."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    extractor, tokenizer, rows, difference, cosine = (
+        peers.processor.feature_extractor,
+        peers.processor.tokenizer,
+        [],
+        {},
+        {},
+    )
+    features = extractor(list(waveforms(10, WINDOW_S, RATE)), RATE)["input_features"]
+    tokens = tokenizer(labels(50), padding=True, return_tensors="pt")
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False):
+            export_onnx(copy.deepcopy(peers.model), peers.processor, Path(folder) / "onnx", int8=True)
+        for tower, unit, inputs, ours in (
+            ("audio", "clip of 7 s", {"input_features": features}, lambda: peers.model.get_audio_features(features)),
+            ("text", "label", dict(tokens), lambda: peers.model.get_text_features(**tokens)),
+        ):
+            feed = {name: value.numpy() for name, value in inputs.items() if name != "token_type_ids"}
+            expected, candidates = ours().pooler_output, {"ours": ours}
+            for kind, file in (("ONNX", f"{tower}.onnx"), ("ONNX, int8", f"{tower}_int8.onnx")):
+                session = onnxruntime.InferenceSession(
+                    Path(folder) / "onnx" / file, options, providers=["CPUExecutionProvider"]
+                )
+                candidates[f"ours, {kind}"] = lambda session=session, feed=feed: session.run(None, feed)
+                found = torch.from_numpy(session.run(None, feed)[0])
+                cosine[f"{tower}, {kind}"] = float(F.cosine_similarity(found, expected).min())
+                if kind == "ONNX":
+                    difference[f"{tower}, ONNX to ours"] = float((found - expected).abs().max())
+            count = len(expected)
+            rows.append(row(f"{tower} tower, batch {count}", unit, count, take_turns(candidates, seconds)))
+    return {"rows": rows, "equal": difference, "lowest_cosine": cosine}
+
+
+def flops(peers: Peers) -> dict[str, float]:
+    """GFLOP of one clip of 7 s, of its matrix products, in the audio tower."""
+    features = peers.processor.feature_extractor(list(waveforms(1, WINDOW_S, RATE)), RATE)["input_features"]
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        peers.model.get_audio_features(features)
+    return {"audio_gflop_per_clip": counter.get_total_flops() / 1e9}
+
+
+PARTS = {
+    "front_end": front_end,
+    "audio": audio,
+    "text": text,
+    "files": files,
+    "footprint": footprint,
+    "compiled": compiled,
+    "onnx": onnx,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS), help="parts to measure")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds a comparison, at least three turns")
+    parser.add_argument("--clock", choices=harness.CLOCKS, default="wall", help="see harness.py")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file, merged into")
+    args = parser.parse_args()
+    harness.clock = args.clock
+    results = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
+    if results.get("machine") != machine():
+        results = {"parts": {}}  # what was measured in another way, or elsewhere, does not mix
+    results["machine"] = machine()
+    peers = build()
+    with torch.inference_mode():
+        results["rates_gflops"] = {
+            "float32": matrix_rate(torch.float32),
+            "bfloat16": matrix_rate(torch.bfloat16),
+        }
+        results["flops"] = flops(peers)
+        for name in args.only:
+            results["parts"][name] = PARTS[name](peers, args.seconds)
+            print(table({**results, "parts": {name: results["parts"][name]}}), flush=True)
+            write_json(args.output, results)
+    results["versions"] = {name: metadata.version(name) for name in VERSIONS}
+    captions = args.output.with_name("captioning.json")
+    if captions.exists():
+        found = json.loads(captions.read_text())
+        results["captioning"] = {name: value for name, value in found.items() if name != "rows"}
+    write_json(args.output, results)
+    draw(results, args.output.with_name("speed.png"))
+
+
+if __name__ == "__main__":
+    main()
