@@ -17,9 +17,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--num-workers", type=int, default=1, help="loader processes")
+    parser.add_argument("--dataset", help="folder or Hub id of the corpus, instead of the recipe's")
+    parser.add_argument("--cache-dir", type=Path, help="keep the clips' log-mels here, for several runs to share")
     args = parser.parse_args()
-    recipe = load_stage_recipe(CaptioningRecipe, args.recipe, clap=args.clap, steps=args.steps, seed=args.seed)
-    train_captioning(recipe, args.output_dir, resume=args.resume, num_workers=args.num_workers)
+    recipe = load_stage_recipe(
+        CaptioningRecipe, args.recipe, clap=args.clap, dataset=args.dataset, steps=args.steps, seed=args.seed
+    )
+    train_captioning(
+        recipe, args.output_dir, resume=args.resume, num_workers=args.num_workers, cache_dir=args.cache_dir
+    )
 
 
 if __name__ == "__main__":

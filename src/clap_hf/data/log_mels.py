@@ -107,7 +107,7 @@ class LogMelStore:
     ):
         self.speeds = tuple(speeds)
         settings: dict[str, Any] = json.loads(feature_extractor.to_json_string())
-        for name in ("long_audio", "short_audio", "duration_s", "processor_class"):
+        for name in ("long_audio", "short_audio", "duration_s", "processor_class", "auto_map"):
             settings.pop(name, None)  # they do not change a whole clip's log-mel
         ids = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
         key = json.dumps([settings, self.speeds, ids, rows.num_rows, ROWS_PER_PART], sort_keys=True)

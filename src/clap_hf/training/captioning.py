@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from rich.progress import track
 
@@ -22,10 +23,10 @@ from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
 from .generative import LanguageModel, TeacherForcing, build_language_model, labels_of, set_end_tokens
-from .inputs import make_log_mels, streamed_batches
+from .inputs import LOG_MELS, CorpusDraws, corpus_batches, make_log_mels, streamed_batches
 from .loop import train
 from .settings import StreamedSettings
-from .task import Batch, Position
+from .task import Batch, Batches, Position
 
 CLIPS_PER_BATCH = 16
 
@@ -34,9 +35,13 @@ CLIPS_PER_BATCH = 16
 class CaptioningRecipe(StreamedSettings):
     """Everything that decides a captioning run; see `TrainingSettings` and `StreamedSettings` for what stages share.
 
-    Clips have one or more captions each.
+    Clips have one or more captions each, in `sources` or in `dataset`.
 
     Args:
+        dataset: Folder or Hub id of a corpus in the layout of the sound corpus, drawn by class.
+        split: What of it is trained on.
+        balance: See `CorpusDraws`, for `dataset`; so are the category weights.
+        category_weights: Factors on the sampling weight by category.
         clap: Trained CLAP: a folder, a Hub id, or `embedded`.
         language_model: The language model.
         validation_clips: How many of the held-out clips are captioned after every epoch.
@@ -45,12 +50,20 @@ class CaptioningRecipe(StreamedSettings):
 
     clap: str
     language_model: LanguageModel
-    sources: list[dict[str, Any]]
+    dataset: str = ""
+    split: str = "train"
+    balance: float = 0.5
+    category_weights: dict[str, float] = field(default_factory=dict)
     validation: dict[str, Any]
     validation_clips: int = 200
     model: dict[str, Any] = field(default_factory=dict)
     best_metric: str = "cider_d"
     ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.dataset) == bool(self.sources):
+            raise ValueError("expected exactly one of 'dataset' and 'sources'.")
 
 
 def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
@@ -140,6 +153,7 @@ def train_captioning(
     resume: bool = False,
     num_workers: int = 1,
     trackers: Sequence[str] = (),
+    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train a captioner by a recipe; see `clap_hf.training.loop.train` for the folder, resuming and errors.
 
@@ -149,11 +163,19 @@ def train_captioning(
         resume: Continue the run that is there.
         num_workers: Loader processes.
         trackers: Trackers, by the names that Accelerate knows.
+        cache_dir: Where the log-mels of a corpus' clips are kept, for several runs to share; `log-mels/` of the run's
+            folder when None.
 
     Returns:
         The record of the best epoch.
     """
     model, processor = build_captioner(recipe)
-    data = streamed_batches(recipe, processor, num_workers)
+    data: Batches
+    if recipe.dataset:
+        rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
+        draws = CorpusDraws(recipe.balance, recipe.category_weights, template_probability=0.0)
+        data = corpus_batches(rows, processor, recipe, draws, num_workers, cache_dir or output_dir / LOG_MELS)
+    else:
+        data = streamed_batches(recipe, processor, num_workers)
     judge = CaptionValidation(source_of(recipe.validation, "validation"), processor, recipe.validation_clips)
     return train(CaptioningTask(model, processor, data, judge), recipe, output_dir, resume=resume, trackers=trackers)

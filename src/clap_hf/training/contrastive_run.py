@@ -10,24 +10,18 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from ..data.batches import SampledBatches
-from ..data.log_mels import LogMelStore
-from ..data.pairs import PairCollator, PairDataset
 from ..data.sources import source_of
-from ..data.stream import CROP_ONLY
-from ..evaluation.sound_tasks import TEMPLATES
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
-from ..model.processing_msclap import MSClapProcessor
 from .build import build_model
 from .contrastive_task import ContrastiveTask, PairBatches
-from .inputs import balanced_batches, streamed_batches
+from .inputs import LOG_MELS, CorpusDraws, corpus_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import Recipe
 from .teacher import load_states
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
-LOG_MELS, EVALUATION = "log-mels", "evaluation"
+EVALUATION = "evaluation"
 
 
 def train_contrastive(
@@ -68,7 +62,14 @@ def train_contrastive(
     else:
         rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
         held_out = datasets.load_dataset(recipe.dataset, split="validation")
-        data = corpus_batches(rows, processor, recipe, num_workers, cache_dir or output_dir / LOG_MELS)
+        data = corpus_batches(
+            rows,
+            processor,
+            recipe,
+            CorpusDraws(recipe.balance, recipe.category_weights, recipe.template_probability),
+            num_workers,
+            cache_dir or output_dir / LOG_MELS,
+        )
         judge = CorpusValidation(held_out, processor, recipe)
     tasks, teacher = None, None
     if recipe.teacher is not None:
@@ -82,22 +83,3 @@ def train_contrastive(
 
     task = ContrastiveTask(model, processor, recipe, data, evaluate, teacher)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
-
-
-def corpus_batches(
-    split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe, num_workers: int, cache_dir: Path
-) -> SampledBatches:
-    """Class-balanced batches of a split in the layout of the sound corpus."""
-    augmentation, extractor = recipe.augmentation or CROP_ONLY, processor.feature_extractor
-    encoded = split.cast_column("audio", datasets.Audio(decode=False))
-    dataset = PairDataset(
-        split,
-        LogMelStore(encoded, extractor, augmentation.speeds, cache_dir),
-        1 + extractor.window_samples // extractor.hop_length,
-        augmentation,
-        TEMPLATES[0],
-        recipe.template_probability,
-        recipe.seed,
-    )
-    weights = dataset.weights(recipe.balance, recipe.category_weights)
-    return balanced_batches(dataset, weights, PairCollator(processor.tokenizer, dataset.texts), recipe, num_workers)

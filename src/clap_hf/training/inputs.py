@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..data.batches import SampledBatches
-from ..data.pairs import BalancedSampler
+from ..data.log_mels import LogMelStore
+from ..data.pairs import BalancedSampler, PairCollator, PairDataset
 from ..data.simple_stream import SimpleStream
 from ..data.sources import source_of
-from ..data.stream import PairStream
+from ..data.stream import CROP_ONLY, PairStream
+from ..evaluation.sound_tasks import TEMPLATES
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.processing_msclap import MSClapProcessor
 from .settings import StreamedSettings, TrainingSettings
 from .task import Batch
+
+LOG_MELS = "log-mels"  # folder of a run that keeps them
 
 
 def streamed_batches(
@@ -45,6 +52,54 @@ def balanced_batches(
     draws = len(weights) if settings.steps_per_epoch is None else settings.steps_per_epoch * settings.batch_size
     sampler = BalancedSampler(weights, draws, settings.seed)
     return SampledBatches(dataset, sampler, collate, settings.batch_size, num_workers)
+
+
+@dataclass(frozen=True)
+class CorpusDraws:
+    """How clips and texts are drawn from a split in the layout of the sound corpus.
+
+    Args:
+        balance: Exponent of class balancing: a clip's weight is (clips of its group) ** -balance.
+        category_weights: Factors on the sampling weight by category.
+        template_probability: How often a clip's label in the zero-shot template replaces its caption.
+    """
+
+    balance: float
+    category_weights: dict[str, float]
+    template_probability: float
+
+
+def corpus_batches(
+    split: datasets.Dataset,
+    processor: MSClapProcessor,
+    settings: StreamedSettings,
+    draws: CorpusDraws,
+    num_workers: int,
+    cache_dir: Path,
+) -> SampledBatches:
+    """Class-balanced batches of a split in the layout of the sound corpus, from stored log-mels.
+
+    Args:
+        split: The split.
+        processor: Makes log-mels and tokens.
+        settings: The recipe.
+        draws: How clips and texts are drawn.
+        num_workers: Loader processes.
+        cache_dir: Where the log-mels are kept.
+    """
+    augmentation, extractor = settings.augmentation or CROP_ONLY, processor.feature_extractor
+    encoded = split.cast_column("audio", datasets.Audio(decode=False))
+    dataset = PairDataset(
+        split,
+        LogMelStore(encoded, extractor, augmentation.speeds, cache_dir),
+        1 + extractor.window_samples // extractor.hop_length,
+        augmentation,
+        TEMPLATES[0],
+        draws.template_probability,
+        settings.seed,
+    )
+    weights = dataset.weights(draws.balance, draws.category_weights)
+    return balanced_batches(dataset, weights, PairCollator(processor.tokenizer, dataset.texts), settings, num_workers)
 
 
 def make_log_mels(batch: Batch, extractor: MSClapFeatureExtractor, device: torch.device) -> None:
