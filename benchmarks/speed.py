@@ -73,7 +73,7 @@ def front_end(peers: Peers, seconds: float) -> dict[str, Any]:
             name: value * WINDOW_S / LAION_S for name, value in timings["laion"]["ratio"].items()
         }
         timings["laion"]["per_call"] = batch * LAION_S
-        rows.append(row(f"front end, batch {batch}, per second of sound", "s of sound", batch * WINDOW_S, timings))
+        rows.append(row(f"front end, batch {batch}", "second of sound", batch * WINDOW_S, timings))
     return {"rows": rows}
 
 
@@ -102,7 +102,7 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
         ),
     }
     timings = take_turns(laion, seconds)
-    rows.append(row("audio embedding, batch 8, LAION tower without its front end", "clip", 8, timings))
+    rows.append(row("audio embedding, batch 8; LAION's without front end", "clip of 7 or 10 s", 8, timings))
     clips = waveforms(10, WINDOW_S, RATE)
     features = extractor(list(clips), RATE)
     ours = peers.model.get_audio_features(**features).pooler_output
@@ -226,6 +226,7 @@ def main() -> None:
     if results.get("machine") != machine():
         results = {"parts": {}}  # what was measured in another way, or elsewhere, does not mix
     results["machine"] = machine()
+    results["versions"] = {name: metadata.version(name) for name in VERSIONS}
     peers = build()
     with torch.inference_mode():
         results["rates_gflops"] = {
@@ -237,7 +238,6 @@ def main() -> None:
             results["parts"][name] = PARTS[name](peers, args.seconds)
             print(table({**results, "parts": {name: results["parts"][name]}}), flush=True)
             write_json(args.output, results)
-    results["versions"] = {name: metadata.version(name) for name in VERSIONS}
     captions = args.output.with_name("captioning.json")
     if captions.exists():
         found = json.loads(captions.read_text())
