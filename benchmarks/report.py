@@ -150,8 +150,6 @@ def shares(results: dict[str, Any], gflop: float) -> str:
                     rate = gflop * row["per_call"] / timings["seconds"]["median"]
                     dtype = "bfloat16" if "bfloat16" in name else "float32"
                     label = name[6:] or "float32 eager"
-                    if row["name"].endswith("compiled") and label == "float32 eager":
-                        continue
                     said.append(f"{label} {rate / results['rates_gflops'][dtype]:.0%}")
     return f"; the audio embedding at batch 32 reaches of it, front end included: {', '.join(said)}" if said else ""
 

@@ -104,3 +104,12 @@ def test_the_captioning_snippet_runs(captioner, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert "generated_text" in capsys.readouterr().out
+
+
+def test_the_speed_section_is_made_from_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    [shown] = report.SECTION.findall((ROOT / "README.md").read_text())
+    assert shown == report.section()
+    assert shown.count("\n| audio embedding") >= 3

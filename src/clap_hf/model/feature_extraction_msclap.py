@@ -361,9 +361,11 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         """
         window = torch.hann_window(self.n_fft, device=samples.device)
         padded = F.pad(samples[None, None], (self.n_fft // 2, self.n_fft // 2), mode="reflect")[0, 0]
-        spectrum = torch.fft.rfft(padded.unfold(0, self.n_fft, self.hop_length) * window)
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = power @ torch.from_numpy(self.mel_filters).to(samples.device)
+        heard = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
+        spectrum = torch.fft.rfft(padded.unfold(0, self.n_fft, self.hop_length) * window)[:, :heard]
+        squares = torch.view_as_real(spectrum).square()
+        power = squares[..., 0] + squares[..., 1]
+        mel = power @ torch.from_numpy(self.mel_filters[:heard]).to(samples.device)
         return 10.0 * torch.log10(mel.clamp(min=1e-10))
 
 
