@@ -212,9 +212,24 @@ def test_captions_are_shown_as_they_are(captioner, processor):
 
 def test_paths_are_not_told(folder):
     start = json.loads(STORED[0].read_text().splitlines()[0])
-    start["recipe"]["dataset"] = "/home/somebody/sounds"
+    start["recipe"] |= {"dataset": "/home/somebody/sounds", "teacher": {"states": "/home/somebody/t", "weight": 1.0}}
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
-    assert "somebody" not in text and "`sounds`" in text
+    assert "somebody" not in text and "`sounds`" in text and "a teacher, t" in text
+    start["recipe"] |= {"dataset": "", "sources": [{"dataset": "/home/somebody/a"}, {"dataset": "acme/b"}]}
+    text = model_card(folder, Records(run=[start]), repo_id="acme/x")
+    assert "somebody" not in text and "`a, acme/b`" in text and ModelCard(text).data.datasets == ["acme/b"]
+
+
+def test_runs_of_the_generative_stages(captioner):
+    """Their recipes name data and models in other places than the contrastive one's."""
+    start = json.loads(STORED[0].read_text().splitlines()[0])
+    shared = {name: start["recipe"][name] for name in ("name", "seed", "batch_size", "learning_rate")}
+    clap = {"clap": "/home/somebody/clap", "sources": [{"dataset": "acme/captions"}], "validation": {"dataset": "x"}}
+    run = [start | {"recipe": shared | clap}, {"epoch": 1, "step": 10, "loss": 1.0, "seconds": 60.0, "cider_d": 0.3}]
+    text = model_card(captioner, Records(run=run), repo_id="acme/x")
+    assert ModelCard(text).data.datasets == ["acme/captions"] and "somebody" not in text
+    run[0] = start | {"recipe": shared | {"streams": [{"task": "t", "dataset": "acme/a"}] * 2}}
+    assert ModelCard(model_card(captioner, Records(run=run), repo_id="acme/x")).data.datasets == ["acme/a"]
 
 
 def test_corpus_facts():

@@ -46,11 +46,15 @@ def millions(module: Any) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"
 
 
-def dataset_name(recipe: dict[str, Any]) -> str:
-    """Hub id of the training data, or the name of its folder: cards tell no paths."""
-    dataset = recipe["dataset"]
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset) and not Path(dataset).exists()
-    return dataset if is_hub_id else Path(dataset).name
+def dataset_names(recipe: dict[str, Any]) -> list[str]:
+    """Hub ids of the training data, or the names of its folders: cards tell no paths."""
+    parts = recipe.get("sources") or recipe.get("streams") or []
+    given = [recipe.get("dataset"), *(part.get("dataset") or part.get("source") for part in parts)]
+    names = []
+    for name in filter(None, given):
+        is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+        names.append(name if is_hub_id else Path(name).name)
+    return list(dict.fromkeys(names))
 
 
 def base_model(recipe: dict[str, Any] | None, conversion: dict[str, Any] | None) -> tuple[str | None, str | None]:
@@ -93,14 +97,14 @@ def metadata(
 ) -> ModelCardData:
     """The YAML head: what the Hub files the model under, and its results as `model-index`."""
     measured = eval_results(evaluation)
-    dataset = dataset_name(recipe) if recipe else ""
+    on_hub = [name for name in dataset_names(recipe or {}) if "/" in name]
     return ModelCardData(
         license=licence,
         library_name="transformers",
         pipeline_tag=_PIPELINE_TAGS[kind],
         tags=["clap", "audio", *_TAGS[kind]],
         base_model=base,
-        datasets=[dataset] if "/" in dataset else None,
+        datasets=on_hub or None,
         model_name=title if measured else None,
         eval_results=measured or None,
     )
@@ -195,7 +199,7 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "changes": _changes(starts),
         "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
-        "dataset": dataset_name(recipe),
+        "dataset": ", ".join(dataset_names(recipe)),
         "machine": machine,
         "hours": f"{hours:.1f}",
     }
@@ -203,10 +207,15 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
 
 def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with names in place of this machine's folders."""
-    named = recipe | {"dataset": dataset_name(recipe)}
-    if teacher := recipe.get("teacher"):
-        named["teacher"] = teacher | {"states": Path(teacher["states"]).name}
-    return named
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [named(part) for part in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {key: named(value) for key, value in recipe.items()}
 
 
 def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -221,7 +230,11 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
         loss += f"; the audio tower also predicts the states of a teacher, {Path(recipe['teacher']['states']).stem}"
     start = "pretrained" if text["pretrained"] else "from scratch"
     return [
-        ("pairs", f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else dataset_name(recipe), "4.6 M"),
+        (
+            "pairs",
+            f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else ", ".join(dataset_names(recipe)),
+            "4.6 M",
+        ),
         ("audio tower", f"{audio}, {millions(model.audio_model)} parameters", "HTSAT-22"),
         (
             "text tower",
