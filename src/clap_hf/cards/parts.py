@@ -197,7 +197,7 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         "rows": rows,
         "seed": recipe["seed"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "changes": _changes(starts),
+        "changes": _changes([start | {"recipe": _without_paths(start["recipe"])} for start in starts]),
         "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
         "dataset": ", ".join(dataset_names(recipe)),
         "machine": machine,
