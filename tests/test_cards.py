@@ -1,6 +1,8 @@
 """Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -208,6 +210,22 @@ def test_captions_are_shown_as_they_are(captioner, processor):
     assert (result.metric_type, result.metric_value) == ("CIDEr-D", round(value, 4))
     first = captions.index(examples[0]["caption"])
     assert f"| a sound {first} \\| of things | sound {first} / it is {first} / {first}, once more |\n" in text
+
+
+def test_the_small_captioner_s_card(captioner, monkeypatch, tmp_path):
+    """Written again from its records; its snippets run, with a tiny captioner in place of its weights."""
+    folder = ROOT / "model_cards" / "small_captioning"
+    write_card(folder, tmp_path, repo_id="small-captioning", licence="mit")
+    card = (folder / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text() == card
+    assert card.split("| caption written by the model |")[1].split("\n## ")[0].count("\n| ") == 20
+    assert "/work" not in card and "/tmp" not in card
+    (tmp_path / "small-captioning").symlink_to(captioner)
+    monkeypatch.chdir(tmp_path)
+    for snippet in SNIPPET.findall(card):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(compile(snippet, "card", "exec"), {})
+        assert "generated_text" in output.getvalue()
 
 
 def test_paths_are_not_told(folder):

@@ -189,7 +189,8 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         rows.append(
             (
                 "epoch kept",
-                f"{kept['epoch']} of {epochs[-1]['epoch']}, by {metric} on validation data",
+                f"{kept['epoch']} of {epochs[-1]['epoch']}, "
+                + ("the last" if metric == "step" else f"by {metric} on validation data"),
                 "by the zero-shot score of the test tasks",
             )
         )

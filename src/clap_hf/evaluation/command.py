@@ -182,7 +182,8 @@ def load_captioner(request: EvaluationRequest) -> ClapCaptioner | None:
 
 
 def _report(request: EvaluationRequest, outcomes: list[Outcome], console: Console) -> None:
-    title = f"{request.model}, suite {request.suite}" + ("" if request.limit is None else f", limit {request.limit}")
+    name = Path(request.model).name if Path(request.model).is_dir() else request.model
+    title = f"{name}, suite {request.suite}" + ("" if request.limit is None else f", limit {request.limit}")
     write_report(outcomes, request.output_dir, title, Path(request.model).name)
     console.print(result_table(outcomes, title))
     console.print(score_line(outcomes), highlight=False)
