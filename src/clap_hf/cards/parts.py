@@ -197,6 +197,7 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
     return {
         "rows": rows,
         "seed": recipe["seed"],
+        "notes": _notes(recipe),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "changes": _changes([start | {"recipe": _without_paths(start["recipe"])} for start in starts]),
         "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
@@ -253,6 +254,17 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
         ("temperature τ", f"learnt, from {1 / config.logit_scale_init_value:.3g}", "learnt, from 0.007"),
         ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
     ]
+
+
+def _notes(recipe: dict[str, Any]) -> str:
+    """What the numbers and pictures of the run do not say themselves."""
+    notes = ""
+    if "validation" in recipe.get("split", ""):
+        notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
+    if recipe.get("teacher"):
+        name = Path(recipe["teacher"]["states"]).stem
+        notes += f" Nothing of the teacher, {name}, is in the weights but what the audio tower learnt of its states."
+    return notes
 
 
 def _changes(starts: list[dict[str, Any]]) -> list[str]:
