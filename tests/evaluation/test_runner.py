@@ -285,14 +285,35 @@ def test_the_sounds_suite_gives_what_training_s_evaluation_gives(processor, tmp_
     assert {"dog", "animal", "human"} <= set(results["sound events, several labels"]["per_class"])
 
 
+# The second process looks into the cache when the first has written its parts already.
+LATE = """
+import runpy, sys, time
+from accelerate import PartialState
+from clap_hf.evaluation.cache import EmbeddingCache
+read, seen = EmbeddingCache.read, set()
+def late(self):
+    if PartialState().process_index == 1 and self.folder not in seen:
+        seen.add(self.folder)
+        time.sleep(3)
+    return read(self)
+EmbeddingCache.read = late
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_work(own_folder, checkpoint, tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_two_processes_share_the_work(own_folder, checkpoint, tmp_path, late):
     """torchrun and gloo: the same scores as one process, from parts of both."""
     arguments = [str(checkpoint), "--suite", "own", "--data-dir", str(own_folder), "--device", "cpu", "--no-plots"]
     arguments += ["--num-workers", "0", "--cache-dir", str(tmp_path / "cache"), "--output-dir"]
     script = str(ROOT / "scripts" / "evaluate.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    if late:
+        (tmp_path / "late.py").write_text(LATE)
+        launch.append(str(tmp_path / "late.py"))
     done = subprocess.run(
         [*launch, script, *arguments, str(tmp_path / "two")], env=environment, capture_output=True, text=True
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
@@ -139,6 +139,8 @@ def listen(
     missing = [p for p in positions if p not in there.vectors and p not in there.skipped]
     if not missing and state.num_processes == 1:
         return there
+    # The main process' list for all: another may have read the cache when parts of this round were there already.
+    [missing] = broadcast_object_list([missing])
     mine = missing[state.process_index :: state.num_processes]
     problem = ""
     try:
