@@ -10,7 +10,7 @@ its samples score alike: that is why this class stands on `audio.py`, outside `m
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,16 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
             f"{DEFAULT_TEMPLATE!r}."
         )
     return templates
+
+
+def decoded_ahead(sounds: Sequence[Any], processes: int | None) -> Sounds | Iterator[Any]:
+    """A sequence of sounds for a pipeline to go through: its loader processes decode, or else threads of this one.
+
+    Args:
+        sounds: What `read_sound` takes.
+        processes: Loader processes of the pipeline.
+    """
+    return Sounds(sounds) if processes else results(sounds, read_sound)
 
 
 class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipeline):
@@ -171,8 +181,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
             processes = self._num_workers if num_workers is None else num_workers
-            sounds = Sounds(audios) if processes else results(audios, read_sound)
-            return list(super().__call__(sounds, **options))
+            return list(super().__call__(decoded_ahead(audios, processes), **options))
         return super().__call__(audios, **options)
 
     def _sanitize_parameters(

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from .bulk import results
 from .model.pipeline_msclap import MSClapCaptioningPipeline
-from .pipeline import Sounds, read_sound
+from .pipeline import decoded_ahead, read_sound
 
 TASK = "audio-captioning"
 
@@ -75,8 +74,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
         }
         if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
             processes = self._num_workers if num_workers is None else num_workers
-            sounds = Sounds(audios) if processes else results(audios, read_sound)
-            return list(super().__call__(sounds, **options))
+            return list(super().__call__(decoded_ahead(audios, processes), **options))
         return super().__call__(audios, **options)
 
     def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:

@@ -92,13 +92,19 @@ def _mark_captioners(module: ModuleType) -> None:
         model.register_for_auto_class("AutoModelForMultimodalLM")
 
 
-@when_imported("transformers.models.auto.feature_extraction_auto")
-def _register_feature_extractor(auto: ModuleType) -> None:
+def _register_for_every_model(auto_class: Any, preparer: type) -> None:
+    """What prepares inputs is the same for all models."""
     from .model.configuration_msclap import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapConfig
-    from .model.feature_extraction_msclap import MSClapFeatureExtractor
 
     for config in (MSClapConfig, MSClapCaptioningConfig, MSClapAudioTasksConfig):
-        auto.AutoFeatureExtractor.register(config, MSClapFeatureExtractor, exist_ok=True)
+        auto_class.register(config, preparer, exist_ok=True)
+
+
+@when_imported("transformers.models.auto.feature_extraction_auto")
+def _register_feature_extractor(auto: ModuleType) -> None:
+    from .model.feature_extraction_msclap import MSClapFeatureExtractor
+
+    _register_for_every_model(auto.AutoFeatureExtractor, MSClapFeatureExtractor)
 
 
 @when_imported(f"{MODEL}.feature_extraction_msclap")
@@ -108,11 +114,9 @@ def _mark_feature_extractor(module: ModuleType) -> None:
 
 @when_imported("transformers.models.auto.processing_auto")
 def _register_processor(auto: ModuleType) -> None:
-    from .model.configuration_msclap import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapConfig
     from .model.processing_msclap import MSClapProcessor
 
-    for config in (MSClapConfig, MSClapCaptioningConfig, MSClapAudioTasksConfig):
-        auto.AutoProcessor.register(config, MSClapProcessor, exist_ok=True)
+    _register_for_every_model(auto.AutoProcessor, MSClapProcessor)
 
 
 @when_imported(f"{MODEL}.processing_msclap")
@@ -122,9 +126,8 @@ def _mark_processor(module: ModuleType) -> None:
 
 @when_imported("transformers.pipelines")
 def _load_pipeline(_: ModuleType) -> None:
-    import_module(
-        f"{__package__}.pipeline_captioning"
-    )  # by import alone: it may be under way, having asked for Pipeline
+    # By import alone: it may be under way, having asked for Pipeline.
+    import_module(f"{__package__}.pipeline_captioning")
 
 
 @when_imported(f"{__package__}.pipeline_captioning")

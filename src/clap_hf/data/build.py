@@ -7,14 +7,11 @@ one after the other, so that a build that was stopped goes on after the last one
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import soxr
 from rich.progress import track
 
@@ -22,13 +19,13 @@ from ..audio import load_audio
 from ..files import write_json, write_text
 from ..hub import push
 from .originals import ORIGINALS, Original
+from .parquet import write_parquet
 from .sound_corpus.decode import SAMPLING_RATE, encode_flac
 from .sources import TrainingSet, training_set
 from .stream import number_of
 
 MAX_ROW_S = 30.0
 MIN_ROW_S = 0.1  # a rest shorter than this is dropped
-ROWS_PER_GROUP = 100
 CLIPS_PER_FILE = 1000
 
 SCHEMA = pa.schema(
@@ -180,12 +177,7 @@ def _write_part(path: Path, name: str, about: TrainingSet, clips: list[Original]
             part["seconds"] += sum(row["duration"] for row in pieces)
             yield from pieces
 
-    fresh = path.with_suffix(".new")
-    with pq.ParquetWriter(fresh, SCHEMA, compression="none") as writer:  # FLAC does not get smaller
-        iterator = rows()
-        while group := list(islice(iterator, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    os.replace(fresh, path)
+    write_parquet(path, SCHEMA, rows())
     return part
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from rich.progress import track
 
 from ..audio import load_audio
+from ..data.parquet import write_parquet
 from ..files import write_json, write_text
-from .sources import SEPARATOR, SourceError, read_csv
+from .sources import SourceError, read_csv, values_by_path
 
-ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
 SPLIT_FILE = "test-00000-of-00001.parquet"
 CARD = """---
 {metadata}---
@@ -54,10 +53,7 @@ def build_evaluation_set(table: Path, output: Path, *, title: str, licence: str)
     """
     rows = read_csv(table)
     column = "caption" if "caption" in rows[0] else "label"
-    values: dict[str, list[str]] = {}
-    for row in rows:
-        own = row[column].split(SEPARATOR) if column == "label" else [row[column]]
-        values.setdefault(row["path"], []).extend(value.strip() for value in own)
+    values = values_by_path(rows, column)
     several = column == "caption" or any(len(own) > 1 for own in values.values())
     kind = pa.list_(pa.string()) if several else pa.string()
     audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -65,9 +61,10 @@ def build_evaluation_set(table: Path, output: Path, *, title: str, licence: str)
     features = {"audio": {"_type": "Audio"}, column: {"feature": text, "_type": "List"} if several else text}
     schema = pa.schema({"audio": audio, column: kind}, {"huggingface": json.dumps({"info": {"features": features}})})
     output.mkdir(parents=True, exist_ok=True)
-    seconds, rates, skipped, group = 0.0, Counter[int](), {}, []
-    fresh = output / (SPLIT_FILE + ".new")
-    with pq.ParquetWriter(fresh, schema, compression="none") as writer:  # sound files do not get smaller
+    seconds, rates, skipped = 0.0, Counter[int](), {}
+
+    def readable() -> Iterator[dict[str, Any]]:
+        nonlocal seconds
         for name, own in track(values.items(), description=f"Building {title}"):
             file = table.parent / name
             try:
@@ -75,21 +72,16 @@ def build_evaluation_set(table: Path, output: Path, *, title: str, licence: str)
             except (OSError, ValueError) as error:  # AudioDecodeError is a ValueError
                 skipped[name] = str(error)
                 continue
-            seconds += sound.samples.shape[-1] / sound.sampling_rate
+            seconds += sound.duration_s
             rates[sound.sampling_rate] += 1
-            group.append(
-                {"audio": {"bytes": file.read_bytes(), "path": file.name}, column: own if several else own[0]}
+            yield {"audio": {"bytes": file.read_bytes(), "path": file.name}, column: own if several else own[0]}
+        if not rates:
+            reason = next(iter(skipped.values()))
+            raise SourceError(
+                f"{table}: none of its {len(values)} sounds can be read, expected one at least; {reason}"
             )
-            if len(group) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema))
-    if not rates:
-        fresh.unlink()
-        name, reason = next(iter(skipped.items()))
-        raise SourceError(f"{table}: none of its {len(values)} sounds can be read, expected one at least; {reason}")
-    os.replace(fresh, output / SPLIT_FILE)
+
+    write_parquet(output / SPLIT_FILE, schema, readable())
     counts = Counter(value for name, own in values.items() if name not in skipped for value in own)
     report = {
         "title": title,

@@ -55,9 +55,11 @@ def sound_jobs(dataset: str, split: str = "test") -> list[Job]:
     place = Place(None, None, f"sound corpus, {split}", f"corpus:{corpus._fingerprint}")
     jobs = [_classification(task, rows, audio, place) for task in (*CLASSIFICATION_TASKS, VELOCITY_TASK)]
     jobs.append(_events(rows, audio, place))
+    spoken = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE]  # captions written by people
     for kind in ("audio-to-text", "text-to-audio"):
         task = Task(f"retrieval {kind}", kind, "R@1", "retrieval", {}, (), "ours", ())
-        jobs.append(Job(task, partial(_found, place, task.name, True), partial(_captioned, rows, audio)))
+        first: list[Any] = [rows[i]["captions"][:1] for i in spoken]
+        jobs.append(Job(task, partial(_found, place, task.name, bool(spoken)), partial(_told, audio, spoken, first)))
     told = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE or _is_event(row)]
     task = Task("captions", "captioning", "SPIDEr", "captions", {}, (), "ours", (), note="Events, with all captions.")
     captions: list[Any] = [rows[i]["captions"] for i in told]
@@ -111,13 +113,4 @@ def _data(task: Task, audio: AudioColumn, given: dict[int, list[str]], place: Pl
 
 
 def _told(audio: AudioColumn, chosen: list[int], captions: list[Any], place: Place) -> TaskData:
-    return TaskData(audio, chosen, captions=captions)
-
-
-def _captioned(rows: list[Row], audio: AudioColumn, place: Place) -> TaskData:
-    """The clips with captions written by people, one each."""
-    chosen = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE]
-    if not chosen:
-        raise SourceError(f"{place.name} has no clips of {RETRIEVAL_SOURCE}")
-    captions: list[Any] = [rows[i]["captions"][:1] for i in chosen]
     return TaskData(audio, chosen, captions=captions)

@@ -246,15 +246,26 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def values_by_path(rows: list[dict[str, str]], column: str) -> dict[str, list[str]]:
+    """Labels or captions of every sound of a CSV; rows with the same path are one sound.
+
+    Args:
+        rows: What `read_csv` gave.
+        column: `"label"`, of which a row may hold several, or `"caption"`.
+    """
+    by_path: dict[str, list[str]] = {}
+    for row in rows:
+        values = by_path.setdefault(row["path"], [])
+        values += [value.strip() for value in row[column].split(SEPARATOR)] if column == "label" else [row[column]]
+    return by_path
+
+
 def _from_rows(task: Task, rows: list[dict[str, str]], locate: Callable[[str], Path]) -> TaskData:
     """A task's data from rows of a CSV; rows with the same path are one clip."""
     column = "label" if task.kind == "classification" else "caption"
     if column not in rows[0]:
         raise SourceError(f"the CSV has columns {sorted(rows[0])}, expected {column} for {task.name}")
-    by_path: dict[str, list[str]] = {}
-    for row in rows:
-        values = by_path.setdefault(row["path"], [])
-        values += [value.strip() for value in row[column].split(SEPARATOR)] if column == "label" else [row[column]]
+    by_path = values_by_path(rows, column)
     audio = [{"bytes": None, "path": str(locate(name))} for name in by_path]
     if column == "caption":
         return TaskData(audio, list(range(len(audio))), captions=list(by_path.values()))

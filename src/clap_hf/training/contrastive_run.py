@@ -56,6 +56,7 @@ def train_contrastive(
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     data: PairBatches
     judge: PairValidation | CorpusValidation
+    teacher = None
     if recipe.sources:
         data = streamed_batches(recipe, processor, num_workers)
         judge = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
@@ -71,9 +72,9 @@ def train_contrastive(
             cache_dir or output_dir / LOG_MELS,
         )
         judge = CorpusValidation(held_out, processor, recipe)
-    tasks, teacher = None, None
-    if recipe.teacher is not None:
-        teacher = load_states(recipe.teacher.states, rows["id"][:])
+        if recipe.teacher is not None:
+            teacher = load_states(recipe.teacher.states, rows["id"][:])
+    tasks = None
     if recipe.evaluation_tasks is not None:
         tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)
 

@@ -1,0 +1,34 @@
+"""Writing parquet files of sounds, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
+
+
+def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as they come, so that memory holds one group of them.
+
+    Args:
+        path: The file; there is none, or the old one, if the rows raise an error.
+        schema: Columns of the rows.
+        rows: The rows.
+    """
+    fresh = path.with_name(path.name + ".new")
+    iterator = iter(rows)
+    try:
+        with pq.ParquetWriter(fresh, schema, compression="none") as writer:  # sound files do not get smaller
+            while group := list(islice(iterator, ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema))
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    os.replace(fresh, path)
