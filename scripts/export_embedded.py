@@ -19,7 +19,7 @@ import datasets
 import torch
 
 import clap_hf
-from clap_hf.cards import CORPUS, RESULTS, RUN, corpus_facts, read_records, write_card
+from clap_hf.cards import CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
 from clap_hf.files import replace_folder, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
     args = parser.parse_args(arguments)
-    stored = {name: args.records / f"embedded.{name}" for name in (RUN, RESULTS, CORPUS)}
+    stored = {name: args.records / f"embedded.{name}" for name in (RUN, EARLIER, RESULTS, CORPUS)}
     if args.run is not None:
-        write_text(stored[RUN], (args.run / RUN).read_text(encoding="utf-8"))
+        for name in (RUN, EARLIER):
+            stored[name].unlink(missing_ok=True)
+            if (args.run / name).is_file():
+                write_text(stored[name], (args.run / name).read_text(encoding="utf-8"))
     if args.results is not None:
         write_json(stored[RESULTS], json.loads(args.results.read_text(encoding="utf-8")))
     if args.dataset is not None:
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         split = [line["recipe"] for line in lines if "recipe" in line][-1].get("split", "train")
         rows = datasets.load_dataset(args.dataset, split=split).remove_columns("audio")
         write_json(stored[CORPUS], corpus_facts(rows, split))
-    records = read_records(stored[RUN], stored[RESULTS], stored[CORPUS])
+    records = read_records(stored[RUN], stored[RESULTS], stored[CORPUS], earlier=stored[EARLIER])
 
     def write(folder: Path) -> None:
         if args.run is not None:

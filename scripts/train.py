@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--combination", help="which pair of encoders, where the recipe lists several")
     parser.add_argument("--dataset", help="folder or Hub id of the corpus, instead of the recipe's")
     parser.add_argument("--audio-tower", help="folder or Hub id of a model whose trained audio tower is taken")
+    parser.add_argument("--weights", help="folder or Hub id of a model of the recipe's sizes, to go on from")
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="highest learning rate, instead of the recipe's")
     parser.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     parser.add_argument("--checkpoint-steps", type=int, help="steps between checkpoints within an epoch")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder, at its step")
@@ -38,7 +40,9 @@ def main() -> None:
         args.combination,
         dataset=args.dataset,
         audio_tower=args.audio_tower,
+        weights=args.weights,
         steps=args.steps,
+        learning_rate=args.learning_rate,
         seed=args.seed,
         checkpoint_steps=args.checkpoint_steps,
     )

@@ -22,6 +22,7 @@ from readme import run_python
 
 ROOT = Path(__file__).parent.parent
 STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
+EARLIER = ROOT / "model_cards" / "embedded.earlier.jsonl"
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory, processor):
 
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
-    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, read_records(*STORED), licence="mit")
+    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, read_records(*STORED, earlier=EARLIER), licence="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
     for picture in (tmp_path / "curves.png", clap_hf.embedded_checkpoint() / "curves.png"):
@@ -61,6 +62,7 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
     run, corpus = tmp_path / "run", tmp_path / "corpus"
     shutil.copytree(folder, run / "best")
     shutil.copy(STORED[0], run / "run.jsonl")
+    shutil.copy(STORED[0], run / "earlier.jsonl")
     rows = Dataset.from_dict(
         {"audio": ["-", "-"], "licence": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
     )
@@ -70,7 +72,7 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
     output = tmp_path / "embedded"
     arguments = ["--run", run, "--results", STORED[1], "--dataset", corpus, "--output", output]
     script.main([*map(str, arguments), "--records", str(tmp_path / "records")])
-    assert {path.name for path in (tmp_path / "records").iterdir()} == {path.name for path in STORED}
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {path.name for path in (*STORED, EARLIER)}
     assert "2 clips, 1.0 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
     assert not list(output.glob("*.py")) and "auto_map" not in (output / "config.json").read_text()
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
@@ -91,11 +93,12 @@ def test_the_script_writes_it_again(script, tmp_path):
 
 
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
-    records = read_records(*STORED)
+    records = read_records(*STORED, earlier=EARLIER)
     for name, result in records.evaluation["results"].items():
         assert f"| {name} | {result['metric']} | {result['value']:.1%} |" in embedded_card
     epochs = [line for line in records.run if "epoch" in line]
-    assert f"{sum(e['seconds'] for e in epochs) / 3600:.1f} hours of training on " in embedded_card
+    before = [line for line in records.earlier if "epoch" in line]
+    assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
     assert f"{records.corpus['rows']:,} clips" in embedded_card
     assert sum(entry["rows"] for entry in records.corpus["licences"].values()) == records.corpus["rows"]
     for entry in records.corpus["licences"].values():

@@ -10,6 +10,7 @@ from corpus import write_corpus
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from clap_hf import MSClapForAudioTasks, MSClapModel
+from clap_hf.cards import model_card, records_of_folder
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
 from clap_hf.training.audio_tasks import AudioTasksRecipe, AudioTasksTask, pretrain_audio_tasks
 from clap_hf.training.build import build_model, load_audio_tower
@@ -132,6 +133,27 @@ def test_a_tower_that_does_not_fit_is_refused(corpus, tasks_run, tmp_path):
         model, processor = build_model(recipe)
         with pytest.raises(ValueError, match=message):
             load_audio_tower(model, processor, str(tasks_run / "best"))
+
+
+def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_path):
+    best = contrastive_run / "best"
+    settings = contrastive_settings(corpus, weights=str(best), steps=1, steps_per_epoch=1)
+    recipe = load_recipe(write_recipe(tmp_path, settings))
+    trained = MSClapModel.from_pretrained(best).state_dict()
+    for name, value in build_model(recipe)[0].state_dict().items():
+        assert torch.equal(value, trained[name]), name
+    train_contrastive(recipe, tmp_path / "run", num_workers=0)
+    assert records(tmp_path / "run")[-1]["loss"] < records(contrastive_run)[1]["loss"]
+    assert (tmp_path / "run" / "earlier.jsonl").read_text() == (contrastive_run / "run.jsonl").read_text()
+    card = model_card(tmp_path / "run" / "best", records_of_folder(tmp_path / "run" / "best"), repo_id="acme/longer")
+    assert "| before that | 8 steps (64 clips seen), 0 min; this run went on from their weights |" in card
+    for change, message in (
+        ({"model": {"projection_dim": 16}}, r"audio_projection.linear1.weight: \(32, \d+\) there, \(16, \d+\) here"),
+        ({"features": FEATURES | {"fmax": 7000.0}}, r"fmax: 8000.0 there, 7000.0 here"),
+        ({"audio_tower": str(best)}, "at most one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_model(load_recipe(write_recipe(tmp_path, settings | change)))
 
 
 def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, monkeypatch):

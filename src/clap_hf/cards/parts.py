@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,9 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
     machine = versions.pop("machine")
     steps = epochs[-1]["step"] if epochs else 0
     kept = next((epoch for epoch in reversed(epochs) if epoch.get("best")), None)
-    hours = sum(epoch["seconds"] for epoch in epochs) / 3600
+    hours, hours_before = (
+        sum(epoch["seconds"] for epoch in run) / 3600 for run in (epochs, epochs_of(records.earlier))
+    )
     # Records of before the optimiser could be chosen do not name it.
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
     schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
@@ -184,6 +187,8 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         ),
         ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
     ]
+    if records.earlier:
+        rows.append(("before that", _earlier(records.earlier), ""))
     if kept is not None:
         metric = recipe.get("best_metric", "zero_shot_score").replace("_", " ")
         rows.append(
@@ -203,8 +208,22 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
         "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
         "dataset": ", ".join(dataset_names(recipe)),
         "machine": machine,
-        "hours": f"{hours:.1f}",
+        "hours": f"{hours + hours_before:.1f}",
     }
+
+
+def _earlier(run: Sequence[dict[str, Any]]) -> str:
+    """What the weights had been through that a run went on from."""
+    steps = clips = step = batch = 0
+    for line in run:
+        if "recipe" in line:
+            batch = line["recipe"]["batch_size"]
+            step = step if line["from_step"] else 0  # a run of its own, and not one that was resumed
+        else:
+            steps, clips = steps + line["step"] - step, clips + (line["step"] - step) * batch
+            step = line["step"]
+    minutes = round(sum(epoch["seconds"] for epoch in epochs_of(run)) / 60)
+    return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run went on from their weights"
 
 
 def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

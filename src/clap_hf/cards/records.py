@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
+EARLIER = "earlier.jsonl"
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Records:
         evaluation: What an evaluation wrote: `settings` and `results`.
         corpus: Rows, hours and licences of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
+        earlier: Lines of the runs before, where a run went on from the weights of another.
     """
 
     run: Sequence[dict[str, Any]] = ()
     evaluation: dict[str, Any] | None = None
     corpus: dict[str, Any] | None = None
     conversion: dict[str, Any] | None = None
+    earlier: Sequence[dict[str, Any]] = ()
 
 
 def read_records(
@@ -34,6 +37,7 @@ def read_records(
     results: Path | None = None,
     corpus: Path | None = None,
     conversion: Path | None = None,
+    earlier: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -42,13 +46,18 @@ def read_records(
         results: JSON of an evaluation.
         corpus: JSON of `corpus_facts`.
         conversion: `conversion.json`.
+        earlier: `earlier.jsonl`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
 
-    lines = run.read_text(encoding="utf-8").splitlines() if run is not None and run.is_file() else []
-    return Records([json.loads(line) for line in lines], content(results), content(corpus), content(conversion))
+    def lines(path: Path | None) -> list[dict[str, Any]]:
+        if path is None or not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    return Records(lines(run), content(results), content(corpus), content(conversion), lines(earlier))
 
 
 def records_of_folder(folder: Path) -> Records:
@@ -57,7 +66,7 @@ def records_of_folder(folder: Path) -> Records:
     def found(name: str) -> Path:
         return folder / name if (folder / name).is_file() else folder.parent / name
 
-    return read_records(found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION)
+    return read_records(found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER))
 
 
 def corpus_facts(rows: Any, split: str) -> dict[str, Any]:

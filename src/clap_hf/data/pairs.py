@@ -63,6 +63,7 @@ class PairDataset(Dataset):
         self.captions: list[list[str]] = split["captions"][:]
         self.labels: list[str] = split["label"][:]
         self.categories: list[str] = split["category"][:]
+        self.sources: list[str] = split["source"][:]
         names = [
             f"{category}/{captions[0] if category in CAPTION_GROUPS else label}".lower()
             for captions, label, category in zip(self.captions, self.labels, self.categories, strict=True)
@@ -88,12 +89,27 @@ class PairDataset(Dataset):
             table[group, [column[text] for text in (*captions, self.template.format(label))]] = True
         return table
 
-    def weights(self, balance: float, category_weights: dict[str, float]) -> np.ndarray:
-        """Sampling weight of every row: (rows of its label) ** -balance, times its category's factor."""
-        keys = [f"{category}/{label}" for category, label in zip(self.categories, self.labels, strict=True)]
-        counts = Counter(keys)
-        factors = [category_weights.get(category, 1.0) for category in self.categories]
-        return np.array([counts[key] ** -balance * factor for key, factor in zip(keys, factors, strict=True)])
+    def weights(self, balance: float, category_weights: dict[str, float], source_balance: float = 0.0) -> np.ndarray:
+        """Sampling weight of every row: (rows of its label) ** -balance, times its category's factor.
+
+        Args:
+            balance: 0 draws labels by their rows, 1 all labels alike.
+            category_weights: Factor by category, 1 where there is none.
+            source_balance: The same among the sources of a label, whose share stays what it is: with 1, ten takes of a
+                sound in one package count as much as the one take of another.
+
+        Returns:
+            `[rows]`.
+        """
+        labels = [f"{category}/{label}" for category, label in zip(self.categories, self.labels, strict=True)]
+        sources = [f"{label}/{source}" for label, source in zip(labels, self.sources, strict=True)]
+        of_label, of_source = Counter(labels), Counter(sources)
+        factors = np.array([category_weights.get(category, 1.0) for category in self.categories])
+        within = np.array([of_source[source] ** -source_balance for source in sources])
+        shares: dict[str, float] = defaultdict(float)
+        for label, weight in zip(labels, within, strict=True):
+            shares[label] += weight
+        return factors * within * np.array([of_label[label] ** (1 - balance) / shares[label] for label in labels])
 
     def __getitem__(self, key: tuple[int, int]) -> Pair:
         row, draw = key

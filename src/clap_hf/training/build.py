@@ -24,13 +24,13 @@ FRONT_END = ("feature_size", "sampling_rate", "n_fft", "hop_length", "fmin", "fm
 
 
 def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
-    """Initialise a model from the recipe's seed, with the pretrained text tower if it names one.
+    """Initialise a model from the recipe's seed, with the trained parts that it names.
 
     Returns:
         The model in float32 on the CPU, and its processor.
 
     Raises:
-        ValueError: If pretrained weights do not fit the text tower.
+        ValueError: If trained weights do not fit.
     """
     text = recipe.text
     pretrained = None if text.pretrained is None else resolve(text.pretrained)
@@ -62,7 +62,38 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     )
     if recipe.audio_tower is not None:
         load_audio_tower(model, processor, recipe.audio_tower)
+    if recipe.weights is not None:
+        load_weights(model, processor, resolve(recipe.weights))
     return model, processor
+
+
+def load_weights(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
+    """Take all weights of a trained model, to go on from them.
+
+    Args:
+        model: Gets the weights.
+        processor: Its processor, which must hear and read as the trained one does.
+        name: Folder or Hub id of a model of the same sizes.
+
+    Raises:
+        ValueError: If the models differ in a weight's shape, or the processors in the front end or the vocabulary.
+    """
+    theirs = MSClapProcessor.from_pretrained(name)
+    found = _differences(theirs.feature_extractor, processor.feature_extractor, FRONT_END)
+    if theirs.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+        found.append(f"vocabulary: {len(theirs.tokenizer)} tokens there, {len(processor.tokenizer)} other ones here")
+    trained = MSClapModel.from_pretrained(name, dtype=torch.float32).state_dict()
+    own = model.state_dict()
+    for key in sorted(trained.keys() | own.keys()):
+        shapes = [tuple(side[key].shape) if key in side else "none" for side in (trained, own)]
+        if shapes[0] != shapes[1]:
+            found.append(f"{key}: {shapes[0]} there, {shapes[1]} here")
+    if found:
+        raise ValueError(
+            f"The weights of {name} do not fit the recipe ({'; '.join(found[:5])}"
+            f"{f' and {len(found) - 5} more' if len(found) > 5 else ''}). Take the sizes of its config.json."
+        )
+    model.load_state_dict(trained)
 
 
 def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
@@ -79,13 +110,7 @@ def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) 
     config = AutoConfig.from_pretrained(name).audio_config
     extractor = MSClapProcessor.from_pretrained(name).feature_extractor
     parts = ((config, model.config.audio_config, TOWER_SIZES), (extractor, processor.feature_extractor, FRONT_END))
-    found = []
-    for there, here, settings in parts:
-        for setting in settings:
-            values = [getattr(side, setting) for side in (there, here)]
-            theirs, own = [list(value) if isinstance(value, (list, tuple)) else value for value in values]
-            if theirs != own:
-                found.append(f"{setting}: {theirs} there, {own} here")
+    found = [difference for part in parts for difference in _differences(*part)]
     if found:
         raise ValueError(f"The audio tower of {name} does not fit the recipe ({'; '.join(found)}). Make them equal.")
     tower, info = type(model.audio_model).from_pretrained(
@@ -94,6 +119,17 @@ def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) 
     if info["missing_keys"]:
         raise ValueError(f"{name} misses weights of the audio tower: {sorted(info['missing_keys'])[:5]}.")
     model.audio_model.load_state_dict(tower.state_dict())
+
+
+def _differences(there: Any, here: Any, settings: tuple[str, ...]) -> list[str]:
+    """Settings in which a trained model's side and the recipe's differ, for people."""
+    found = []
+    for setting in settings:
+        values = [getattr(side, setting) for side in (there, here)]
+        theirs, own = [list(value) if isinstance(value, (list, tuple)) else value for value in values]
+        if theirs != own:
+            found.append(f"{setting}: {theirs} there, {own} here")
+    return found
 
 
 def resolve(name: str) -> str:

@@ -40,7 +40,7 @@ class CaptioningRecipe(StreamedSettings):
     Args:
         dataset: Folder or Hub id of a corpus in the layout of the sound corpus, drawn by class.
         split: What of it is trained on.
-        balance: See `CorpusDraws`, for `dataset`; so are the category weights.
+        balance: See `CorpusDraws`, for `dataset`; so are the source balance and the category weights.
         category_weights: Factors on the sampling weight by category.
         clap: Trained CLAP: a folder, a Hub id, or `embedded`.
         language_model: The language model.
@@ -53,6 +53,7 @@ class CaptioningRecipe(StreamedSettings):
     dataset: str = ""
     split: str = "train"
     balance: float = 0.5
+    source_balance: float = 0.0
     category_weights: dict[str, float] = field(default_factory=dict)
     validation: dict[str, Any]
     validation_clips: int = 200
@@ -173,7 +174,7 @@ def train_captioning(
     data: Batches
     if recipe.dataset:
         rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
-        draws = CorpusDraws(recipe.balance, recipe.category_weights, template_probability=0.0)
+        draws = CorpusDraws(recipe.balance, recipe.category_weights, recipe.source_balance, template_probability=0.0)
         data = corpus_batches(rows, processor, recipe, draws, num_workers, cache_dir or output_dir / LOG_MELS)
     else:
         data = streamed_batches(recipe, processor, num_workers)

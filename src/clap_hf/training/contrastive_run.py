@@ -10,14 +10,17 @@ import datasets
 import torch
 from accelerate import PartialState
 
+from ..cards import EARLIER
 from ..data.sources import source_of
+from ..files import write_text
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
-from .build import build_model
+from .build import build_model, resolve
 from .contrastive_task import ContrastiveTask, PairBatches
 from .inputs import LOG_MELS, CorpusDraws, corpus_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import Recipe
+from .records import RECORD
 from .teacher import load_states
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
@@ -53,6 +56,8 @@ def train_contrastive(
     """
     make_accelerator(recipe)  # starts the process group, before anything asks how many processes there are
     model, processor = build_model(recipe)
+    if recipe.weights is not None and PartialState().is_main_process and not (output_dir / RECORD).exists():
+        _keep_history(Path(resolve(recipe.weights)).parent, output_dir)
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     data: PairBatches
     judge: PairValidation | CorpusValidation
@@ -67,7 +72,7 @@ def train_contrastive(
             rows,
             processor,
             recipe,
-            CorpusDraws(recipe.balance, recipe.category_weights, recipe.template_probability),
+            CorpusDraws(recipe.balance, recipe.category_weights, recipe.source_balance, recipe.template_probability),
             num_workers,
             cache_dir or output_dir / LOG_MELS,
         )
@@ -84,3 +89,11 @@ def train_contrastive(
 
     task = ContrastiveTask(model, processor, recipe, data, evaluate, teacher)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
+
+
+def _keep_history(run: Path, output_dir: Path) -> None:
+    """Put the records of the run that a run goes on from, and of those before it, into its folder, for its card."""
+    files = [run / name for name in (EARLIER, RECORD) if (run / name).is_file()]
+    if files:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(output_dir / EARLIER, "".join(file.read_text(encoding="utf-8") for file in files))

@@ -59,13 +59,15 @@ class CorpusDraws:
     """How clips and texts are drawn from a split in the layout of the sound corpus.
 
     Args:
-        balance: Exponent of class balancing: a clip's weight is (clips of its group) ** -balance.
+        balance: See `PairDataset.weights`; so are the next two.
         category_weights: Factors on the sampling weight by category.
+        source_balance: Balance among the sources of a label.
         template_probability: How often a clip's label in the zero-shot template replaces its caption.
     """
 
     balance: float
     category_weights: dict[str, float]
+    source_balance: float
     template_probability: float
 
 
@@ -98,7 +100,7 @@ def corpus_batches(
         draws.template_probability,
         settings.seed,
     )
-    weights = dataset.weights(draws.balance, draws.category_weights)
+    weights = dataset.weights(draws.balance, draws.category_weights, draws.source_balance)
     return balanced_batches(dataset, weights, PairCollator(processor.tokenizer, dataset.texts), settings, num_workers)
 
 

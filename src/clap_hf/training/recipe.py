@@ -52,6 +52,8 @@ class Recipe(StreamedSettings):
         audio: Settings of `MSClapAudioConfig`.
         audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that multi-task
             pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and hearing what `features` says.
+        weights: Folder, Hub id or `package:NAME/FOLDER` of a whole model of the same sizes, whose weights are all
+            taken, to go on from them: a longer run, or fine-tuning on other sounds.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
@@ -65,7 +67,8 @@ class Recipe(StreamedSettings):
             caching); `"auto"` chooses by the free memory, None takes this process's share of the batch whole.
         batch_norm: What CNN14's BatchNorm layers do where a batch is seen in chunks; see `prepare_batch_norm`.
         template_probability: How often a clip's label in the zero-shot template replaces its caption.
-        balance: Exponent of class balancing: a clip's weight is (clips of its group) ** -balance.
+        balance: Exponent of class balancing: a clip's weight is (clips of its label) ** -balance.
+        source_balance: The same among the sources of a label; see `PairDataset.weights`.
         category_weights: Factors on the sampling weight by category.
     """
 
@@ -73,6 +76,7 @@ class Recipe(StreamedSettings):
     features: dict[str, Any]
     text: TextTower
     audio_tower: str | None = None
+    weights: str | None = None
     dataset: str = ""
     split: str = "train"
     validation_pairs: int = 1000
@@ -86,6 +90,7 @@ class Recipe(StreamedSettings):
     batch_norm: str = "exact"
     template_probability: float = 0.3
     balance: float = 0.5
+    source_balance: float = 0.0
     category_weights: dict[str, float] = field(default_factory=dict)
     augmentation: Augmentation | None = field(default_factory=Augmentation)
 
@@ -129,6 +134,8 @@ def _check(recipe: Recipe) -> None:
     """Settings that a run needs, and that must go together; a step alone can do without some."""
     if (recipe.text.pretrained is None) == (recipe.text.config is None):
         raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
+    if recipe.audio_tower and recipe.weights:
+        raise ValueError("expected at most one of 'audio_tower' and 'weights', which holds an audio tower too.")
     if recipe.loss not in LOSSES:
         raise ValueError(f"loss is {recipe.loss!r}, expected one of {LOSSES}.")
     if bool(recipe.dataset) == bool(recipe.sources):
