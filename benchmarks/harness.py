@@ -98,21 +98,22 @@ def matrix_rate(dtype: torch.dtype, side: int = 2048, repeats: int = 12) -> floa
     return 2 * side**3 / best / 1e9
 
 
+def memory_held(field: str) -> float:
+    """Memory of this process, MB, on Linux: `"VmRSS"` what it holds now, `"VmHWM"` the most it held."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return float(line.split()[1]) / 1e3
+
+
 def peak_memory(function: Callable[[], Any]) -> float | None:
     """Memory that a call takes beyond what the process holds before it, MB; None where the system cannot tell."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
-
-    def held(field: str) -> float:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return float(line.split()[1]) / 1e3
-
     function()
     clear.write_text("5")  # the peak starts anew (proc(5))
-    before = held("VmRSS")
+    before = memory_held("VmRSS")
     function()
-    return held("VmHWM") - before
+    return memory_held("VmHWM") - before
 
 
 def in_new_process(setup: str, statement: str) -> float:

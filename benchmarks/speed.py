@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import onnxruntime
 import torch
 import torch.nn.functional as F
 from harness import in_new_process, machine, matrix_rate, peak_memory, spread, take_turns, timed
@@ -30,6 +31,7 @@ from report import RESULTS, draw, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from clap_hf import embed_files
+from clap_hf.export import export_onnx
 from clap_hf.files import write_json
 from clap_hf.texts import embed_texts
 
@@ -169,6 +171,47 @@ def files(peers: Peers, seconds: float) -> dict[str, Any]:
     return {"rows": [row("files to embeddings", "file", 24, timings)]}
 
 
+def onnx(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Both towers in onnxruntime, in float32 and with 8-bit weights, beside PyTorch."""
+    extractor, tokenizer = peers.processor.feature_extractor, peers.processor.tokenizer
+    features = extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"]
+    tokens = tokenizer(labels(50), padding=True, return_tensors="pt")
+    towers: dict[str, tuple[int, str, dict[str, torch.Tensor], Callable[[], Any]]] = {
+        "audio tower, batch 8": (
+            8,
+            "audio",
+            {"input_features": features},
+            lambda: peers.model.get_audio_features(features),
+        ),
+        "text tower, 50 labels": (50, "text", dict(tokens), lambda: peers.model.get_text_features(**tokens)),
+    }
+    rows, cosine, equal = [], {}, {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        export_onnx(copy.deepcopy(peers.model), peers.processor, Path(folder) / "onnx", int8=True)
+        for title, (count, name, inputs, ours) in towers.items():
+            feed = {key: value.numpy() for key, value in inputs.items()}
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            sessions = {
+                kind: onnxruntime.InferenceSession(
+                    Path(folder) / "onnx" / file, options, providers=["CPUExecutionProvider"]
+                )
+                for kind, file in (("ONNX", f"{name}.onnx"), ("ONNX, 8 bits", f"{name}_int8.onnx"))
+            }
+            candidates: dict[str, Callable[[], Any]] = {"ours": torch.inference_mode()(ours)}
+            expected = candidates["ours"]().pooler_output.numpy()
+            for kind, session in sessions.items():
+                candidates[f"ours, {kind}"] = lambda session=session, feed=feed: session.run(None, feed)
+                found = session.run(None, feed)[0]
+                cosine[f"{name}, {kind}"] = float((found * expected).sum(axis=1).min())
+                if kind == "ONNX":
+                    equal[f"{name}, ONNX, to PyTorch"] = float(abs(found - expected).max())
+            rows.append(
+                row(title, "clip of 7 s" if name == "audio" else "label", count, take_turns(candidates, seconds))
+            )
+    return {"rows": rows, "equal": equal, "lowest_cosine": cosine}
+
+
 def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
     """Import, loading and memory."""
     folder = str(ROOT / "src" / "clap_hf" / "embedded")
@@ -209,6 +252,7 @@ PARTS = {
     "audio": audio,
     "text": text,
     "files": files,
+    "onnx": onnx,
     "footprint": footprint,
     "compiled": compiled,
 }

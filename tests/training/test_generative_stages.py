@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_
     card = model_card(tmp_path / "run" / "best", records_of_folder(tmp_path / "run" / "best"), repo_id="acme/longer")
     assert "| before that | 8 steps (64 clips seen), 0 min; this run went on from their weights |" in card
     for change, message in (
-        ({"model": {"projection_dim": 16}}, r"audio_projection.linear1.weight: \(32, \d+\) there, \(16, \d+\) here"),
+        ({"model": {"projection_dim": 16}}, r"audio_projection.layer_norm.bias: \(32,\) there, \(16,\) here"),
         ({"features": FEATURES | {"fmax": 7000.0}}, r"fmax: 8000.0 there, 7000.0 here"),
         ({"audio_tower": str(best)}, "at most one of"),
     ):

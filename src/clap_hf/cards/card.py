@@ -103,7 +103,7 @@ def model_card(
         "max_tokens": processor.tokenizer.model_max_length,
         "parameters": parts.millions(model),
         "conversion": records.conversion,
-        "training": parts.training(model, kind, records) if recipe else None,
+        "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
         "results": parts.results(records.evaluation),

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..checkpoints import OFFICIAL_REPO
 from ..evaluation.report import markdown_table
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from .records import Records, epochs_of, starts_of
 
 KINDS = {
@@ -158,7 +159,7 @@ def _measured(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     return measured
 
 
-def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
+def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: Records) -> dict[str, Any]:
     """The run as the template wants it: settings beside the paper's."""
     starts = starts_of(records.run)
     epochs = epochs_of(records.run)
@@ -173,7 +174,7 @@ def training(model: Any, kind: str, records: Records) -> dict[str, Any]:
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
     schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
     rows = [
-        *(_contrastive_rows(model, recipe, records.corpus) if kind == "clap" else ()),
+        *(_contrastive_rows(model, front_end, recipe, records.corpus) if kind == "clap" else ()),
         (
             "batch, steps",
             f"{recipe['batch_size']:,}, {steps:,} ({steps * recipe['batch_size']:,} clips seen)",
@@ -239,9 +240,11 @@ def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: named(value) for key, value in recipe.items()}
 
 
-def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+def _contrastive_rows(
+    model: Any, front_end: MSClapFeatureExtractor, recipe: dict[str, Any], corpus: dict[str, Any] | None
+) -> list[tuple[str, str, str]]:
     """Settings that only the dual encoder has."""
-    text, features, config = recipe["text"], recipe["features"], model.config
+    text, config = recipe["text"], model.config
     base, _ = base_model(recipe, None)
     audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
     loss = _LOSSES[recipe["loss"]]
@@ -249,7 +252,7 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
         loss += f"; the audio tower also predicts the states of a teacher, {Path(recipe['teacher']['states']).stem}"
-    start = "pretrained" if text["pretrained"] else "from scratch"
+    start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
         (
             "pairs",
@@ -265,8 +268,8 @@ def _contrastive_rows(model: Any, recipe: dict[str, Any], corpus: dict[str, Any]
         ),
         (
             "window",
-            f"{features.get('duration_s', 7.0):g} s at 44.1 kHz, {config.audio_config.num_mel_bins} mel bins up to "
-            f"{features.get('fmax', 8000.0):,.0f} Hz, hop {features.get('hop_length', 320)}",
+            f"{front_end.duration_s:g} s at {front_end.sampling_rate / 1e3:g} kHz, {front_end.feature_size} mel bins "
+            f"up to {front_end.fmax:,.0f} Hz, hop {front_end.hop_length}",
             "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
         ),
         ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),

@@ -33,6 +33,10 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
         ValueError: If trained weights do not fit.
     """
     text = recipe.text
+    if recipe.weights is not None:
+        model, processor = trained_model(recipe, resolve(recipe.weights))
+        model.text_model.requires_grad_(not text.freeze)
+        return model, processor
     pretrained = None if text.pretrained is None else resolve(text.pretrained)
     if pretrained is not None:
         config = AutoConfig.from_pretrained(pretrained)
@@ -62,38 +66,46 @@ def build_model(recipe: Recipe) -> tuple[MSClapModel, MSClapProcessor]:
     )
     if recipe.audio_tower is not None:
         load_audio_tower(model, processor, recipe.audio_tower)
-    if recipe.weights is not None:
-        load_weights(model, processor, resolve(recipe.weights))
     return model, processor
 
 
-def load_weights(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
-    """Take all weights of a trained model, to go on from them.
+def trained_model(recipe: Recipe, name: str) -> tuple[MSClapModel, MSClapProcessor]:
+    """A trained model to go on from; the recipe's `audio` and `model` replace settings of its own that shape nothing.
 
     Args:
-        model: Gets the weights.
-        processor: Its processor, which must hear and read as the trained one does.
-        name: Folder or Hub id of a model of the same sizes.
+        recipe: The recipe.
+        name: Folder or Hub id of the model.
+
+    Returns:
+        The model in float32 on the CPU, and its processor.
 
     Raises:
-        ValueError: If the models differ in a weight's shape, or the processors in the front end or the vocabulary.
+        ValueError: If the recipe asks for other sizes, or for another front end than the model's.
     """
-    theirs = MSClapProcessor.from_pretrained(name)
-    found = _differences(theirs.feature_extractor, processor.feature_extractor, FRONT_END)
-    if theirs.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
-        found.append(f"vocabulary: {len(theirs.tokenizer)} tokens there, {len(processor.tokenizer)} other ones here")
-    trained = MSClapModel.from_pretrained(name, dtype=torch.float32).state_dict()
-    own = model.state_dict()
-    for key in sorted(trained.keys() | own.keys()):
-        shapes = [tuple(side[key].shape) if key in side else "none" for side in (trained, own)]
-        if shapes[0] != shapes[1]:
-            found.append(f"{key}: {shapes[0]} there, {shapes[1]} here")
+    processor = MSClapProcessor.from_pretrained(name)
+    asked = MSClapFeatureExtractor(**recipe.features)
+    found = _differences(processor.feature_extractor, asked, tuple(recipe.features))
+    config = MSClapConfig.from_pretrained(name)
+    audio = config.audio_config.to_dict() | recipe.audio
+    model, info = MSClapModel.from_pretrained(
+        name,
+        config=MSClapConfig(**(config.to_dict() | recipe.model | {"audio_config": audio})),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with a remedy
+    )
+    found += [
+        f"{key}: {tuple(there)} there, {tuple(here)} here" for key, there, here in sorted(info["mismatched_keys"])
+    ]
+    found += [f"{key}: only here" for key in sorted(info["missing_keys"])]
+    found += [f"{key}: only there" for key in sorted(info["unexpected_keys"])]
     if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
-            f"The weights of {name} do not fit the recipe ({'; '.join(found[:5])}"
-            f"{f' and {len(found) - 5} more' if len(found) > 5 else ''}). Take the sizes of its config.json."
+            f"The weights of {name} do not fit the recipe ({'; '.join(found[:5])}{more}). Leave out its 'audio', "
+            "'features' and 'model', or what of them is not the trained model's."
         )
-    model.load_state_dict(trained)
+    return model, processor
 
 
 def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:

@@ -52,8 +52,9 @@ class Recipe(StreamedSettings):
         audio: Settings of `MSClapAudioConfig`.
         audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that multi-task
             pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and hearing what `features` says.
-        weights: Folder, Hub id or `package:NAME/FOLDER` of a whole model of the same sizes, whose weights are all
-            taken, to go on from them: a longer run, or fine-tuning on other sounds.
+        weights: Folder, Hub id or `package:NAME/FOLDER` of a trained model to go on from: a longer run, or fine-tuning
+            on other sounds. It brings its sizes and its processor, so that `audio`, `features` and `model` may be left
+            out; of `text`, only `freeze` counts.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
@@ -72,9 +73,9 @@ class Recipe(StreamedSettings):
         category_weights: Factors on the sampling weight by category.
     """
 
-    audio: dict[str, Any]
-    features: dict[str, Any]
-    text: TextTower
+    audio: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+    text: TextTower = field(default_factory=TextTower)
     audio_tower: str | None = None
     weights: str | None = None
     dataset: str = ""
@@ -132,7 +133,7 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
 
 def _check(recipe: Recipe) -> None:
     """Settings that a run needs, and that must go together; a step alone can do without some."""
-    if (recipe.text.pretrained is None) == (recipe.text.config is None):
+    if recipe.weights is None and (recipe.text.pretrained is None) == (recipe.text.config is None):
         raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
     if recipe.audio_tower and recipe.weights:
         raise ValueError("expected at most one of 'audio_tower' and 'weights', which holds an audio tower too.")
