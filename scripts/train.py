@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--combination", help="which pair of encoders, where the recipe lists several")
     parser.add_argument("--dataset", help="folder or Hub id of the corpus, instead of the recipe's")
     parser.add_argument("--audio-tower", help="folder or Hub id of a model whose trained audio tower is taken")
-    parser.add_argument("--weights", help="folder or Hub id of a model of the recipe's sizes, to go on from")
+    parser.add_argument("--weights", help="folder or Hub id of a trained model to go on from")
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="highest learning rate, instead of the recipe's")
     parser.add_argument("--seed", type=int, help="seed, instead of the recipe's")
