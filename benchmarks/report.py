@@ -123,6 +123,9 @@ def rest(results: dict[str, Any]) -> list[str]:
         f"- A clip of 7 s is {gflop:.1f} GFLOP of matrix products; large squares run at {rates['float32']:.0f} "
         f"GFLOP/s in float32 and {rates['bfloat16']:.0f} in bfloat16 here{shares(results, gflop)}."
     )
+    for dtype, found in results["parts"].get("audio", {}).get("shares", {}).items():
+        listed = ", ".join(f"{kind} {share:.0%}" for kind, share in found.items())
+        lines.append(f"- Where the audio tower's time goes, {dtype}: {listed}.")
     found = results["parts"].get("footprint", {}).get("footprint")
     if found:
         memory = found["peak_mb_batch_32"]

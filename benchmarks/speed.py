@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from harness import in_new_process, machine, matrix_rate, peak_memory, spread, take_turns, timed
 from report import RESULTS, draw, table
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from clap_hf import embed_files
@@ -36,6 +37,13 @@ from clap_hf.files import write_json
 from clap_hf.texts import embed_texts
 
 WINDOW_S, LAION_S = 7.0, 10.0
+KINDS = {
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "window attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+    "GELU": ("aten::gelu",),
+    "layer norm": ("aten::native_layer_norm",),
+    "copies": ("aten::copy_", "aten::index", "aten::cat"),
+}
 VERSIONS = ("clap-hf", "torch", "transformers", "msclap", "numpy", "soundfile")
 
 
@@ -50,6 +58,16 @@ def in_bfloat16(peers: Peers) -> Any:
 def row(name: str, unit: str, per: float, timings: dict[str, Any]) -> dict[str, Any]:
     """A comparison: what one of `unit` costs, of which a call has `per`."""
     return {"name": name, "unit": unit, "per_call": per, "timings": timings}
+
+
+def shares_of_time(model: Any, features: torch.Tensor) -> dict[str, float]:
+    """Which kinds of operations the audio tower's time goes to."""
+    model.get_audio_features(features)
+    with profile() as found:
+        model.get_audio_features(features)
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    shares = {kind: sum(t for key, t in times.items() if key in keys) for kind, keys in KINDS.items()}
+    return {kind: time / sum(times.values()) for kind, time in shares.items()}
 
 
 def front_end(peers: Peers, seconds: float) -> dict[str, Any]:
@@ -110,7 +128,13 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
     ours = peers.model.get_audio_features(**features).pooler_output
     drift = F.cosine_similarity(small.get_audio_features(**features).pooler_output, ours)
     difference = float((F.normalize(encoder(clips)[0], dim=-1) - ours).abs().max())
-    return {"rows": rows, "equal": {"audio": difference}, "lowest_cosine": {"audio, bfloat16": float(drift.min())}}
+    few = features["input_features"][:4]
+    return {
+        "rows": rows,
+        "equal": {"audio": difference},
+        "lowest_cosine": {"audio, bfloat16": float(drift.min())},
+        "shares": {"float32": shares_of_time(peers.model, few), "bfloat16": shares_of_time(small, few)},
+    }
 
 
 def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
