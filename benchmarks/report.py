@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
+SCALING = RESULTS.with_name("scaling.json")
 README = Path(__file__).parent.parent / "README.md"
 SECTION = re.compile(r"(?<=<!-- speed: python benchmarks/report.py -->\n).*?(?=<!-- /speed -->)", re.DOTALL)
 
@@ -182,9 +183,22 @@ def draw(results: dict[str, Any], path: Path) -> None:
     chart.savefig(path, dpi=120)
 
 
+def scaling(found: dict[str, Any]) -> str:
+    """What many files cost, from scaling.json, in a sentence."""
+    few = next(row for row in found["rows"] if row["clips"] == 100)
+    many, times = found["rows"][-1], found["two_processes"]["times_one"]
+    return (
+        f"- `embed_files` with the embedded checkpoint, clips of 1 s, one thread: {few['ms_per_clip']:.1f} ms a clip "
+        f"for {few['clips']:,} files, {many['ms_per_clip']:.1f} ms for {many['clips']:,}, with "
+        f"{many['memory_mb']:.0f} MB more than at the start, vectors included; two processes do {times:.2f} times "
+        "what one does (`python benchmarks/scaling.py`)."
+    )
+
+
 def section() -> str:
     """What stands between the README's markers."""
-    return f"\n{markdown(json.loads(RESULTS.read_text()))}\n\n"
+    results = markdown(json.loads(RESULTS.read_text()))
+    return f"\n{results}\n{scaling(json.loads(SCALING.read_text()))}\n\n"
 
 
 if __name__ == "__main__":

@@ -309,7 +309,7 @@ def main() -> None:
     captions = args.output.with_name("captioning.json")
     if captions.exists():
         found = json.loads(captions.read_text())
-        results["captioning"] = {name: value for name, value in found.items() if name != "rows"}
+        results["captioning"] = {name: value for name, value in found.items() if name not in ("rows", "machine")}
     write_json(args.output, results)
     draw(results, args.output.with_name("speed.png"))
 
