@@ -25,9 +25,10 @@ import soundfile
 import torch
 from harness import machine, memory_held
 
+import clap_hf
 from clap_hf.files import write_json
 
-RECORDINGS = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = 48
 COUNTS = (1, 10, 100, 1_000, 10_000, 100_000)
 TOGETHER = 4_000  # files that one process embeds, or two do in halves
@@ -36,18 +37,15 @@ TOGETHER = 4_000  # files that one process embeds, or two do in halves
 def write_seconds(folder: Path) -> None:
     """Cut seconds out of the recordings, in three formats in turn."""
     seconds = []
-    for recording in sorted(RECORDINGS.iterdir()):
-        if recording.suffix in (".wav", ".flac", ".ogg", ".mp3"):
-            samples, rate = soundfile.read(recording, dtype="float32", always_2d=True)
-            seconds += [(samples[i : i + rate, 0], rate) for i in range(0, max(1, len(samples) - rate), rate)]
+    for recording in clap_hf.audio_files([EXAMPLES]):
+        samples, rate = soundfile.read(recording, dtype="float32", always_2d=True)
+        seconds += [(samples[i : i + rate, 0], rate) for i in range(0, max(1, len(samples) - rate), rate)]
     for i, (samples, rate) in enumerate(itertools.islice(itertools.cycle(seconds), FILES)):
         soundfile.write(folder / f"{i:02d}{('.wav', '.flac', '.mp3')[i % 3]}", samples, rate)
 
 
 def embed(folder: Path, count: int) -> dict[str, float]:
     """Embed files in this process; returns its time, s, its processor time, s, and its memory, MB."""
-    import clap_hf
-
     torch.set_num_threads(1)
     name = clap_hf.embedded_checkpoint()
     model = clap_hf.MSClapModel.from_pretrained(name).eval()

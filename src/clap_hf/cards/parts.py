@@ -167,9 +167,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
     machine = versions.pop("machine")
     steps = epochs[-1]["step"] if epochs else 0
     kept = next((epoch for epoch in reversed(epochs) if epoch.get("best")), None)
-    hours, hours_before = (
-        sum(epoch["seconds"] for epoch in run) / 3600 for run in (epochs, epochs_of(records.earlier))
-    )
+    hours = _hours(records.run)
     # Records of before the optimiser could be chosen do not name it.
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
     schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
@@ -209,8 +207,13 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
         "dataset": ", ".join(dataset_names(recipe)),
         "machine": machine,
-        "hours": f"{hours + hours_before:.1f}",
+        "hours": f"{hours + _hours(records.earlier):.1f}",
     }
+
+
+def _hours(run: Sequence[dict[str, Any]]) -> float:
+    """Time of all steps of a run."""
+    return sum(epoch["seconds"] for epoch in epochs_of(run)) / 3600
 
 
 def _earlier(run: Sequence[dict[str, Any]]) -> str:
@@ -223,7 +226,7 @@ def _earlier(run: Sequence[dict[str, Any]]) -> str:
         else:
             steps, clips = steps + line["step"] - step, clips + (line["step"] - step) * batch
             step = line["step"]
-    minutes = round(sum(epoch["seconds"] for epoch in epochs_of(run)) / 60)
+    minutes = round(_hours(run) * 60)
     return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run went on from their weights"
 
 
