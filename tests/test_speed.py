@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer
 
+import clap_hf.texts
 from clap_hf import MSClapForAudioClassification
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.texts import embed_texts
-from conftest import TINY_CNN14, make_config, make_model
+from clap_hf.texts import embed_texts, prefix_trees
+from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
 # Operators that move values and compute none; `cat` joins windows of several masks, the rest permutes tokens.
 MOVING = {"clone", "copy_", "_to_copy", "cat", "roll", "repeat", "index", "index_select", "gather"}
@@ -108,20 +110,67 @@ def test_a_cpu_takes_few_windows_at_once(architecture):
         handle.remove()
 
 
-def test_every_text_is_computed_once_beside_texts_of_its_length(processor):
-    model = make_model()
-    labels = ["dog", "a very long label of many words, far more than the others have, and then some", "cat", "dog"]
-    texts = labels * 40 + [f"{word} {i}" for i in range(50) for word in ("bird", "rain and thunder over the hills")]
+def shapes_of(model) -> list[torch.Size]:
+    """Shapes of the token ids that go into the text tower, filled as they do."""
     shapes: list[torch.Size] = []
     model.text_model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    vectors = embed_texts(model, processor.tokenizer, texts)
-    different = list(dict.fromkeys(texts))
-    real = sum(len(processor.tokenizer(text)["input_ids"]) for text in different)
-    assert sum(shape[0] for shape in shapes) == len(different) < len(texts)
+    return shapes
+
+
+LABELS = ["dog", "a very long label of many words, far more than the others have, and then some", "cat", "dog"]
+TEXTS = LABELS * 40 + [f"{word} {i}" for i in range(50) for word in ("bird", "rain and thunder over the hills")]
+
+
+@torch.no_grad()
+def alone(model, tokenizer, texts: list[str]) -> torch.Tensor:
+    """Vectors of texts that are embedded one by one."""
+    vectors = [model.get_text_features(**tokenizer([text], return_tensors="pt")).pooler_output for text in texts]
+    return torch.cat(vectors)
+
+
+def test_every_text_is_computed_once_beside_texts_of_its_length():
+    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER.with_name("bert-base-uncased"))
+    sizes = {"vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = make_model({"model_type": "bert", "intermediate_size": 64, **sizes})
+    shapes = shapes_of(model)
+    vectors = embed_texts(model, tokenizer, TEXTS)
+    different = list(dict.fromkeys(TEXTS))
+    real = sum(len(tokenizer(text)["input_ids"]) for text in different)
+    assert sum(shape[0] for shape in shapes) == len(different) < len(TEXTS)
     assert real <= sum(prod(shape) for shape in shapes) <= 1.3 * real
-    with torch.no_grad():
-        alone = [model.get_text_features(**processor(text=text)).pooler_output[0] for text in labels]
-    torch.testing.assert_close(vectors[:4], torch.stack(alone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(vectors[:4], alone(model, tokenizer, LABELS), atol=1e-5, rtol=0)
     assert torch.equal(vectors[0], vectors[3]) and torch.equal(vectors[:4], vectors[4:8])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("nodes", [32, 512])
+def test_a_causal_tower_computes_every_beginning_once(tokenizer, monkeypatch, attention, nodes):
+    monkeypatch.setattr(clap_hf.texts, "NODES_PER_TREE", nodes)
+    model = make_model()
+    model.set_attn_implementation(attention)
+    shapes = shapes_of(model)
+    vectors = embed_texts(model, tokenizer, TEXTS)
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    beginnings = {tuple(tokens[:end]) for tokens in ids for end in range(1, len(tokens) + 1)}
+    computed = sum(prod(shape) for shape in shapes)
+    assert len(beginnings) < 0.5 * sum(map(len, {tuple(tokens) for tokens in ids}))
+    assert computed == len(beginnings) if len(shapes) == 1 else computed > len(beginnings)
+    assert all(prod(shape) <= nodes for shape in shapes)
+    torch.testing.assert_close(vectors, alone(model, tokenizer, TEXTS), atol=1e-5, rtol=0)
+    assert torch.equal(vectors[0], vectors[3]) and torch.equal(vectors[:4], vectors[4:8])
+
+
+def test_trees_take_a_text_longer_than_they_are_and_one_that_begins_another():
+    ids = [[7, 1, 2, 3, 4, 5], [7, 1], [7, 1, 2], [9]]
+    for nodes, sizes in ((100, [7]), (4, [3, 6, 1]), (1, [2, 3, 6, 1])):
+        trees = list(prefix_trees(ids, nodes))
+        assert [len(tree.tokens) for tree in trees] == sizes
+        found = {}
+        for tree in trees:
+            for text, end in zip(tree.texts, tree.ends.tolist(), strict=True):
+                path = tree.sees[end].nonzero()[:, 0]
+                assert tree.depths[path].tolist() == list(range(len(path)))
+                found[text] = tree.tokens[path].tolist()
+        assert [found[i] for i in range(len(ids))] == ids

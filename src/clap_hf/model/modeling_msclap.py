@@ -231,6 +231,10 @@ class MSClapModel(MSClapPreTrainedModel):
         last = (positions * attention_mask).argmax(dim=1)
         return states[torch.arange(states.shape[0], device=states.device), last]
 
+    def project_text(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Unit vectors `[texts, projection_dim]`, float32, of pooled states `[texts, hidden]`."""
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+
     @can_return_tuple
     def get_text_features(
         self,
@@ -253,10 +257,9 @@ class MSClapModel(MSClapPreTrainedModel):
         if self.config.text_pooling == "last_token":
             kwargs["use_cache"] = False  # nothing is generated here
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        projected = self.text_projection(self.pool_text(outputs, attention_mask))
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=F.normalize(projected.float(), dim=-1),
+            pooler_output=self.project_text(self.pool_text(outputs, attention_mask)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
