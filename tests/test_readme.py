@@ -113,3 +113,13 @@ def test_the_speed_section_is_made_from_the_results(monkeypatch):
     [shown] = report.SECTION.findall((ROOT / "README.md").read_text())
     assert shown == report.section()
     assert shown.count("\n| audio embedding") >= 3
+
+
+def test_searching_works(monkeypatch, tmp_path):
+    embed, search = (shlex.split(line)[1:] for line in COMMANDS if "sound-index" in line)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert CliRunner().invoke(app, embed).exit_code == 0
+    result = CliRunner().invoke(app, search)
+    assert result.exit_code == 0 and result.stdout.count("examples/") == 10, result.stderr

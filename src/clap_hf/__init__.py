@@ -32,13 +32,16 @@ if TYPE_CHECKING:
     from .model.processing_msclap import MSClapProcessor
     from .pipeline import MSClapZeroShotAudioClassificationPipeline
     from .pipeline_captioning import MSClapAudioCaptioningPipeline
+    from .search import Added, Hit, SoundCollection
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Added",
     "Audio",
     "AudioDecodeError",
     "EmbeddedFiles",
+    "Hit",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
     "MSClapAudioTasksConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "MSClapOutput",
     "MSClapProcessor",
     "MSClapZeroShotAudioClassificationPipeline",
+    "SoundCollection",
     "audio_files",
     "embed_files",
     "embedded_checkpoint",
@@ -77,6 +81,7 @@ _MODULES = {
     "model.processing_msclap": ("MSClapProcessor",),
     "pipeline": ("MSClapZeroShotAudioClassificationPipeline",),
     "pipeline_captioning": ("MSClapAudioCaptioningPipeline",),
+    "search": ("Added", "Hit", "SoundCollection"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from .audio import Audio, audio_files, load_audio
 from .files import write_json
+
+if TYPE_CHECKING:
+    from .search import SoundCollection
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
 
@@ -110,6 +113,65 @@ def caption(
         write_json(json_path, {"model": model, "results": results, "failures": failures})
     if not results:
         raise typer.Exit(1)
+
+
+@app.command()
+def embed(
+    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
+    output: Annotated[Path, typer.Option(help="Folder of the collection; what is in it already is kept.")],
+    model: Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")] = "embedded",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
+    ] = None,
+) -> None:
+    """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was."""
+    console = Console()
+    try:
+        files = audio_files(paths)
+        collection = _collection(output, model, device)
+        added = collection.add(files)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    console.print(f"{added.embedded:,} sounds embedded, {added.known:,} known, {len(collection):,} in {output}.")
+    failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
+    _print_failures(console, failures, len(files))
+    if not len(collection):
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
+    words: Annotated[str | None, typer.Argument(help="What to look for, in any words.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Look for sounds like this one instead.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Sounds shown.")] = 10,
+    model: Annotated[str | None, typer.Option(help="The collection's model, where it moved.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the hits here, as JSON.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
+    ] = None,
+) -> None:
+    """Find sounds of a collection by words, or by another sound."""
+    from .search import model_of
+
+    try:
+        if words is not None and like is None:
+            query: str | Audio = words
+        elif like is not None and words is None:
+            query = load_audio(like)
+        else:
+            raise ValueError(f"Words {words!r} and --like {like} were given, expected one of them.")
+        collection = _collection(folder, model or model_of(folder), device)
+        hits = collection.search(query, top_k)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    table = Table("similarity", "file")
+    for hit in hits:
+        table.add_row(f"{hit.similarity:.2f}", escape(str(hit.file)))
+    Console().print(table)
+    if json_path is not None:
+        found = [{"file": str(hit.file), "similarity": hit.similarity} for hit in hits]
+        write_json(json_path, {"words": words, "like": like and str(like), "model": collection.name, "hits": found})
 
 
 @app.command()
@@ -389,6 +451,22 @@ def _classifier(model: str, device: str | None, labels: list[str], templates: li
         hypothesis_template=templates or [DEFAULT_TEMPLATE],
     )
     return classifier, model
+
+
+def _collection(folder: Path, model: str, device: str | None) -> SoundCollection:
+    """A collection with its model."""
+    from accelerate import PartialState
+    from transformers import AutoModel, AutoProcessor
+    from transformers.utils import logging
+
+    from .embedded import checkpoint_path
+    from .search import SoundCollection
+
+    logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model  # it is looked for from anywhere later
+    source = checkpoint_path(name)
+    loaded = AutoModel.from_pretrained(source).eval().to(device or PartialState().device)
+    return SoundCollection(folder, loaded, AutoProcessor.from_pretrained(source), name)
 
 
 def _print_results(
