@@ -10,7 +10,7 @@ weights say), 5 beams, up to 67 tokens, from the file to the tokens. Needs `mscl
 
 from __future__ import annotations
 
-from peers import RECORDINGS, ROOT  # first, as it says
+from peers import RECORDINGS, ROOT, in_bfloat16  # first, as it says
 
 # isort: split
 
@@ -69,38 +69,47 @@ def measure(files: list[Path], rounds: int, max_new_tokens: int, seed: int) -> d
         seed: Source of the weights.
 
     Returns:
-        Seconds per caption of both, their ratio, and whether all tokens are equal.
+        Seconds per caption of both and of ours in bfloat16, ratios, and whether all tokens are equal in float32.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clapcap_weights_2023.pth"
         torch.save({"model": official_state(random_captioner(seed), "clapcap", "current")}, path)
         wrapper = reference_wrapper(path, "clapcap")
         model, processor = load_clapcap_checkpoint(path, TOKENIZER["clapcap"])
-    own_tokens(model, processor, files[0], 3)  # first calls set things up
+    small = in_bfloat16(model)
+    for ours in (model, small):  # first calls set things up
+        own_tokens(ours, processor, files[0], 3)
     caption_tokens(wrapper, files[:1], BEAMS, 3)
     rows = []
     for turn in range(rounds):
         for file in files:
             own, own_s = timed(lambda file=file: own_tokens(model, processor, file, max_new_tokens))
+            own_small, small_s = timed(lambda file=file: own_tokens(small, processor, file, max_new_tokens))
             [reference], reference_s = timed(lambda file=file: caption_tokens(wrapper, [file], BEAMS, max_new_tokens))
             row = {
                 "file": file.name,
                 "round": turn,
                 "tokens": len(own),
+                "tokens_bfloat16": len(own_small),
                 "equal": own == reference,
                 "own_s": own_s,
+                "own_bfloat16_s": small_s,
                 "msclap_s": reference_s,
             }
             rows.append(row)
             print(row, flush=True)
-    own_s, reference_s = (statistics.median(row[key] for row in rows) for key in ("own_s", "msclap_s"))
+    own_s, small_s, reference_s = (
+        statistics.median(row[key] for row in rows) for key in ("own_s", "own_bfloat16_s", "msclap_s")
+    )
     return {
         "beams": BEAMS,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
         "own_s": own_s,
+        "own_bfloat16_s": small_s,
         "msclap_s": reference_s,
         "ratio": statistics.median(row["msclap_s"] / row["own_s"] for row in rows),
+        "ratio_bfloat16": statistics.median(row["msclap_s"] / row["own_bfloat16_s"] for row in rows),
         "equal_captions": sum(row["equal"] for row in rows),
         "captions": len(rows),
         "rows": rows,
@@ -128,7 +137,8 @@ def main() -> None:
         write_json(args.output, result)
     print(
         f"{result['own_s']:.2f} s here, {result['msclap_s']:.2f} s in msclap per caption: {result['ratio']:.1f} times "
-        f"as fast; {result['equal_captions']} of {result['captions']} captions have equal tokens."
+        f"as fast, {result['ratio_bfloat16']:.1f} times in bfloat16; "
+        f"{result['equal_captions']} of {result['captions']} captions have equal tokens."
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import soundfile
 import torch
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedModel
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -63,6 +63,13 @@ def build() -> Peers:
     torch.manual_seed(SEED)
     laion = ClapModel(ClapConfig()).eval()
     return Peers(model.eval(), processor, msclap, laion, ClapFeatureExtractor(truncation="rand_trunc"))
+
+
+def in_bfloat16(model: PreTrainedModel) -> Any:
+    """A model as `from_pretrained(..., dtype=torch.bfloat16)` gives it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
 def waveforms(clips: int, seconds: float, rate: int) -> torch.Tensor:

@@ -79,12 +79,14 @@ def markdown(results: dict[str, Any]) -> str:
                 )
     captions = results.get("captioning")
     if captions:
-        lines.append(
-            f"| caption, {captions['beams']} beams, {captions['max_new_tokens']} tokens, "
-            f"{captions['threads']} thread(s) | "
-            f"{1e3 * captions['own_s']:.0f} | {NAMES['msclap']} | {1e3 * captions['msclap_s']:.0f} | "
-            f"{captions['ratio']:.1f}× |"
+        what = (
+            f"caption, {captions['beams']} beams, {captions['max_new_tokens']} tokens, {captions['threads']} thread(s)"
         )
+        for dtype, suffix in (("", ""), (", bfloat16", "_bfloat16")):
+            lines.append(
+                f"| {what}{dtype} | {1e3 * captions[f'own{suffix}_s']:.0f} | {NAMES['msclap']} | "
+                f"{1e3 * captions['msclap_s']:.0f} | {captions[f'ratio{suffix}']:.1f}× |"
+            )
     lines += ["", *variants(results), *rest(results)]
     return "\n".join(lines)
 
