@@ -32,16 +32,14 @@ if TYPE_CHECKING:
     from .model.processing_msclap import MSClapProcessor
     from .pipeline import MSClapZeroShotAudioClassificationPipeline
     from .pipeline_captioning import MSClapAudioCaptioningPipeline
-    from .search import Added, Hit, SoundCollection
+    from .search import SoundCollection
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Added",
     "Audio",
     "AudioDecodeError",
     "EmbeddedFiles",
-    "Hit",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
     "MSClapAudioTasksConfig",
@@ -81,7 +79,7 @@ _MODULES = {
     "model.processing_msclap": ("MSClapProcessor",),
     "pipeline": ("MSClapZeroShotAudioClassificationPipeline",),
     "pipeline_captioning": ("MSClapAudioCaptioningPipeline",),
-    "search": ("Added", "Hit", "SoundCollection"),
+    "search": ("SoundCollection",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -31,7 +31,7 @@ FILES_PER_PART = 256  # what a killed run loses at most
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchHit:
     """A sound that a search found.
 
     Attributes:
@@ -44,7 +44,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Added:
+class CollectionUpdate:
     """What became of files that a collection was given.
 
     Attributes:
@@ -85,7 +85,7 @@ class SoundCollection:
     def __len__(self) -> int:
         return sum(pq.read_metadata(part).num_rows for part in self._parts())
 
-    def add(self, files: Iterable[str | os.PathLike[str]]) -> Added:
+    def add(self, files: Iterable[str | os.PathLike[str]]) -> CollectionUpdate:
         """Embed files that the collection does not have; a stopped run goes on where it was.
 
         A file is known by its path: to embed changed files anew, delete the folder.
@@ -108,9 +108,9 @@ class SoundCollection:
             embedded += len(found.files)
             if found.files:
                 self._write([str(file) for file in found.files], found.vectors.numpy())
-        return Added(embedded, len(wanted) - len(missing), skipped)
+        return CollectionUpdate(embedded, len(wanted) - len(missing), skipped)
 
-    def search(self, query: str | Audio, top_k: int = 10) -> list[Hit]:
+    def search(self, query: str | Audio, top_k: int = 10) -> list[SearchHit]:
         """Find the sounds that a text or another sound is closest to.
 
         Args:
@@ -135,7 +135,7 @@ class SoundCollection:
             rows = np.argsort(-similarity, kind="stable")[:top_k]
             candidates = [(float(similarity[row]), table["file"][int(row)].as_py()) for row in rows]
             best = heapq.nsmallest(top_k, best + candidates, key=lambda found: (-found[0], found[1]))
-        return [Hit(Path(file), value) for value, file in best]
+        return [SearchHit(Path(file), value) for value, file in best]
 
     @torch.inference_mode()
     def _embed(self, query: str | Audio) -> torch.Tensor:
