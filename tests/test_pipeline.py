@@ -251,7 +251,7 @@ def test_many_labels_go_through_in_batches(classify, text_calls, expected):
     labels = [f"label {i}" for i in range(300)]
     clip = sound(0.9)
     scores = classify(clip, candidate_labels=labels, sampling_rate=RATE)
-    assert sum(text_calls) == 300 and len(text_calls) > 1
+    assert text_calls == [168, 132]  # as many as make 512 different beginnings
     assert_same(scores, expected(clip, labels))
 
 

@@ -463,8 +463,9 @@ def _collection(folder: Path, model: str, device: str | None) -> SoundCollection
     from .search import SoundCollection
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
-    name = str(Path(model).resolve()) if Path(model).is_dir() else model  # it is looked for from anywhere later
-    source = checkpoint_path(name)
+    source = checkpoint_path(model)
+    # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
+    name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     loaded = AutoModel.from_pretrained(source).eval().to(device or PartialState().device)
     return SoundCollection(folder, loaded, AutoProcessor.from_pretrained(source), name)
 

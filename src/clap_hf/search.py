@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from .audio import Audio
 from .bulk import embed_files
+from .data.parquet import write_parquet
 from .evaluation.encoder import ClapEncoder
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
-from .texts import embed_texts
 
 FILES_PER_PART = 256  # what a killed run loses at most
 
@@ -73,17 +72,18 @@ class SoundCollection:
 
     def __init__(self, folder: str | os.PathLike[str], model: MSClapModel, processor: MSClapProcessor, name: str = ""):
         self.folder, self.model, self.processor, self.name = Path(folder), model, processor, name
-        self._key = ClapEncoder(model, processor, name).key
-        parts = self._parts()
+        self._encoder = ClapEncoder(model, processor, name)
+        key = self._encoder.key
+        parts = _parts(self.folder)
         found = _about(parts[0]) if parts else None
-        if found is not None and found["key"] != self._key:
+        if found is not None and found["key"] != key:
             raise ValueError(
                 f"{folder}: holds embeddings of the model {found['name']!r} with fingerprint {found['key'][:16]}, "
-                f"expected those of {name!r} with {self._key[:16]}. Use that model, or another folder."
+                f"expected those of {name!r} with {key[:16]}. Use that model, or another folder."
             )
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(part).num_rows for part in self._parts())
+        return sum(pq.read_metadata(part).num_rows for part in _parts(self.folder))
 
     def add(self, files: Iterable[str | os.PathLike[str]]) -> CollectionUpdate:
         """Embed files that the collection does not have; a stopped run goes on where it was.
@@ -96,7 +96,9 @@ class SoundCollection:
         Returns:
             How many were embedded and known, and what was skipped.
         """
-        known = {file for part in self._parts() for file in pq.read_table(part, columns=["file"])["file"].to_pylist()}
+        known = {
+            file for part in _parts(self.folder) for file in pq.read_table(part, columns=["file"])["file"].to_pylist()
+        }
         wanted = list(dict.fromkeys(os.path.abspath(file) for file in files))
         missing = [file for file in wanted if file not in known]
         skipped: dict[Path, str] = {}
@@ -107,7 +109,7 @@ class SoundCollection:
             skipped |= found.skipped
             embedded += len(found.files)
             if found.files:
-                self._write([str(file) for file in found.files], found.vectors.numpy())
+                self._write(found.files, found.vectors.numpy())
         return CollectionUpdate(embedded, len(wanted) - len(missing), skipped)
 
     def search(self, query: str | Audio, top_k: int = 10) -> list[SearchHit]:
@@ -123,10 +125,15 @@ class SoundCollection:
         Raises:
             ValueError: The collection is empty.
         """
-        parts = self._parts()
+        parts = _parts(self.folder)
         if not parts:
             raise ValueError(f"{self.folder}: no sounds in this collection, expected some. Add files first.")
-        vector = self._embed(query).numpy()
+        encoder = self._encoder
+        if isinstance(query, str):
+            vectors = encoder.embed_texts([query])
+        else:
+            vectors = encoder.embed_audio([encoder.prepare(query)])
+        vector = vectors[0].numpy()
         best: list[tuple[float, str]] = []
         for part in parts:
             table = pq.read_table(part)
@@ -137,26 +144,19 @@ class SoundCollection:
             best = heapq.nsmallest(top_k, best + candidates, key=lambda found: (-found[0], found[1]))
         return [SearchHit(Path(file), value) for value, file in best]
 
-    @torch.inference_mode()
-    def _embed(self, query: str | Audio) -> torch.Tensor:
-        """Unit vector of a query `[projection_dim]`, on the CPU."""
-        if isinstance(query, str):
-            return embed_texts(self.model, self.processor.tokenizer, [query])[0].cpu()
-        features = self.processor.feature_extractor(query.samples, query.sampling_rate).to(self.model.device)
-        return self.model.get_audio_features(**features).pooler_output[0].float().cpu()
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
-
-    def _write(self, files: list[str], vectors: np.ndarray) -> None:
-        about = {"clap_hf": json.dumps({"key": self._key, "name": self.name})}
-        values = pa.array(vectors.reshape(-1), pa.float32())
-        table = pa.table({"file": files, "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])})
+    def _write(self, files: list[Path], vectors: np.ndarray) -> None:
+        embedding = pa.list_(pa.float32(), vectors.shape[1])
+        about = {"clap_hf": json.dumps({"key": self._encoder.key, "name": self.name})}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"part-{len(self._parts()):06d}.parquet"
-        fresh = path.with_suffix(".new")
-        pq.write_table(table.replace_schema_metadata(about), fresh, compression="none")  # vectors do not get smaller
-        os.replace(fresh, path)
+        write_parquet(
+            self.folder / f"part-{len(_parts(self.folder)):06d}.parquet",
+            pa.schema({"file": pa.string(), "embedding": embedding}, about),
+            ({"file": str(file), "embedding": vector} for file, vector in zip(files, vectors, strict=True)),
+        )
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))
 
 
 def model_of(folder: str | os.PathLike[str]) -> str:
@@ -168,10 +168,10 @@ def model_of(folder: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: There is no collection.
     """
-    part = next(iter(sorted(Path(folder).glob("part-*.parquet"))), None)
-    if part is None:
+    parts = _parts(Path(folder))
+    if not parts:
         raise ValueError(f"{folder}: no collection of sounds here, expected one that `clap-hf embed` made.")
-    return _about(part)["name"]
+    return _about(parts[0])["name"]
 
 
 def _about(part: Path) -> dict[str, str]:

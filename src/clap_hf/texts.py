@@ -89,7 +89,7 @@ class PrefixTree:
     ends: torch.Tensor
 
 
-def prefix_trees(ids: Sequence[Sequence[int]], nodes: int) -> Iterator[PrefixTree]:
+def prefix_trees(ids: list[list[int]], nodes: int) -> Iterator[PrefixTree]:
     """Trees of texts.
 
     Args:
@@ -103,7 +103,7 @@ def prefix_trees(ids: Sequence[Sequence[int]], nodes: int) -> Iterator[PrefixTre
     texts: list[int] = []
     ends: list[int] = []
     path: list[int] = []  # nodes of the text before: in order, no other shares a longer beginning with the next
-    for i in sorted(range(len(ids)), key=lambda i: list(ids[i])):
+    for i in sorted(range(len(ids)), key=ids.__getitem__):
         shared = 0
         while shared < min(len(path), len(ids[i])) and tree[path[shared]][0] == ids[i][shared]:
             shared += 1
