@@ -24,7 +24,7 @@ from clap_hf.data.sound_corpus.captions import caption_variants, clean_title, wi
 from clap_hf.data.sound_corpus.decode import SAMPLING_RATE, UnusableSound, encode_flac, read_excerpts
 from clap_hf.data.sound_corpus.duplicates import find_near_duplicates, thumbnail
 from clap_hf.data.sound_corpus.manifest import Clip, load_manifest
-from clap_hf.data.sound_corpus.packages import PackageError, fetch_package, unpack_package
+from clap_hf.data.sound_corpus.packages import SUITES, PackageError, fetch_package, unpack_package
 from clap_hf.data.sound_corpus.soundfonts import FONTS, Font, plan_phrases
 from clap_hf.data.sound_corpus.sounds import is_finished, sounds_file
 from clap_hf.data.sound_corpus.synthesis import render_phrases
@@ -202,6 +202,23 @@ def test_unfetchable_package_is_listed_and_not_fatal(tmp_path: Path, monkeypatch
     assert problem["package"] == "nowhere-data" and "apt-get is not installed" in problem["reason"]
     with pytest.raises(ValueError, match="nowhere-data"):
         assemble(jobs, tmp_path, tmp_path / "corpus", [problem])
+
+
+def test_packages_of_other_suites_are_asked_for_there_and_the_suite_is_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {name for names in SUITES.values() for name in names} <= {clip.package for clip in load_manifest()}
+    client = tmp_path / "apt-get"  # knows bookworm only, and leaves what it was asked
+    client.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "E: Release not found" >&2\nexit 100\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(
+        PackageError, match="E: Release not found; it is in the suite xenial: add that to apt's sources"
+    ):
+        fetch_package("fofix", tmp_path)
+    with pytest.raises(PackageError, match="Release not found$"):
+        fetch_package("nexuiz-data", tmp_path)
+    assert (tmp_path / "asked").read_text() == "download -q fofix/xenial\ndownload -q nexuiz-data\n"
 
 
 def test_fetch_takes_the_file_at_hand_and_names_what_it_cannot_get(

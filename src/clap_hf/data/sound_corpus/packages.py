@@ -8,6 +8,29 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+# Packages that Debian bookworm lacks, or has without the sounds, by the suite of Debian or Ubuntu to take them from.
+SUITES = {
+    "trixie": ("adarkroom", "bespokesynth-data", "blupimania-common", "boulder-game", "libsfml-doc"),
+    "sid": ("cdogs-sdl-data", "drum-machine", "gnome-clocks", "ultrastardx-data"),
+    "bullseye": ("lix-data", "wx3.0-examples"),
+    "focal": (
+        "bve-train-br-class-323",
+        "childsplay",
+        "ember-media",
+        "kiki-the-nano-bot-data",
+        "pysycache-sounds",
+    ),
+    "bionic": (
+        "bubbros",
+        "bve-route-cross-city-south",
+        "minetest-mod-animalmaterials",
+        "minetest-mod-animals",
+        "xpilot-ng-common",
+    ),
+    "xenial": ("flightgear-data-aircrafts", "fofix", "gcompris-data"),
+}
+_SUITE_OF = {package: suite for suite, packages in SUITES.items() for package in packages}
+
 
 class PackageError(RuntimeError):
     """A package could not be fetched or unpacked."""
@@ -43,14 +66,16 @@ def fetch_package(package: str, folder: Path) -> Path:
         The `.deb` or `.tgz` file.
 
     Raises:
-        PackageError: the client is missing or refuses, with its last words.
+        PackageError: the client is missing or refuses, with its last words and the suite that apt has to know.
     """
     pattern = archive_prefix(package) + ("*.tgz" if _is_npm(package) else "*.deb")
     found = sorted(folder.glob(pattern))
     if found:
         return found[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "pack", package] if _is_npm(package) else ["apt-get", "download", "-q", package]
+    suite = _SUITE_OF.get(package)
+    wanted = package if suite is None else f"{package}/{suite}"
+    command = ["npm", "pack", package] if _is_npm(package) else ["apt-get", "download", "-q", wanted]
     try:
         outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -58,7 +83,8 @@ def fetch_package(package: str, folder: Path) -> Path:
     found = sorted(folder.glob(pattern))
     if outcome.returncode or not found:
         last_words = (outcome.stderr.strip() or outcome.stdout.strip() or "no message").splitlines()[-1]
-        raise PackageError(f"{package}: {' '.join(command)} failed: {last_words}")
+        remedy = "" if suite is None else f"; it is in the suite {suite}: add that to apt's sources"
+        raise PackageError(f"{package}: {' '.join(command)} failed: {last_words}{remedy}")
     return found[-1]
 
 
