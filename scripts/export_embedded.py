@@ -19,7 +19,7 @@ import datasets
 import torch
 
 import clap_hf
-from clap_hf.cards import CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
+from clap_hf.cards import AVERAGE, CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
 from clap_hf.files import replace_folder, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -29,17 +29,24 @@ EMBEDDED = ROOT / "src" / "clap_hf" / "embedded"
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="output folder of scripts/train.py, with run.jsonl and best/")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of scripts/average_weights.py; the run's best/ by default"
+    )
     parser.add_argument("--results", type=Path, help="JSON of scripts/evaluate_sound_tasks.py")
     parser.add_argument("--dataset", help="the corpus it was trained on, for the list of its licences")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
     args = parser.parse_args(arguments)
-    stored = {name: args.records / f"embedded.{name}" for name in (RUN, EARLIER, RESULTS, CORPUS)}
-    if args.run is not None:
+    stored = {name: args.records / f"embedded.{name}" for name in (RUN, EARLIER, AVERAGE, RESULTS, CORPUS)}
+    weights = args.run and (args.weights or args.run / "best")
+    if weights is not None:
         for name in (RUN, EARLIER):
             stored[name].unlink(missing_ok=True)
             if (args.run / name).is_file():
                 write_text(stored[name], (args.run / name).read_text(encoding="utf-8"))
+        stored[AVERAGE].unlink(missing_ok=True)
+        if (weights / AVERAGE).is_file():
+            write_text(stored[AVERAGE], (weights / AVERAGE).read_text(encoding="utf-8"))
     if args.results is not None:
         write_json(stored[RESULTS], json.loads(args.results.read_text(encoding="utf-8")))
     if args.dataset is not None:
@@ -47,11 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         split = [line["recipe"] for line in lines if "recipe" in line][-1].get("split", "train")
         rows = datasets.load_dataset(args.dataset, split=split).remove_columns("audio")
         write_json(stored[CORPUS], corpus_facts(rows, split))
-    records = read_records(stored[RUN], stored[RESULTS], stored[CORPUS], earlier=stored[EARLIER])
+    records = read_records(
+        stored[RUN], stored[RESULTS], stored[CORPUS], earlier=stored[EARLIER], average=stored[AVERAGE]
+    )
 
     def write(folder: Path) -> None:
-        if args.run is not None:
-            export_weights(args.run / "best", folder)
+        if weights is not None:
+            export_weights(weights, folder)
         else:
             shutil.copytree(args.output, folder)
         write_card(folder, folder, records, licence="mit")

@@ -23,6 +23,7 @@ from readme import run_python
 ROOT = Path(__file__).parent.parent
 STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
 EARLIER = ROOT / "model_cards" / "embedded.earlier.jsonl"
+AVERAGE = ROOT / "model_cards" / "embedded.average.json"
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -40,7 +41,8 @@ def folder(tmp_path_factory, processor):
 
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
-    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, read_records(*STORED, earlier=EARLIER), licence="mit")
+    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
+    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, licence="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
     for picture in (tmp_path / "curves.png", clap_hf.embedded_checkpoint() / "curves.png"):
@@ -49,12 +51,16 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
 
 
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("export_embedded", ROOT / "scripts" / "export_embedded.py")
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
+
+
+@pytest.fixture
+def script():
+    return load_script("export_embedded")
 
 
 def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_path):
@@ -82,6 +88,33 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
     assert (output / "README.md").read_text() == written
 
 
+def test_the_mean_of_two_models_is_exported_and_its_card_says_so(script, folder, processor, tmp_path):
+    other, run, mean = tmp_path / "other", tmp_path / "run", tmp_path / "mean"
+    model = make_model(audio=TINY_CNN14)
+    for weight in model.parameters():
+        weight.data += 0.5
+    model.save_pretrained(other)
+    processor.save_pretrained(other)
+    run.mkdir()
+    shutil.copy(STORED[0], run / "run.jsonl")
+    average = load_script("average_weights")
+    average.main(["--before", str(folder), "--after", str(other), "--why", "it is wider", "--output", str(mean)])
+    script.main(
+        ["--run", str(run), "--weights", str(mean), "--results", str(STORED[1])]
+        + ["--output", str(tmp_path / "embedded"), "--records", str(tmp_path / "records")]
+    )
+    card = (tmp_path / "embedded" / "README.md").read_text()
+    assert "the mean of the weights that the last run went on from and those it ended with; it is wider" in card
+    first, second, exported = (
+        load_file(path / "model.safetensors") for path in (folder, other, tmp_path / "embedded")
+    )
+    for name, weight in second.items():
+        expected = (first[name] + weight) / 2 if weight.is_floating_point() else weight
+        assert torch.equal(exported[name].half(), expected.half())
+    with pytest.raises(ValueError, match="differ in .'more'"):
+        average.mean_of_weights(first, second | {"more": torch.zeros(1)})
+
+
 def test_the_script_writes_it_again(script, tmp_path):
     """On a copy without weights: the card alone is made anew."""
     folder = clap_hf.embedded_checkpoint()
@@ -93,7 +126,8 @@ def test_the_script_writes_it_again(script, tmp_path):
 
 
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
-    records = read_records(*STORED, earlier=EARLIER)
+    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
+    assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
     for name, result in records.evaluation["results"].items():
         assert f"| {name} | {result['metric']} | {result['value']:.1%} |" in embedded_card
     epochs = [line for line in records.run if "epoch" in line]

@@ -2,9 +2,21 @@
 
 from .card import CARD, CURVES, check_card, model_card, write_card
 from .curves import draw_curves
-from .records import CONVERSION, CORPUS, EARLIER, RESULTS, RUN, Records, corpus_facts, read_records, records_of_folder
+from .records import (
+    AVERAGE,
+    CONVERSION,
+    CORPUS,
+    EARLIER,
+    RESULTS,
+    RUN,
+    Records,
+    corpus_facts,
+    read_records,
+    records_of_folder,
+)
 
 __all__ = [
+    "AVERAGE",
     "CARD",
     "CONVERSION",
     "CORPUS",

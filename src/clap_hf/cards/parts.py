@@ -198,6 +198,8 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
                 "by the zero-shot score of the test tasks",
             )
         )
+    if records.average is not None:
+        rows.append(("weights", f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}", ""))
     return {
         "rows": rows,
         "seed": recipe["seed"],

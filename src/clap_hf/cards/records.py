@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
-EARLIER = "earlier.jsonl"
+EARLIER, AVERAGE = "earlier.jsonl", "average.json"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Records:
         corpus: Rows, hours and licences of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
         earlier: Lines of the runs before, where a run went on from the weights of another.
+        average: What `scripts/average_weights.py` wrote, where the weights are a mean.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -30,6 +31,7 @@ class Records:
     corpus: dict[str, Any] | None = None
     conversion: dict[str, Any] | None = None
     earlier: Sequence[dict[str, Any]] = ()
+    average: dict[str, Any] | None = None
 
 
 def read_records(
@@ -38,6 +40,7 @@ def read_records(
     corpus: Path | None = None,
     conversion: Path | None = None,
     earlier: Path | None = None,
+    average: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -47,6 +50,7 @@ def read_records(
         corpus: JSON of `corpus_facts`.
         conversion: `conversion.json`.
         earlier: `earlier.jsonl`.
+        average: `average.json`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
@@ -57,7 +61,9 @@ def read_records(
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    return Records(lines(run), content(results), content(corpus), content(conversion), lines(earlier))
+    return Records(
+        lines(run), content(results), content(corpus), content(conversion), lines(earlier), content(average)
+    )
 
 
 def records_of_folder(folder: Path) -> Records:
@@ -66,7 +72,9 @@ def records_of_folder(folder: Path) -> Records:
     def found(name: str) -> Path:
         return folder / name if (folder / name).is_file() else folder.parent / name
 
-    return read_records(found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER))
+    return read_records(
+        found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER), folder / AVERAGE
+    )
 
 
 def corpus_facts(rows: Any, split: str) -> dict[str, Any]:
