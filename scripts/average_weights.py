@@ -47,16 +47,13 @@ def mean_of_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tens
     Raises:
         ValueError: If the models differ in a weight's name or shape.
     """
-    differing = {name for name in first.keys() | second.keys() if _shape(first, name) != _shape(second, name)}
+    shapes, others = ({(name, weight.shape) for name, weight in weights.items()} for weights in (first, second))
+    differing = {name for name, _ in shapes ^ others}
     if differing:
         raise ValueError(f"The models differ in {sorted(differing)[:5]}: average models of one configuration only.")
     return {
         name: (first[name] + weight) / 2 if weight.is_floating_point() else weight for name, weight in second.items()
     }
-
-
-def _shape(weights: dict[str, torch.Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
 
 
 if __name__ == "__main__":

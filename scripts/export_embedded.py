@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
     args = parser.parse_args(arguments)
+    if args.weights is not None and args.run is None:
+        parser.error("--weights needs --run, for the records of the run that they come from")
     stored = {name: args.records / f"embedded.{name}" for name in (RUN, EARLIER, AVERAGE, RESULTS, CORPUS)}
     weights = args.run and (args.weights or args.run / "best")
     if weights is not None:
