@@ -75,7 +75,8 @@ def embed_files(
     windows_per_batch: int = WINDOWS_PER_BATCH,
     threads: int = THREADS,
 ) -> EmbeddedFiles:
-    """Embed sound files, however many: decoding overlaps with the model, and memory holds a few batches.
+    """Embed sound files, however many: decoding overlaps with the model, and memory holds a few batches
+    beside the vectors.
 
     Args:
         model: The model, in evaluation mode, on its device.
@@ -95,14 +96,15 @@ def embed_files(
 
     kept: list[Path] = []
     skipped: dict[Path, str] = {}
-    vectors: list[torch.Tensor] = []
+    vectors = bytearray()  # grows in place; a list of tensors to be joined would take the memory twice
     batch: list[torch.Tensor] = []
 
     @torch.inference_mode()
     def flush() -> None:
         counts = torch.tensor([len(windows) for windows in batch]).to(model.device)
         features = torch.cat(batch).to(model.device, non_blocking=True)
-        vectors.append(model.get_audio_features(features, counts).pooler_output.float().cpu())
+        embedded = model.get_audio_features(features, counts).pooler_output.float().cpu()
+        vectors.extend(embedded.contiguous().numpy().data.cast("B"))
         batch.clear()
 
     for file, prepared in work_ahead(map(Path, files), prepare, threads):
@@ -117,8 +119,9 @@ def embed_files(
         batch.append(windows)
     if batch:
         flush()
-    embedded = torch.cat(vectors) if vectors else torch.empty(0, model.config.projection_dim)
-    return EmbeddedFiles(kept, embedded, skipped)
+    # An empty buffer is the one thing that `frombuffer` refuses.
+    flat = torch.frombuffer(vectors, dtype=torch.float32) if vectors else torch.empty(0)
+    return EmbeddedFiles(kept, flat.view(-1, model.config.projection_dim), skipped)
 
 
 def results(items: Iterable[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
