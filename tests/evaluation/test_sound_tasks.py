@@ -1,15 +1,20 @@
 """The corpus' tasks: class selection, an oracle and a random model, retrieval ties."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from clap_hf.data.sound_corpus.manifest import load_manifest
 from clap_hf.evaluation import zero_shot
 from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, SoundTask, select_clips
 
+RELABELLED = Path(__file__).parents[2] / "model_cards" / "embedded.relabelled.json"
 BLANK = dict.fromkeys(("family", "register", "lang", "velocity"))
 
 
@@ -39,6 +44,26 @@ def test_classes_are_capped_and_rare_ones_left_out():
     assert counts == {"dog": 20, "cow": 20, "frog": 20}
     # The choice hangs on ids, not on the order of the rows.
     assert {rows[::-1][i]["id"] for i in select_clips(task, rows[::-1])} == {rows[i]["id"] for i in chosen}
+
+
+def test_labels_before_a_correction_can_be_measured_too():
+    rows = corpus_rows()
+    split = datasets.Dataset.from_list(rows)
+    was = {"animal/dog/3": {"category": "human", "label": "bark", "quality": "rule"}}
+    changed = zero_shot.with_labels(split, was).to_list()
+    assert [a["id"] for a, b in zip(changed, rows, strict=True) if a != b] == ["animal/dog/3"]
+    assert changed[3] == rows[3] | was["animal/dog/3"]
+    with pytest.raises(ValueError, match="lacks 1 of 2 relabelled clips, the first 'animal/cat/1'"):
+        zero_shot.with_labels(split, was | {"animal/cat/1": was["animal/dog/3"]})
+
+
+def test_the_list_of_corrected_labels_is_what_the_manifest_says():
+    clips = {clip.id: clip for clip in load_manifest() if clip.split == "test"}
+    corrected = json.loads(RELABELLED.read_text(encoding="utf-8"))["clips"]
+    assert len({change["id"] for change in corrected}) == len(corrected) == 120
+    for change in corrected:
+        assert change["is"] == {name: getattr(clips[change["id"]], name) for name in ("category", "label", "quality")}
+        assert change["was"] != change["is"] and change["why"]
 
 
 def test_one_class_is_no_task():

@@ -342,9 +342,26 @@ def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
         "settings": f"Zero-shot, {settings['dtype']}, 95 % intervals from {samples} of the clips. Prompts: "
         f"{templates} around each class name, averaged; some classes have phrases of their own, listed in the results "
         "file.",
-        "table": markdown_table(evaluation["results"]),
+        "table": markdown_table(evaluation["results"]) + _before_relabelling(evaluation),
         "command": "python scripts/evaluate_sound_tasks.py --dataset sound-corpus --split test",
     }
+
+
+def _before_relabelling(evaluation: dict[str, Any]) -> str:
+    """What the tasks gave by the labels that some clips had before they were corrected."""
+    before = evaluation.get("before_relabelling")
+    if before is None:
+        return ""
+    changed = [
+        f"{task} {old['value']:.1%} ({old['clips']} clips)"
+        for task, old in before["results"].items()
+        if old != evaluation["results"][task]
+    ]
+    return (
+        f"\n\nThe labels of {before['clips']} test clips were corrected where the name of the file contradicts them "
+        "(`model_cards/embedded.relabelled.json` lists them with the reasons). By the labels before: "
+        f"{', '.join(changed)}; the other tasks are the same."
+    )
 
 
 def examples(evaluation: dict[str, Any] | None) -> str | None:

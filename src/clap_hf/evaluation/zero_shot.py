@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,28 @@ class EvaluationClips:
     input_features: torch.Tensor
     num_windows: torch.Tensor
     skipped: dict[str, str]
+
+
+def with_labels(split: datasets.Dataset, labels: Mapping[str, Mapping[str, str]]) -> datasets.Dataset:
+    """A split in which clips have other labels.
+
+    Args:
+        split: A split of the sound corpus.
+        labels: The clips' ids; each with its `category`, `label` and `quality`.
+
+    Raises:
+        ValueError: If the split lacks one of the clips.
+    """
+    ids = split["id"][:]
+    missing = sorted(labels.keys() - set(ids))
+    if missing:
+        raise ValueError(
+            f"The split lacks {len(missing)} of {len(labels)} relabelled clips, the first {missing[0]!r}."
+        )
+    for column in ("category", "label", "quality"):
+        values = [labels.get(name, row)[column] for name, row in zip(ids, split.select_columns(column), strict=True)]
+        split = split.remove_columns(column).add_column(column, values)
+    return split
 
 
 def load_clips(split: datasets.Dataset, processor: MSClapProcessor) -> EvaluationClips:
