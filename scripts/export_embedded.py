@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make the embedded checkpoint of a training run: float16 weights, processor, and a card from the run's records.
 
-    python scripts/evaluate_sound_tasks.py --model RUN/best --dataset sound-corpus --output results.json \
+    python scripts/evaluate_sound_tasks.py --model RUN/best --dataset sound-corpus --output results.json \\
         --relabelled model_cards/embedded.relabelled.json
     python scripts/export_embedded.py --run RUN --results results.json --dataset sound-corpus
 
