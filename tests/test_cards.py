@@ -1,7 +1,6 @@
 """Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
 from clap_hf.evaluation.captioner import score_captions
-from conftest import TINY_CNN14, make_model
+from conftest import TINY_CNN14, load_script, make_model
 from readme import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -49,13 +48,6 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         content = picture.read_bytes()
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture

@@ -75,8 +75,7 @@ def embed_files(
     windows_per_batch: int = WINDOWS_PER_BATCH,
     threads: int = THREADS,
 ) -> EmbeddedFiles:
-    """Embed sound files, however many: decoding overlaps with the model, and memory holds a few batches
-    beside the vectors.
+    """Embed sound files, however many: decoding overlaps with the model; memory holds the vectors and a few batches.
 
     Args:
         model: The model, in evaluation mode, on its device.
@@ -104,7 +103,7 @@ def embed_files(
         counts = torch.tensor([len(windows) for windows in batch]).to(model.device)
         features = torch.cat(batch).to(model.device, non_blocking=True)
         embedded = model.get_audio_features(features, counts).pooler_output.float().cpu()
-        vectors.extend(embedded.contiguous().numpy().data.cast("B"))
+        vectors.extend(embedded.numpy().tobytes())
         batch.clear()
 
     for file, prepared in work_ahead(map(Path, files), prepare, threads):

@@ -1,6 +1,5 @@
 """A teacher beside the captions: SoundNet's states of the clips, and a run that learns to predict them."""
 
-import importlib.util
 import json
 import pickle
 from dataclasses import replace
@@ -18,6 +17,7 @@ from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.recipe import Recipe, TextTower, _check
 from clap_hf.training.soundnet import SHORTEST, SoundNet, prepare
 from clap_hf.training.teacher import Teacher, TeacherHead, load_states, principal_components, save_states
+from conftest import load_script
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTHS = {"conv1": (64, 1, 16), "conv2": (32, 16, 32), "conv3": (16, 32, 64), "conv4": (8, 64, 128)}
@@ -114,9 +114,7 @@ def test_the_head_scores_one_for_the_teachers_own_directions():
 @pytest.mark.slow
 def test_a_run_with_a_teacher(weights, tmp_path):
     """From the corpus to the states to a run: the tower comes to predict them, stops and goes on."""
-    spec = importlib.util.spec_from_file_location("teacher_states", ROOT / "scripts" / "make_teacher_states.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("make_teacher_states")
     corpus, output = write_corpus(tmp_path / "corpus"), tmp_path / "states.safetensors"
     script.main(["--dataset", str(corpus), "--weights", str(weights[0]), "--output", str(output), "--components", "8"])
     ids = datasets.load_dataset(str(corpus), split="train")["id"][:]
