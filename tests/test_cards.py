@@ -12,11 +12,12 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
 from clap_hf.evaluation.captioner import score_captions
-from conftest import TINY_CNN14, load_script, make_model
+from conftest import GPT2_TOKENIZER, TINY_CNN14, load_script, make_model
 from readme import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +256,22 @@ def test_the_small_captioner_s_card(captioner, monkeypatch, tmp_path):
         with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(compile(snippet, "card", "exec"), {})
         assert "generated_text" in output.getvalue()
+
+
+def test_the_small_htsat_gpt2_s_card(tmp_path):
+    """Written again from its records, with the tokenizer that they leave out."""
+    folder = ROOT / "model_cards" / "small_htsat_gpt2"
+    records = tmp_path / "records"
+    shutil.copytree(folder, records, ignore=shutil.ignore_patterns("*.md", "*.png"))
+    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
+    start = json.loads((folder / "run.jsonl").read_text().splitlines()[0])
+    tokenizer.model_max_length = start["recipe"]["text"]["max_length"]
+    tokenizer.save_pretrained(records)
+    write_card(records, tmp_path / "card", repo_id="small-htsat-gpt2", licence="mit")
+    card = (folder / "README.md").read_text()
+    assert (tmp_path / "card" / "README.md").read_text() == card
+    assert "this run took the audio tower alone" in card
+    assert "/work" not in card and "/tmp" not in card
 
 
 def test_paths_are_not_told(folder):

@@ -187,7 +187,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
     ]
     if records.earlier:
-        rows.append(("before that", _earlier(records.earlier), ""))
+        rows.append(("before that", _earlier(records.earlier, recipe.get("audio_tower") is not None), ""))
     if kept is not None:
         metric = recipe.get("best_metric", "zero_shot_score").replace("_", " ")
         rows.append(
@@ -218,8 +218,8 @@ def _hours(run: Sequence[dict[str, Any]]) -> float:
     return sum(epoch["seconds"] for epoch in epochs_of(run)) / 3600
 
 
-def _earlier(run: Sequence[dict[str, Any]]) -> str:
-    """What the weights had been through that a run went on from."""
+def _earlier(run: Sequence[dict[str, Any]], tower_alone: bool) -> str:
+    """What the weights, or the audio tower alone, had been through that a run went on from."""
     steps = clips = step = batch = 0
     for line in run:
         if "recipe" in line:
@@ -229,7 +229,8 @@ def _earlier(run: Sequence[dict[str, Any]]) -> str:
             steps, clips = steps + line["step"] - step, clips + (line["step"] - step) * batch
             step = line["step"]
     minutes = round(_hours(run) * 60)
-    return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run went on from their weights"
+    taken = "took the audio tower alone" if tower_alone else "went on from their weights"
+    return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run {taken}"
 
 
 def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Records:
         evaluation: What an evaluation wrote: `settings` and `results`.
         corpus: Rows, hours and licences of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
-        earlier: Lines of the runs before, where a run went on from the weights of another.
+        earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
         average: What `scripts/average_weights.py` wrote, where the weights are a mean.
     """
 
