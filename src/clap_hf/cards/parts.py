@@ -246,6 +246,11 @@ def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: named(value) for key, value in recipe.items()}
 
 
+def _teachers(recipe: dict[str, Any]) -> list[str]:
+    """The networks whose states a run predicts, by the name of the file that holds them."""
+    return Path(recipe["teacher"]["states"]).stem.split("-")
+
+
 def _contrastive_rows(
     model: Any, front_end: MSClapFeatureExtractor, recipe: dict[str, Any], corpus: dict[str, Any] | None
 ) -> list[tuple[str, str, str]]:
@@ -257,7 +262,9 @@ def _contrastive_rows(
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
-        loss += f"; the audio tower also predicts the states of a teacher, {Path(recipe['teacher']['states']).stem}"
+        teachers = _teachers(recipe)
+        count = {1: "a teacher", 2: "two teachers"}.get(len(teachers), "teachers")
+        loss += f"; the audio tower also predicts the states of {count}, {' and '.join(teachers)}"
     start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
         (
@@ -290,8 +297,8 @@ def _notes(recipe: dict[str, Any]) -> str:
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
     if recipe.get("teacher"):
-        name = Path(recipe["teacher"]["states"]).stem
-        notes += f" Nothing of the teacher, {name}, is in the weights but what the audio tower learnt of its states."
+        names = " and ".join(_teachers(recipe))
+        notes += f" Nothing of {names} is in the weights but what the audio tower learnt of these states."
     return notes
 
 
