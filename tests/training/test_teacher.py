@@ -19,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from clap_hf import load_audio
 from clap_hf.audio import load_stored_audio
 from clap_hf.training import listening
+from clap_hf.training import whisper as whisper_module
 from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.listening import Teachers, listen
 from clap_hf.training.recipe import Recipe, TextTower, _check
@@ -144,6 +145,13 @@ def test_a_file_that_is_no_whisper_is_refused(content, tmp_path):
     (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.bin is not Whisper as CTranslate2 stores it"):
         Whisper(tmp_path / "model.bin")
+
+
+def test_a_quantized_whisper_is_refused(whisper, monkeypatch):
+    """Its integers mean nothing without their scales."""
+    monkeypatch.setitem(whisper_module._DTYPES, 0, np.int32)
+    with pytest.raises(ValueError, match="holds int32, expected floats: convert without quantization"):
+        Whisper(whisper[0])
 
 
 def test_sounds_are_prepared_alike_whatever_their_level_and_length():

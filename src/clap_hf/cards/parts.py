@@ -263,7 +263,7 @@ def _contrastive_rows(
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
         teachers = _teachers(recipe)
-        count = {1: "a teacher", 2: "two teachers"}.get(len(teachers), "teachers")
+        count = "a teacher" if len(teachers) == 1 else "two teachers"
         loss += f"; the audio tower also predicts the states of {count}, {' and '.join(teachers)}"
     start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
@@ -297,8 +297,10 @@ def _notes(recipe: dict[str, Any]) -> str:
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
     if recipe.get("teacher"):
-        names = " and ".join(_teachers(recipe))
-        notes += f" Nothing of {names} is in the weights but what the audio tower learnt of these states."
+        teachers = _teachers(recipe)
+        whose = "its" if len(teachers) == 1 else "their"
+        notes += f" Nothing of {' and '.join(teachers)} is in the weights but what the audio tower learnt of "
+        notes += f"{whose} states."
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -60,15 +61,15 @@ class _Part:
     path: Path
 
 
-_ears: dict[Teachers, dict[str, Callable[[Audio], torch.Tensor]]] = {}  # of this process
+@functools.cache  # once in a process, not for every part
+def _ears(teachers: Teachers) -> dict[str, Callable[[Audio], torch.Tensor]]:
+    return teachers.load()
 
 
 def _write_part(part: _Part) -> None:
     torch.set_num_threads(1)
-    if part.teachers not in _ears:
-        _ears[part.teachers] = part.teachers.load()
     sounds = [load_stored_audio(stored) for stored in part.rows["audio"]]
-    heard = {name: torch.stack([ear(sound) for sound in sounds]).half() for name, ear in _ears[part.teachers].items()}
+    heard = {name: torch.stack([ear(sound) for sound in sounds]).half() for name, ear in _ears(part.teachers).items()}
     fresh = part.path.with_suffix(".new")
     save_file(heard, fresh)
     fresh.replace(part.path)
@@ -89,7 +90,7 @@ def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: 
     Raises:
         ValueError: If a weights' file holds something else.
     """
-    names = teachers.load()  # tells of a wrong file before any process starts
+    names = list(teachers.load())  # tells of a wrong file before any process starts
     key = hashlib.sha256("\n".join(rows["id"][:]).encode())
     for file in (teachers.soundnet, teachers.whisper):
         key.update(b"-" if file is None else hashlib.sha256(file.read_bytes()).digest())

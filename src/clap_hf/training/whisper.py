@@ -95,6 +95,9 @@ def _state_dict(arrays: dict[str, np.ndarray], layers: int) -> dict[str, torch.T
             f"{ours}.weight": arrays[f"encoder/{theirs}/gamma"],
             f"{ours}.bias": arrays[f"encoder/{theirs}/beta"],
         }
+    for name, array in state.items():
+        if array.dtype.kind != "f":  # its scales are stored apart
+            raise ValueError(f"{name} holds {array.dtype}, expected floats: convert without quantization")
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in state.items()}
 
 
