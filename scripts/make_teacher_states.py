@@ -12,6 +12,7 @@ Either teacher may be left out.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import datasets
@@ -33,9 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.soundnet is None and args.whisper is None:
         parser.error("no teacher: give --soundnet, --whisper or both")
     rows = datasets.load_dataset(args.dataset, split=args.split).cast_column("audio", datasets.Audio(decode=False))
-    heard = listen(rows, Teachers(args.soundnet, args.whisper), args.output.with_suffix(".parts"), args.processes)
+    parts = args.output.with_suffix(".parts")
+    heard = listen(rows, Teachers(args.soundnet, args.whisper), parts, args.processes)
     states = join([principal_components(of_one, args.components) for of_one in heard.values()])
     save_states(args.output, states, rows["id"][:], {"teacher": " and ".join(heard), "split": args.split})
+    shutil.rmtree(parts)  # only now: they took far longer than all else
     print(f"{len(states):,} clips, {states.shape[1]} numbers each: {args.output}")
 
 

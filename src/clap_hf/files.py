@@ -10,6 +10,22 @@ from pathlib import Path
 from typing import Any
 
 
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside the old one, then swap: a kill or an error leaves the old one, or none, and never a half.
+
+    Args:
+        path: The file to replace or make; its folder is made if need be.
+        write: Told where to write: a name ending in `.new`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically; its folder is made if need be.
 
@@ -17,10 +33,7 @@ def write_text(path: Path, text: str) -> None:
         path: The file.
         text: Its content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    replace_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -232,18 +233,25 @@ def test_listening_goes_on_where_it_was_stopped(weights, whisper, tmp_path, monk
     heard = listen(rows, teachers, tmp_path / "parts")
     assert written == [*(f"part-0000000{k}.safetensors" for k in (0, 4)), "stopped", "part-00000008.safetensors"]
     assert {name: states.shape for name, states in heard.items()} == {"SoundNet": (9, 3968), "Whisper": (9, 64)}
-    assert not (tmp_path / "parts").exists()
+    assert listen(rows, teachers, tmp_path / "parts").keys() == heard.keys()  # nothing to hear any more
+    assert written.count("part-00000008.safetensors") == 1
     alone = Teachers(whisper=whisper[0]).load()["Whisper"](load_stored_audio(rows[8]["audio"]))
     torch.testing.assert_close(heard["Whisper"][8], alone.half().float(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow
-def test_a_run_with_two_teachers(weights, whisper, tmp_path):
+def test_a_run_with_two_teachers(weights, whisper, tmp_path, monkeypatch):
     """From the corpus to the states to a run: the tower comes to predict them, stops and goes on."""
     script = load_script("make_teacher_states")
     corpus, output = write_corpus(tmp_path / "corpus"), tmp_path / "states.safetensors"
     files = ["--soundnet", str(weights[0]), "--whisper", str(whisper[0]), "--output", str(output)]
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(script, "save_states", Mock(side_effect=OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            script.main(["--dataset", str(corpus), *files, "--components", "8"])
+    assert list(output.with_suffix(".parts").rglob("*.safetensors"))  # what was heard is not lost
     script.main(["--dataset", str(corpus), *files, "--components", "8"])
+    assert not output.with_suffix(".parts").exists()
     ids = datasets.load_dataset(str(corpus), split="train")["id"][:]
     assert load_states(output, ids).shape == (len(ids), 16)
     with pytest.raises(SystemExit):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from rich.progress import track
 
 from ..audio import load_stored_audio
-from ..files import write_json
+from ..files import replace_file, write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
 ROWS_PER_PART = 1000
@@ -76,12 +75,14 @@ def _write_part(part: _Part) -> None:
         if audio.sampling_rate != part.feature_extractor.sampling_rate:
             samples = soxr.resample(samples, audio.sampling_rate, part.feature_extractor.sampling_rate)
         blocks += clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds)
-    fresh = part.path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        np.save(file, np.concatenate(blocks))
+
+    def write(fresh: Path) -> None:
+        with fresh.open("wb") as file:  # given a name, np.save would add its ending
+            np.save(file, np.concatenate(blocks))
+
     # The lengths first: a part counts as finished once its log-mels are there.
     write_json(part.path.with_suffix(".json"), {"frames": [len(block) for block in blocks]})
-    os.replace(fresh, part.path)
+    replace_file(part.path, write)
 
 
 class LogMelStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..files import replace_file
 
 ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
 
@@ -22,13 +23,11 @@ def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]])
         schema: Columns of the rows.
         rows: The rows.
     """
-    fresh = path.with_name(path.name + ".new")
     iterator = iter(rows)
-    try:
+
+    def write(fresh: Path) -> None:
         with pq.ParquetWriter(fresh, schema, compression="none") as writer:  # sound files do not get smaller
             while group := list(islice(iterator, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema))
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    os.replace(fresh, path)
+
+    replace_file(path, write)

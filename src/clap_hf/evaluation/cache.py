@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import AudioDecodeError, load_stored_audio
+from ..files import replace_file
 from .captioner import Captioner
 from .encoder import Encoder
 
@@ -86,12 +86,10 @@ class EmbeddingCache:
         self, positions: Sequence[int], vectors: torch.Tensor, texts: Sequence[str], skipped: dict[int, str]
     ) -> None:
         """Write a part whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(f"{list(positions)}{sorted(skipped)}".encode()).hexdigest()[:24]
-        fresh = self.folder / f"{name}.{os.getpid()}.new"
         tensors = {"positions": torch.tensor(list(positions), dtype=torch.long), "vectors": vectors.contiguous()}
-        save_file(tensors, fresh, {"texts": json.dumps(list(texts)), "skipped": json.dumps(skipped)})
-        os.replace(fresh, self.folder / f"{name}.safetensors")
+        notes = {"texts": json.dumps(list(texts)), "skipped": json.dumps(skipped)}
+        replace_file(self.folder / f"{name}.safetensors", lambda fresh: save_file(tensors, fresh, notes))
 
 
 class _Sounds(Dataset):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..files import replace_file
 from .zero_shot_tasks import Details
 
 MOST_BARS = 60  # of more classes, the worst and the best are shown
@@ -43,9 +44,7 @@ def _short(name: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    fresh = path.with_suffix(".new.png")
-    figure.savefig(fresh, dpi=120)
-    fresh.replace(path)
+    replace_file(path, lambda fresh: figure.savefig(fresh, dpi=120, format="png"))
     return path
 
 

