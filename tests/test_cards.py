@@ -278,10 +278,10 @@ def test_paths_are_not_told(folder):
     start = json.loads(STORED[0].read_text().splitlines()[0])
     start["recipe"] |= {"dataset": "/home/somebody/sounds", "teacher": {"states": "/home/somebody/t", "weight": 1.0}}
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
-    assert "somebody" not in text and "`sounds`" in text and "a teacher, t" in text
+    assert "somebody" not in text and "`sounds`" in text and "a teacher's states, `t`" in text
     start["recipe"]["teacher"]["states"] = "runs/soundnet-whisper.safetensors"
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
-    assert "two teachers, soundnet and whisper" in text and "Nothing of soundnet and whisper is in" in text
+    assert "`soundnet-whisper.safetensors`" in text and "Nothing of the teacher is in the weights" in text
     start["recipe"] |= {"dataset": "", "sources": [{"dataset": "/home/somebody/a"}, {"dataset": "acme/b"}]}
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
     assert "somebody" not in text and "`a, acme/b`" in text and ModelCard(text).data.datasets == ["acme/b"]

@@ -246,11 +246,6 @@ def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: named(value) for key, value in recipe.items()}
 
 
-def _teachers(recipe: dict[str, Any]) -> list[str]:
-    """The networks whose states a run predicts, by the name of the file that holds them."""
-    return Path(recipe["teacher"]["states"]).stem.split("-")
-
-
 def _contrastive_rows(
     model: Any, front_end: MSClapFeatureExtractor, recipe: dict[str, Any], corpus: dict[str, Any] | None
 ) -> list[tuple[str, str, str]]:
@@ -262,9 +257,7 @@ def _contrastive_rows(
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
-        teachers = _teachers(recipe)
-        count = "a teacher" if len(teachers) == 1 else "two teachers"
-        loss += f"; the audio tower also predicts the states of {count}, {' and '.join(teachers)}"
+        loss += f"; the audio tower also predicts a teacher's states, `{Path(recipe['teacher']['states']).name}`"
     start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
         (
@@ -297,10 +290,7 @@ def _notes(recipe: dict[str, Any]) -> str:
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
     if recipe.get("teacher"):
-        teachers = _teachers(recipe)
-        whose = "its" if len(teachers) == 1 else "their"
-        notes += f" Nothing of {' and '.join(teachers)} is in the weights but what the audio tower learnt of "
-        notes += f"{whose} states."
+        notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its states."
     return notes
 
 
