@@ -2,7 +2,7 @@
 
 import pytest
 
-from clap_hf.files import replace_file, write_json
+from clap_hf.files import replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -10,12 +10,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(path, {"a": 1})
     before = path.read_bytes()
 
-    def half(fresh):
+    with pytest.raises(OSError, match="No space left"), replacing(path) as fresh:
         fresh.write_text("{")
         raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        replace_file(path, half)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["numbers.json"]
 
@@ -23,12 +20,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "vectors.safetensors"
     path.write_text("old")
-    seen = []
-
-    def write(fresh):
+    with replacing(path) as fresh:
         fresh.write_text("new")
-        seen.extend([path.read_text(), fresh.suffix])
-
-    replace_file(path, write)
-    assert seen == ["old", ".new"]  # what is not whole never ends in .safetensors, nor is it uploaded
+        assert [path.read_text(), fresh.suffix] == [
+            "old",
+            ".new",
+        ]  # what is not whole never ends in .safetensors, nor is it uploaded
     assert path.read_text() == "new"

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
     """Write a file beside the old one, then swap: a kill or an error leaves the old one, or none, and never a half.
 
     Args:
         path: The file to replace or make; its folder is made if need be.
-        write: Told where to write: a name ending in `.new`.
+
+    Yields:
+        Where to write: a name ending in `.new`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        write(fresh)
+        yield fresh
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
@@ -33,7 +37,8 @@ def write_text(path: Path, text: str) -> None:
         path: The file.
         text: Its content.
     """
-    replace_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -147,7 +147,6 @@ class SoundCollection:
     def _write(self, files: list[Path], vectors: np.ndarray) -> None:
         embedding = pa.list_(pa.float32(), vectors.shape[1])
         about = {"clap_hf": json.dumps({"key": self._encoder.key, "name": self.name})}
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_parquet(
             self.folder / f"part-{len(_parts(self.folder)):06d}.parquet",
             pa.schema({"file": pa.string(), "embedding": embedding}, about),

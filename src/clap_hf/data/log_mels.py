@@ -23,7 +23,7 @@ import torch
 from rich.progress import track
 
 from ..audio import load_stored_audio
-from ..files import replace_file, write_json
+from ..files import replacing, write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
 ROWS_PER_PART = 1000
@@ -75,14 +75,10 @@ def _write_part(part: _Part) -> None:
         if audio.sampling_rate != part.feature_extractor.sampling_rate:
             samples = soxr.resample(samples, audio.sampling_rate, part.feature_extractor.sampling_rate)
         blocks += clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds)
-
-    def write(fresh: Path) -> None:
-        with fresh.open("wb") as file:  # given a name, np.save would add its ending
-            np.save(file, np.concatenate(blocks))
-
     # The lengths first: a part counts as finished once its log-mels are there.
     write_json(part.path.with_suffix(".json"), {"frames": [len(block) for block in blocks]})
-    replace_file(part.path, write)
+    with replacing(part.path) as fresh, fresh.open("wb") as file:  # given a name, np.save would add its ending
+        np.save(file, np.concatenate(blocks))
 
 
 class LogMelStore:
@@ -113,7 +109,6 @@ class LogMelStore:
         ids = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
         key = json.dumps([settings, self.speeds, ids, rows.num_rows, ROWS_PER_PART], sort_keys=True)
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"part-{first:08d}.npy" for first in range(0, rows.num_rows, ROWS_PER_PART)]
         missing = [
             _Part(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import replace_file
+from ..files import replacing
 
 ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
 
@@ -19,15 +19,12 @@ def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]])
     """Write rows as they come, so that memory holds one group of them.
 
     Args:
-        path: The file; there is none, or the old one, if the rows raise an error.
+        path: The file; there is none, or the old one, if the rows raise an error. Its folder is made if need be.
         schema: Columns of the rows.
         rows: The rows.
     """
     iterator = iter(rows)
-
-    def write(fresh: Path) -> None:
-        with pq.ParquetWriter(fresh, schema, compression="none") as writer:  # sound files do not get smaller
-            while group := list(islice(iterator, ROWS_PER_GROUP)):
-                writer.write_table(pa.Table.from_pylist(group, schema))
-
-    replace_file(path, write)
+    # Without compression: sound files do not get smaller.
+    with replacing(path) as fresh, pq.ParquetWriter(fresh, schema, compression="none") as writer:
+        while group := list(islice(iterator, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import AudioDecodeError, load_stored_audio
-from ..files import replace_file
+from ..files import replacing
 from .captioner import Captioner
 from .encoder import Encoder
 
@@ -89,7 +89,8 @@ class EmbeddingCache:
         name = hashlib.sha256(f"{list(positions)}{sorted(skipped)}".encode()).hexdigest()[:24]
         tensors = {"positions": torch.tensor(list(positions), dtype=torch.long), "vectors": vectors.contiguous()}
         notes = {"texts": json.dumps(list(texts)), "skipped": json.dumps(skipped)}
-        replace_file(self.folder / f"{name}.safetensors", lambda fresh: save_file(tensors, fresh, notes))
+        with replacing(self.folder / f"{name}.safetensors") as fresh:
+            save_file(tensors, fresh, notes)
 
 
 class _Sounds(Dataset):

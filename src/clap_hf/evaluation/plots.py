@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import replace_file
+from ..files import replacing
 from .zero_shot_tasks import Details
 
 MOST_BARS = 60  # of more classes, the worst and the best are shown
@@ -25,7 +25,6 @@ def draw(details: Details, title: str, folder: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = [_bars(details, title, folder / "per_class.png")]
     if details.confusion is not None and len(details.classes) <= LARGEST_HEATMAP:
         counts = details.confusion.sum(axis=1, keepdims=True)
@@ -44,7 +43,8 @@ def _short(name: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    replace_file(path, lambda fresh: figure.savefig(fresh, dpi=120, format="png"))
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=120, format="png")
     return path
 
 

@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from ..audio import Audio, load_stored_audio
-from ..files import replace_file
+from ..files import replacing
 from . import soundnet, whisper
 from .teacher import first_seconds
 
@@ -70,7 +70,8 @@ def _write_part(part: _Part) -> None:
     torch.set_num_threads(1)
     sounds = [load_stored_audio(stored) for stored in part.rows["audio"]]
     heard = {name: torch.stack([ear(sound) for sound in sounds]).half() for name, ear in _ears(part.teachers).items()}
-    replace_file(part.path, lambda fresh: save_file(heard, fresh))
+    with replacing(part.path) as fresh:
+        save_file(heard, fresh)
 
 
 def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: int = 2) -> dict[str, torch.Tensor]:
@@ -93,7 +94,6 @@ def listen(rows: datasets.Dataset, teachers: Teachers, folder: Path, processes: 
     for file in (teachers.soundnet, teachers.whisper):
         key.update(b"-" if file is None else hashlib.sha256(file.read_bytes()).digest())
     parts_folder = folder / key.hexdigest()[:16]
-    parts_folder.mkdir(parents=True, exist_ok=True)
     parts = [
         _Part(
             rows.select_columns("audio").select(range(first, min(first + ROWS_PER_PART, len(rows)))),

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..audio import Audio
-from ..files import replace_file
+from ..files import replacing
 
 LONGEST_S = 5.0  # of a sound, that a teacher hears
 
@@ -93,8 +93,8 @@ def join(states: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def save_states(path: Path, states: torch.Tensor, ids: Sequence[str], about: dict[str, str]) -> None:
     """Write states `[clips, dim]` as float16, with the clips' ids and what is to be known of the teacher."""
-    tensors, notes = {"states": states.half().contiguous()}, {"ids": json.dumps(list(ids)), **about}
-    replace_file(path, lambda fresh: save_file(tensors, fresh, notes))
+    with replacing(path) as fresh:
+        save_file({"states": states.half().contiguous()}, fresh, {"ids": json.dumps(list(ids)), **about})
 
 
 def load_states(path: str | Path, ids: Sequence[str]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from clap_hf.data.sound_corpus.manifest import Clip
 from clap_hf.data.sound_corpus.packages import fetch_package, unpack_package
 from clap_hf.data.sound_corpus.soundfonts import Font
 from clap_hf.data.sound_corpus.synthesis import SILENT_PEAK, Phrase, RenderError, render_phrases
-from clap_hf.files import replace_file, write_text
+from clap_hf.files import replacing, write_json
 
 # Raise it when decoding or rendering changes, so that finished packages are made again.
 BUILDER_VERSION = 3
@@ -203,7 +203,6 @@ def build_package(job: PackageJob, work_dir: Path) -> int:
         PackageError: the package cannot be fetched or unpacked.
     """
     path = sounds_file(job.package, work_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     folder = work_dir / "unpacked" / path.stem
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -214,16 +213,11 @@ def build_package(job: PackageJob, work_dir: Path) -> int:
             *(_rendered_sounds(font, phrases, folder, problems) for font, phrases in job.fonts),
         )
         count = 0
-
-        def write(fresh: Path) -> None:
-            nonlocal count
-            with pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-                while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-                    count += len(batch)
-
-        replace_file(path, write)
+        with replacing(path) as fresh, pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                count += len(batch)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    write_text(path.with_suffix(".json"), json.dumps({"fingerprint": job.fingerprint(), "problems": problems}))
+    write_json(path.with_suffix(".json"), {"fingerprint": job.fingerprint(), "problems": problems})
     return count
