@@ -1,6 +1,9 @@
 """Augmentation: seeded, bounded, and off when its probabilities are zero."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
 
 from clap_hf.data.augment import FLOOR_DB, Augmentation, augment_log_mel, blend, fill_window
@@ -48,6 +51,56 @@ def test_a_short_clip_is_repeated_or_padded():
     padded = fill_window(clip, 25, np.random.default_rng(1), Augmentation(gain_db=0, pad_probability=1.0))
     silent = (padded == FLOOR_DB).all(axis=1)
     np.testing.assert_array_equal(padded[~silent], clip)
+
+
+def stretched(clip, frames, seed=0, **settings):
+    one = {"time_stretch": (1.0, 1.0), "mel_stretch": (1.0, 1.0), "mel_shift": 0.0}
+    chosen = dataclasses.replace(OFF, stretch_probability=1.0, **(one | settings))
+    return fill_window(clip, frames, np.random.default_rng(seed), chosen)
+
+
+def test_factors_of_one_stretch_nothing_and_no_stretch_draws_nothing():
+    clip = log_mel(50)
+    np.testing.assert_array_equal(stretched(clip, 50), clip)
+    first, second = np.random.default_rng(0), np.random.default_rng(0)
+    fill_window(clip, 50, first, OFF)
+    fill_window(clip, 50, second, dataclasses.replace(OFF, stretch_probability=1e-9))
+    assert second.random() != first.random()
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_time_is_stretched_by_the_factor_and_pitch_is_not(factor):
+    clip = np.full((400, 8), FLOOR_DB, np.float32)
+    clip.reshape(20, 20, 8)[:, :4, 3] = -10.0  # four loud frames of every 20, in one bin
+    changed = stretched(clip, 100, time_stretch=(factor, factor))
+    assert changed.shape == (100, 8) and changed.dtype == np.float32
+    starts = np.flatnonzero(np.diff((changed[:, 3] > FLOOR_DB + 45).astype(int)) == 1)
+    assert len(starts) >= 2
+    np.testing.assert_allclose(np.diff(starts), 20 / factor, atol=1.5)
+    np.testing.assert_allclose(np.delete(changed, 3, axis=1), FLOOR_DB, atol=1e-4)
+
+
+def test_a_mel_ridge_is_moved_by_no_more_than_the_shift_and_in_both_directions():
+    clip = np.full((10, 64), FLOOR_DB, np.float32)
+    clip[:, 30] = -10.0
+    ridges = [float(stretched(clip, 10, seed, mel_shift=5.0)[0].argmax()) for seed in range(40)]
+    assert 25 <= min(ridges) < 28 and 32 < max(ridges) <= 35
+
+
+def test_the_mel_axis_is_stretched_by_the_factor():
+    clip = np.full((10, 64), FLOOR_DB, np.float32)
+    clip[:, [20, 40]] = -10.0  # 20 bins apart
+    seen = 0
+    for seed in range(20):
+        peaks = np.flatnonzero(stretched(clip, 10, seed, mel_stretch=(0.5, 0.5))[0] > -60)
+        if np.ptp(peaks) > 5:  # else one of the two has left the picture
+            assert 38 <= np.ptp(peaks) <= 42
+            seen += 1
+    assert seen > 0
+
+
+def test_one_frame_can_be_stretched():
+    assert stretched(log_mel(1), 64, time_stretch=(0.5, 2.0)).shape == (64, 8)
 
 
 def test_silence_stays_at_the_floor():

@@ -26,6 +26,10 @@ class Augmentation:
         filter_db: Depth of a random smooth equalisation, dB.
         lowpass_probability: How often everything above a random mel bin is attenuated.
         noise_floor_db: Range of the level of stationary noise added to every mel bin, dB.
+        stretch_probability: How often a stored log-mel is stretched in time and along the mel axis; not in streams.
+        time_stretch: Range of the factor of speed without pitch, drawn evenly on a logarithmic scale.
+        mel_stretch: Range of the factor along the mel axis, about a random bin: below 1 the spectrum is spread.
+        mel_shift: Largest shift along the mel axis, bins.
     """
 
     speeds: tuple[float, ...] = (1.0, 0.87, 1.15)
@@ -38,6 +42,10 @@ class Augmentation:
     filter_db: float = 6.0
     lowpass_probability: float = 0.2
     noise_floor_db: tuple[float, float] = (-100.0, -50.0)
+    stretch_probability: float = 0.0
+    time_stretch: tuple[float, float] = (0.75, 1.33)
+    mel_stretch: tuple[float, float] = (0.9, 1.1)
+    mel_shift: float = 2.0
 
 
 def augment_samples(samples: np.ndarray, length: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
@@ -76,8 +84,31 @@ def _fill(
     return clip[(np.arange(length) + shift) % len(clip)]
 
 
+def _stretched(log_mel: np.ndarray, frames: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
+    """A shorter or longer window, resampled to `frames`, its mel axis stretched and shifted (after BYOL-A's crops).
+
+    A voice of another throat, a thing of another size: few packages hold most clips of many labels.
+    """
+    slow, fast = np.log(settings.time_stretch)
+    length = max(1, round(frames * float(np.exp(rng.uniform(slow, fast)))))
+    filled = _interpolated(_fill(log_mel, length, FLOOR_DB, rng, settings), np.linspace(0, length - 1, frames))
+    bins = np.arange(log_mel.shape[1])
+    centre, factor = rng.uniform(0, bins[-1]), rng.uniform(*settings.mel_stretch)
+    shift = rng.uniform(-settings.mel_shift, settings.mel_shift)
+    return _interpolated(filled.T, centre + (bins - centre) * factor + shift).T
+
+
+def _interpolated(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows at fractional positions `[positions]`; beyond the ends, the first and the last row."""
+    positions = np.clip(positions, 0, len(rows) - 1)
+    below = positions.astype(int)
+    above = np.minimum(below + 1, len(rows) - 1)
+    weight = (positions - below).astype(np.float32)[:, None]
+    return rows[below] * (1 - weight) + rows[above] * weight
+
+
 def fill_window(log_mel: np.ndarray, frames: int, rng: np.random.Generator, settings: Augmentation) -> np.ndarray:
-    """Crop a clip to the window at random, or fill the window with it, and change its gain.
+    """Crop a clip to the window at random, or fill the window with it, stretch it, and change its gain.
 
     Args:
         log_mel: Log-mel of the whole clip `[any number of frames, mel]`, dB.
@@ -88,7 +119,11 @@ def fill_window(log_mel: np.ndarray, frames: int, rng: np.random.Generator, sett
     Returns:
         `[frames, mel]`, float32 dB.
     """
-    filled = _fill(log_mel, frames, FLOOR_DB, rng, settings)
+    # No draw where nothing is ever stretched: runs of earlier recipes can be repeated.
+    if settings.stretch_probability > 0 and rng.random() < settings.stretch_probability:
+        filled = _stretched(log_mel, frames, rng, settings)
+    else:
+        filled = _fill(log_mel, frames, FLOOR_DB, rng, settings)
     return np.maximum(filled + np.float32(settings.gain_db * rng.uniform(-1, 1)), FLOOR_DB, dtype=np.float32)
 
 
