@@ -88,8 +88,10 @@ def test_a_cpu_takes_few_windows_at_once(architecture):
     classifier = MSClapForAudioClassification(
         make_config(audio=model.config.audio_config.to_dict(), num_labels=3)
     ).eval()
-    features = torch.randn(2 * CPU_WINDOWS + 1, 1, 201, 32) * 10 - 40
-    num_windows = torch.tensor([2, 1, 2 * CPU_WINDOWS - 2])
+    stages = 1 if architecture == "cnn14" else len(model.config.audio_config.depths)
+    most = CPU_WINDOWS << (stages - 1)
+    features = torch.randn(2 * most + 1, 1, 201, 32) * 10 - 40
+    num_windows = torch.tensor([2, 1, 2 * most - 2])
     for whole, call in (
         (model, lambda **more: model.get_audio_features(features, num_windows, **more).pooler_output),
         (classifier, lambda **more: classifier(features, num_windows, **more).logits),
@@ -98,7 +100,7 @@ def test_a_cpu_takes_few_windows_at_once(architecture):
         handle = whole.audio_model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
         with torch.no_grad():
             parted = call()
-        assert seen == [CPU_WINDOWS, CPU_WINDOWS, 1]
+        assert seen == [most, most, 1]
         seen.clear()
         torch.testing.assert_close(parted, call().detach(), atol=1e-6, rtol=1e-5)
         with torch.no_grad():
@@ -108,6 +110,19 @@ def test_a_cpu_takes_few_windows_at_once(architecture):
             whole.eval()
         assert seen == [len(features)] * 3  # with gradient, with hidden states, in training
         handle.remove()
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(torch.float32, CPU_WINDOWS), (torch.bfloat16, 2 * CPU_WINDOWS)])
+def test_every_stage_of_htsat_takes_twice_as_many_windows(dtype, first):
+    model = make_model().to(dtype)
+    features = torch.randn(4 * first + 1, 1, 201, 32) * 10 - 40
+    stages = model.audio_model.stages
+    seen: list[list[int]] = [[] for _ in stages]
+    for stage, sizes in zip(stages, seen, strict=True):
+        stage.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+    with torch.no_grad():
+        model.get_audio_features(features)
+    assert seen == [[len(part) for part in features.split(first << stage)] for stage in range(len(stages))]
 
 
 def shapes_of(model) -> list[torch.Size]:
