@@ -98,10 +98,13 @@ def variants(results: dict[str, Any]) -> list[str]:
         for name, timings in row["timings"].items():
             if name.startswith("ours, "):
                 speed = 1 / timings["ratio"]["median"]
-                lines.append(f"| {row['name']} | {name[6:]} | {per_unit(timings, row['per_call'])} | {speed:.2f}× |")
+                reference = row["timings"].get("msclap")
+                beside = f"{reference['seconds']['median'] / timings['seconds']['median']:.1f}×" if reference else ""
+                what = f"| {row['name']} | {name[6:]} | {per_unit(timings, row['per_call'])}"
+                lines.append(f"{what} | {speed:.2f}× | {beside} |")
     if not lines:
         return []
-    head = ["| other ways to run | | ms | of float32 eager's speed |", "|---|---|---|---|"]
+    head = ["| other ways to run | | ms | of float32 eager's speed | of `msclap`'s |", "|---|---|---|---|---|"]
     return [*head, *lines, ""]
 
 
@@ -120,7 +123,9 @@ def rest(results: dict[str, Any]) -> list[str]:
         lines.append(f"- Lowest cosine to float32 on real recordings and prompts: {listed}.")
     if warm:
         listed = ", ".join(f"{name} {value:.0f} s" for name, value in warm.items())
-        lines.append(f"- `torch.compile` (`model.audio_model.compile(dynamic=False)`) first takes: {listed}.")
+        lines.append(
+            f"- `torch.compile` (`model.audio_model.compile(dynamic=False)`, weights frozen) first takes: {listed}."
+        )
     rates, gflop = results["rates_gflops"], results["flops"]["audio_gflop_per_clip"]
     lines.append(
         f"- A clip of 7 s is {gflop:.1f} GFLOP of matrix products; large squares run at {rates['float32']:.0f} "

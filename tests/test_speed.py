@@ -15,7 +15,7 @@ import clap_hf.texts
 from clap_hf import MSClapForAudioClassification
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
-from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
+from clap_hf.model.modeling_msclap_htsat import ONEDNN_DTYPES, MSClapHtsatLinear, MSClapHtsatModel
 from clap_hf.texts import embed_texts, prefix_trees
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
@@ -79,7 +79,36 @@ def test_audio_tower_copies_tokens_once_each_way(tower, clips):
     assert moves.calls["repeat"] == moves.calls["roll"] == 0
     if torch.backends.mkldnn.is_available():
         assert moves.calls["_linear_pointwise"] == 4 * sum(config.depths) + 3
-        assert moves.calls["addmm"] == moves.calls["mm"] == 0
+        assert moves.calls["addmm"] == moves.calls["mm"] == moves.calls["gelu"] == 0
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_is_the_same_by_onednn(activation, bias):
+    torch.manual_seed(0)
+    layer, states = MSClapHtsatLinear(24, 40, bias=bias, activation=activation), torch.randn(3, 5, 24)
+    with torch.no_grad(), Moves() as moves:
+        ours = layer(states)
+    torch.testing.assert_close(ours, layer(states).detach(), atol=1e-6, rtol=1e-5)
+    assert moves.calls["_linear_pointwise"] == int(torch.float32 in ONEDNN_DTYPES)
+
+
+def test_stages_are_compiled_one_by_one_and_without_divisions():
+    model = make_model()
+    graphs: list[set[str]] = []
+
+    def backend(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    features = torch.randn(3, 1, 201, 32) * 10 - 40
+    with torch.no_grad():
+        eager = model.get_audio_features(features).pooler_output
+        model.audio_model.compile(backend=backend, dynamic=False)
+        torch.testing.assert_close(model.get_audio_features(features).pooler_output, eager, atol=1e-6, rtol=1e-5)
+    assert len(graphs) == len(model.audio_model.stages)
+    # Of integers they are not vectorised, and every value of a gathered row would do one.
+    assert not any("div" in name or "remainder" in name or "mod" == name for names in graphs for name in names)
 
 
 @pytest.mark.parametrize("architecture", ["htsat", "cnn14"])

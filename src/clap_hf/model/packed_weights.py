@@ -1,0 +1,51 @@
+# Copyright 2026 The clap_hf authors. MIT License.
+"""Weights in oneDNN's own order, for as long as a text is written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .modeling_msclap_htsat import ONEDNN_DTYPES
+
+
+def product(hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What a linear layer makes of `[..., in]`, by a packed weight: `[..., out]`."""
+    return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "none", [], "")
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
+    """Pack the weights of a model's linear layers in bfloat16 on a CPU; of other models and layers, none.
+
+    A token of a few beams takes every weight for a few rows. oneDNN multiplies bfloat16 by blocks of a weight, and
+    PyTorch has it cut every weight into these again for every token, which takes longer than the product: here that is
+    done once. Nothing is kept, so that weights may change between any two texts.
+
+    Args:
+        model: The model that writes, such as GPT-2.
+        rows: How many rows most products will have, clips times beams.
+    """
+    changed = []
+    for module in model.modules():
+        if (
+            type(module) in (nn.Linear, Conv1D)  # not what quantises or adapts one
+            and "forward" not in vars(module)  # nor one with a hook
+            and module.weight.device.type == "cpu"
+            and module.weight.dtype == torch.bfloat16
+            and torch.bfloat16 in ONEDNN_DTYPES
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            weight = module.weight.detach()
+            weight = weight.t().contiguous() if isinstance(module, Conv1D) else weight
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            module.forward = partial(product, weight=packed, bias=module.bias)
+            changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            vars(module).pop("forward", None)
