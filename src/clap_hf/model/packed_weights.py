@@ -32,7 +32,8 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
     changed = []
     for module in model.modules():
         if (
-            type(module) in (nn.Linear, Conv1D)  # not what quantises or adapts one
+            isinstance(module, nn.Linear | Conv1D)
+            and type(module) in (nn.Linear, Conv1D)  # not what quantises or adapts one
             and "forward" not in vars(module)  # nor one with a hook
             and module.weight.device.type == "cpu"
             and module.weight.dtype == torch.bfloat16
@@ -42,7 +43,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
             weight = module.weight.detach()
             weight = weight.t().contiguous() if isinstance(module, Conv1D) else weight
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            module.forward = partial(product, weight=packed, bias=module.bias)
+            vars(module)["forward"] = partial(product, weight=packed, bias=module.bias)  # before the class's own
             changed.append(module)
     try:
         yield
