@@ -93,7 +93,7 @@ class MSClapHtsatLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str | None = None):
         super().__init__(in_features, out_features, bias)
         self.activation = nn.Identity() if activation is None else ACT2FN[activation]
-        self.fused = activation if activation == "gelu" else "none"
+        self.fused = activation == "gelu"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if (
@@ -105,9 +105,10 @@ class MSClapHtsatLinear(nn.Linear):
             or hidden_states.dtype not in ONEDNN_DTYPES
         ):
             return self.activation(super().forward(hidden_states))
-        algorithm = "none" if self.fused == "gelu" else ""  # by the error function, not by tanh
-        states = torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, self.fused, [], algorithm)
-        return states if self.fused == "gelu" else self.activation(states)
+        product = torch.ops.mkldnn._linear_pointwise
+        if self.fused:  # by the error function, not by tanh
+            return product(hidden_states, self.weight, self.bias, "gelu", [], "none")
+        return self.activation(product(hidden_states, self.weight, self.bias, "none", [], ""))
 
 
 def eager_attention_forward(

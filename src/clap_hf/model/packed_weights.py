@@ -29,24 +29,25 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
         model: The model that writes, such as GPT-2.
         rows: How many rows most products will have, clips times beams.
     """
-    changed = []
-    for module in model.modules():
-        if (
-            isinstance(module, nn.Linear | Conv1D)
-            and type(module) in (nn.Linear, Conv1D)  # not what quantises or adapts one
-            and "forward" not in vars(module)  # nor one with a hook
+    layers: list[nn.Linear | Conv1D] = []
+    if torch.bfloat16 in ONEDNN_DTYPES and not torch.is_autocast_enabled("cpu"):
+        # Exact types: not what quantises or adapts a layer, nor a layer with a hook.
+        layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and type(module) in (nn.Linear, Conv1D)
+            and "forward" not in vars(module)
             and module.weight.device.type == "cpu"
             and module.weight.dtype == torch.bfloat16
-            and torch.bfloat16 in ONEDNN_DTYPES
-            and not torch.is_autocast_enabled("cpu")
-        ):
-            weight = module.weight.detach()
-            weight = weight.t().contiguous() if isinstance(module, Conv1D) else weight
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            vars(module)["forward"] = partial(product, weight=packed, bias=module.bias)  # before the class's own
-            changed.append(module)
+        ]
     try:
+        for layer in layers:
+            weight = layer.weight.detach()
+            weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            vars(layer)["forward"] = partial(product, weight=packed, bias=layer.bias)  # before the class's own
         yield
     finally:
-        for module in changed:
-            vars(module).pop("forward", None)
+        for layer in layers:
+            vars(layer).pop("forward", None)
