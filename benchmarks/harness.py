@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ Candidates = dict[str, Callable[[], Any]]
 # "processor" counts the time that this process computes: on a machine that others use, and on one thread.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 clock = "wall"
+SIDE = 2048
+SQUARE_GFLOP = 2 * SIDE**3 / 1e9
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -89,13 +92,11 @@ def take_turns(candidates: Candidates, seconds: float, rounds: int = 3, most: in
     return found
 
 
-def matrix_rate(dtype: torch.dtype, side: int = 2048, repeats: int = 12) -> float:
-    """The best rate of a product of large squares, GFLOP/s."""
-    square = torch.randn(side, side).to(dtype)
-    with torch.inference_mode():
-        torch.mm(square, square)
-        best = min(timed(lambda: torch.mm(square, square)) for _ in range(repeats))
-    return 2 * side**3 / best / 1e9
+def large_squares() -> Candidates:
+    """Products of large squares, `SQUARE_GFLOP` each: what the machine can do at best, to take turns with a model."""
+    squares = {"large squares": torch.randn(SIDE, SIDE)}
+    squares["large squares, bfloat16"] = squares["large squares"].bfloat16()
+    return {name: partial(torch.mm, square, square) for name, square in squares.items()}
 
 
 def memory_held(field: str) -> float:

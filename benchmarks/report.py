@@ -126,11 +126,8 @@ def rest(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"- `torch.compile` (`model.audio_model.compile(dynamic=False)`, weights frozen) first takes: {listed}."
         )
-    rates, gflop = results["rates_gflops"], results["flops"]["audio_gflop_per_clip"]
-    lines.append(
-        f"- A clip of 7 s is {gflop:.1f} GFLOP of matrix products; large squares run at {rates['float32']:.0f} "
-        f"GFLOP/s in float32 and {rates['bfloat16']:.0f} in bfloat16 here{shares(results, gflop)}."
-    )
+    gflop = results["flops"]["audio_gflop_per_clip"]
+    lines.append(f"- A clip of 7 s is {gflop:.1f} GFLOP of matrix products{shares(results)}.")
     for dtype, found in results["parts"].get("audio", {}).get("shares", {}).items():
         listed = ", ".join(f"{kind} {share:.0%}" for kind, share in found.items())
         lines.append(f"- Where the audio tower's time goes, {dtype}: {listed}.")
@@ -151,18 +148,26 @@ def rest(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def shares(results: dict[str, Any], gflop: float) -> str:
-    """Which share of the matrix rate the audio embedding reaches."""
+def shares(results: dict[str, Any]) -> str:
+    """Which share of the matrix rate the audio embedding reaches: of products that took turns with it."""
+    gflop, square = results["flops"]["audio_gflop_per_clip"], results["flops"]["large_square_gflop"]
     said = []
     for row in comparisons(results):
-        if row["name"].startswith("audio embedding, batch 32"):
-            for name, timings in row["timings"].items():
-                if name.startswith("ours"):
-                    rate = gflop * row["per_call"] / timings["seconds"]["median"]
-                    dtype = "bfloat16" if "bfloat16" in name else "float32"
-                    label = name[6:] or "float32 eager"
-                    said.append(f"{label} {rate / results['rates_gflops'][dtype]:.0%}")
-    return f"; the audio embedding at batch 32 reaches of it, front end included: {', '.join(said)}" if said else ""
+        timings = row["timings"]
+        if "large squares" not in timings:
+            continue
+        rates = {name: square / timings[name]["seconds"]["median"] for name in timings if "squares" in name}
+        found = []
+        for name in timings:
+            if name.startswith("ours"):
+                best = rates["large squares, bfloat16" if "bfloat16" in name else "large squares"]
+                rate = gflop * row["per_call"] / timings[name]["seconds"]["median"]
+                found.append(f"{name[6:] or 'float32 eager'} {rate / best:.0%}")
+        said.append(
+            f"{row['name']}, front end included: {', '.join(found)} of what large squares run at in turns with it, "
+            f"{rates['large squares']:.0f} GFLOP/s in float32 and {rates['large squares, bfloat16']:.0f} in bfloat16"
+        )
+    return "".join(f"; {part}" for part in said)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -26,7 +26,7 @@ import harness
 import onnxruntime
 import torch
 import torch.nn.functional as F
-from harness import in_new_process, machine, matrix_rate, peak_memory, spread, take_turns, timed
+from harness import SQUARE_GFLOP, in_new_process, large_squares, machine, peak_memory, spread, take_turns, timed
 from report import RESULTS, draw, table
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
@@ -110,6 +110,7 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
             "ours, bfloat16": lambda clips=clips: embed(peers, small, clips),
             "msclap": lambda clips=clips: encoder(clips)[0],
         }
+        candidates |= large_squares() if batch == 32 else {}
         rows.append(row(f"audio embedding, batch {batch}", "clip of 7 s", batch, take_turns(candidates, seconds)))
     laion = {
         "ours": lambda: peers.model.get_audio_features(
@@ -154,6 +155,7 @@ def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
         "ours, compiled": lambda: embed(peers, fast, clips),
         "ours, bfloat16, compiled": lambda: embed(peers, small, clips),
         "msclap": lambda: peers.msclap.clap.audio_encoder(clips)[0],
+        **large_squares(),
     }
     rows = [row("audio embedding, batch 32, beside compiled", "clip of 7 s", 32, take_turns(candidates, seconds))]
     return {"rows": rows, "warm_up_s": warm, "equal": {"audio, compiled, to eager": difference}}
@@ -268,11 +270,11 @@ def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
 
 
 def flops(peers: Peers) -> dict[str, float]:
-    """GFLOP of one clip of 7 s, of its matrix products, in the audio tower."""
+    """GFLOP of one clip of 7 s, of its matrix products, in the audio tower, and of what it is compared with."""
     features = peers.processor.feature_extractor(list(waveforms(1, WINDOW_S, RATE)), RATE)["input_features"]
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         peers.model.get_audio_features(features)
-    return {"audio_gflop_per_clip": counter.get_total_flops() / 1e9}
+    return {"audio_gflop_per_clip": counter.get_total_flops() / 1e9, "large_square_gflop": SQUARE_GFLOP}
 
 
 PARTS = {
@@ -301,10 +303,6 @@ def main() -> None:
     results["versions"] = {name: metadata.version(name) for name in VERSIONS}
     peers = build()
     with torch.inference_mode():
-        results["rates_gflops"] = {
-            "float32": matrix_rate(torch.float32),
-            "bfloat16": matrix_rate(torch.bfloat16),
-        }
         results["flops"] = flops(peers)
         for name in args.only:
             results["parts"][name] = PARTS[name](peers, args.seconds)

@@ -51,7 +51,9 @@ def test_the_next_items_are_under_way_and_no_more_than_allowed():
     assert len(taken) == 15
 
 
-def test_files_are_embedded_as_one_by_one(tmp_path, processor):
+@pytest.mark.parametrize("on_gpu", [False, True])  # the order of work beside a GPU, here on the CPU
+def test_files_are_embedded_as_one_by_one(tmp_path, processor, monkeypatch, on_gpu):
+    monkeypatch.setattr("clap_hf.bulk.is_gpu", lambda device: on_gpu)
     model = make_model()
     files = []
     for i, seconds in enumerate((0.4, 1.0, 2.6, 0.9, 1.2)):

@@ -17,7 +17,8 @@ from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 
 THREADS = 2  # decoders release Python's lock; more of them than this wait for the model on any CPU
-AHEAD = 16  # sounds that are ready or under way, so that memory stays flat
+GPU_THREADS = 16  # beside a GPU, which waits for them, as far as there are cores
+AHEAD = 16  # sounds that are ready or under way, or four a thread, so that memory stays flat
 WINDOWS_PER_BATCH = 32
 
 Item = TypeVar("Item")
@@ -52,6 +53,11 @@ def work_ahead(
                 future.cancel()
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether a device works by itself while the processor goes on."""
+    return device.type != "cpu"
+
+
 @dataclass(frozen=True)
 class EmbeddedFiles:
     """Embeddings of files.
@@ -73,51 +79,70 @@ def embed_files(
     files: Iterable[str | os.PathLike[str]],
     *,
     windows_per_batch: int = WINDOWS_PER_BATCH,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> EmbeddedFiles:
     """Embed sound files, however many: decoding overlaps with the model; memory holds the vectors and a few batches.
+
+    Log-mels are made by the decoding threads, or on the model's GPU.
 
     Args:
         model: The model, in evaluation mode, on its device.
         processor: Its processor.
         files: Sound files; for folders, see `audio_files`.
         windows_per_batch: Windows that go through the model together.
-        threads: Threads that decode, resample and make log-mels.
+        threads: Threads that decode and resample; 2 when None, and beside a GPU up to 16.
 
     Returns:
         A vector for every file that can be read, and the reason for every other.
     """
-    extractor = processor.feature_extractor
+    extractor, device = processor.feature_extractor, model.device
+    on_gpu = is_gpu(device)
+    if threads is None:
+        threads = min(GPU_THREADS, os.cpu_count() or THREADS) if on_gpu else THREADS
 
     def prepare(file: Path) -> torch.Tensor:
+        """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
         sound = load_audio(file)
-        return extractor(sound.samples, sound.sampling_rate)["input_features"]
+        windows, _ = extractor.windows(sound.samples, sound.sampling_rate)
+        if not on_gpu:
+            return extractor.log_mels(windows)
+        stacked = torch.stack(windows)
+        return stacked.pin_memory() if device.type == "cuda" else stacked
 
     kept: list[Path] = []
     skipped: dict[Path, str] = {}
     vectors = bytearray()  # grows in place; a list of tensors to be joined would take the memory twice
     batch: list[torch.Tensor] = []
+    embedded: deque[torch.Tensor] = deque()  # a GPU works on the last of them while the next batch comes together
 
     @torch.inference_mode()
-    def flush() -> None:
-        counts = torch.tensor([len(windows) for windows in batch]).to(model.device)
-        features = torch.cat(batch).to(model.device, non_blocking=True)
-        embedded = model.get_audio_features(features, counts).pooler_output.float().cpu()
-        vectors.extend(embedded.numpy().tobytes())
+    def embed() -> None:
+        counts = torch.tensor([len(windows) for windows in batch]).to(device)
+        features = torch.cat([windows.to(device, non_blocking=True) for windows in batch])
+        if on_gpu:
+            features = extractor.log_mels(features.unbind())
+        embedded.append(model.get_audio_features(features[:, None], counts).pooler_output)
         batch.clear()
 
-    for file, prepared in work_ahead(map(Path, files), prepare, threads):
+    def fetch() -> None:
+        vectors.extend(embedded.popleft().float().cpu().numpy().tobytes())
+
+    for file, prepared in work_ahead(map(Path, files), prepare, threads, max(AHEAD, 4 * threads)):
         try:
             windows = prepared.result()
         except (AudioDecodeError, ValueError, OSError) as error:
             skipped[file] = str(error)
             continue
         if batch and sum(map(len, batch)) + len(windows) > windows_per_batch:
-            flush()
+            embed()
+            if not on_gpu or len(embedded) > 1:
+                fetch()
         kept.append(file)
         batch.append(windows)
     if batch:
-        flush()
+        embed()
+    while embedded:
+        fetch()
     # An empty buffer is the one thing that `frombuffer` refuses.
     flat = torch.frombuffer(vectors, dtype=torch.float32) if vectors else torch.empty(0)
     return EmbeddedFiles(kept, flat.view(-1, model.config.projection_dim), skipped)

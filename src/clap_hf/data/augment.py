@@ -149,25 +149,26 @@ def augment_log_mel(features: torch.Tensor, generator: torch.Generator, settings
 
     Args:
         features: `[batch, 1, frames, mel]`, dB.
-        generator: Source of every choice.
+        generator: Source of every choice, on the device of the features.
         settings: What is allowed.
 
     Returns:
         Features of the same shape, dB.
     """
     batch, _, _, mel = features.shape
+    device = features.device
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator)
+        return low + (high - low) * torch.rand(*shape, generator=generator, device=device)
 
     power = 10 ** (features / 10)
     level = power.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-10)
-    other = torch.randperm(batch, generator=generator)
+    other = torch.randperm(batch, generator=generator, device=device)
     snr = uniform(*settings.mix_snr_db, batch, 1, 1, 1)
     mixed = (uniform(0, 1, batch, 1, 1, 1) < settings.mix_probability).float()
     power = power + mixed * power[other] / level[other] * level * 10 ** (-snr / 10)
 
-    bins = torch.linspace(0, 1, mel)
+    bins = torch.linspace(0, 1, mel, device=device)
     phase, cycles = uniform(0, 2 * math.pi, batch, 1, 1, 1), uniform(0.25, 1.5, batch, 1, 1, 1)
     curve = uniform(-settings.filter_db, settings.filter_db, batch, 1, 1, 1) * torch.cos(
         2 * math.pi * cycles * bins + phase

@@ -18,6 +18,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
 MAX_CHANNELS = 32  # a 2-D array's shorter side up to this is its channels
 MAX_AMPLITUDE = 100.0  # float audio is in [-1, 1]; far beyond it, integer samples were not scaled
 MAX_CONVOLUTION = 2**22  # weights of a resampling convolution
+GPU_WINDOWS = 64  # that are transformed at once: 7 s each take half a gigabyte
 BASE_CLASS_NAMES = {"auto_map", "feature_extractor_type", "padding_side", "processor_class", "return_attention_mask"}
 INTEGER_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.int8: 2.0**7}
 
@@ -271,29 +272,65 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             TypeError: If a clip is not audio.
             ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
         """
-        long_audio = self.long_audio if long_audio is None else long_audio
-        short_audio = self.short_audio if short_audio is None else short_audio
-        self._check_policies(long_audio, short_audio)
-        if long_audio == "random" and generator is None:
-            raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
-
-        windows: list[torch.Tensor] = []
-        num_windows: list[int] = []
-        for name, clip in self._clips(raw_audio):
-            samples, rate = self._read_clip(clip, sampling_rate, name)
-            samples = resample(samples.to(device), rate, self.sampling_rate)
-            clip_windows = self._windows(samples, long_audio, short_audio, generator)
-            windows.extend(self.log_mel(window) for window in clip_windows)
-            num_windows.append(len(clip_windows))
+        windows, num_windows = self.windows(
+            raw_audio,
+            sampling_rate,
+            long_audio=long_audio,
+            short_audio=short_audio,
+            generator=generator,
+            device=device,
+        )
         features = {
-            "input_features": torch.stack(windows)[:, None],
+            "input_features": self.log_mels(windows)[:, None],
             "num_windows": torch.tensor(num_windows, device=device),
         }
         if return_tensors == "np":
             return BatchFeature({name: value.cpu().numpy() for name, value in features.items()})
         return BatchFeature(features)
+
+    def windows(
+        self,
+        raw_audio: Any,
+        sampling_rate: int | None = None,
+        *,
+        long_audio: str | None = None,
+        short_audio: str | None = None,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+    ) -> tuple[list[torch.Tensor], list[int]]:
+        """The first half of a call: one clip or a list of clips as windows at the extractor's rate.
+
+        Args:
+            raw_audio: As for a call, and so are the others.
+            sampling_rate: Rate of clips that do not carry their own, Hz.
+            long_audio: Overrides the extractor's policy for this call.
+            short_audio: Overrides the extractor's policy for this call.
+            generator: Source of the crop positions of `long_audio="random"`, on the CPU.
+            device: Where clips are resampled.
+
+        Returns:
+            Windows of all clips, `[window_samples]` each, and how many consecutive ones belong to each clip.
+
+        Raises:
+            TypeError: If a clip is not audio.
+            ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
+        """
+        long_audio = self.long_audio if long_audio is None else long_audio
+        short_audio = self.short_audio if short_audio is None else short_audio
+        self._check_policies(long_audio, short_audio)
+        if long_audio == "random" and generator is None:
+            raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
+        windows: list[torch.Tensor] = []
+        num_windows: list[int] = []
+        for name, clip in self._clips(raw_audio):
+            samples, rate = self._read_clip(clip, sampling_rate, name)
+            samples = resample(samples.to(device), rate, self.sampling_rate)
+            clip_windows = self._cut(samples, long_audio, short_audio, generator)
+            windows += clip_windows
+            num_windows.append(len(clip_windows))
+        return windows, num_windows
 
     @staticmethod
     def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
@@ -329,7 +366,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             )
         return to_mono(array, name), own_rate
 
-    def _windows(
+    def _cut(
         self, samples: torch.Tensor, long_audio: str, short_audio: str, generator: torch.Generator | None
     ) -> list[torch.Tensor]:
         """Cut or fill one clip `[samples]` into windows of `window_samples`."""
@@ -347,22 +384,37 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
         return [samples[start : start + length] for start in starts]
 
+    def log_mels(self, windows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Log-mel spectrograms of windows of one length.
+
+        On a CPU one by one: a window's frames stay in the cache. A GPU takes several in the time it takes to be told
+        of one.
+
+        Args:
+            windows: `[samples]` each, float32 at `sampling_rate`, on one device.
+
+        Returns:
+            `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
+        """
+        if windows[0].device.type == "cpu":
+            return torch.stack([self.log_mel(window) for window in windows])
+        parts = [windows[start : start + GPU_WINDOWS] for start in range(0, len(windows), GPU_WINDOWS)]
+        return torch.cat([self.log_mel(torch.stack(list(part))) for part in parts])
+
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram: Hann window, centred frames with reflected edges, power, Slaney mel filters, dB.
 
-        Every clip goes through alone: a clip's values cannot depend on its batch, and on a CPU one clip's frames
-        stay in the cache.
-
         Args:
-            samples: `[samples]`, float32 at `sampling_rate`; any device.
+            samples: `[samples]` or `[windows, samples]`, float32 at `sampling_rate`; any device.
 
         Returns:
-            `[1 + samples // hop_length, mel]`, dB, floored at -100 dB.
+            `[1 + samples // hop_length, mel]`, dB, floored at -100 dB; for several windows `[windows, ...]`.
         """
         window = torch.hann_window(self.n_fft, device=samples.device)
-        padded = F.pad(samples[None, None], (self.n_fft // 2, self.n_fft // 2), mode="reflect")[0, 0]
+        rows = samples.view(-1, 1, samples.shape[-1])
+        padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)
         heard = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
-        spectrum = torch.fft.rfft(padded.unfold(0, self.n_fft, self.hop_length) * window)[:, :heard]
+        spectrum = torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop_length) * window)[..., :heard]
         squares = torch.view_as_real(spectrum).square()
         power = squares[..., 0] + squares[..., 1]
         mel = power @ torch.from_numpy(self.mel_filters[:heard]).to(samples.device)
