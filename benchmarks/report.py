@@ -48,6 +48,8 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| what | candidate | ms per unit | times ours |", "|---|---|---|---|"]
     for row in comparisons(results):
         for name, timings in row["timings"].items():
+            if "squares" in name:  # see `shares`
+                continue
             times = "" if "ratio" not in timings else ratio(timings)
             lines.append(
                 f"| {row['name']} (per {row['unit']}) | {name} | {per_unit(timings, row['per_call'])} | {times} |"

@@ -113,11 +113,14 @@ class ContrastiveTask(Task):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 self.set_chunk_size(automatic_chunk_size(self.model, batch, self.share))
         if self.recipe.augmentation is not None:
-            chunks = batch["input_features"].cpu().split(self.chunk_size or self.share)
-            generator = torch.Generator()
-            for seed, chunk in zip(self._seeds(position, 1), chunks, strict=True):
-                chunk.copy_(augment_log_mel(chunk, generator.manual_seed(seed), self.recipe.augmentation))
-            batch["input_features"] = torch.cat(chunks).to(device)
+            generator = torch.Generator(device)
+            chunks = batch["input_features"].split(self.chunk_size or self.share)
+            batch["input_features"] = torch.cat(
+                [
+                    augment_log_mel(chunk, generator.manual_seed(seed), self.recipe.augmentation)
+                    for seed, chunk in zip(self._seeds(position, 1), chunks, strict=True)
+                ]
+            )
         return batch
 
     def _seeds(self, position: Position, purpose: int) -> list[int]:
