@@ -176,7 +176,7 @@ def files(bench: Bench) -> None:
         ours: dict[str, Callable[[], Any]] = {
             "ours": lambda: embed_files(bench.peers.model, bench.peers.processor, many),
             "ours, bfloat16": lambda: embed_files(bench.small, bench.peers.processor, many),
-            "decoding alone, one thread": lambda: [bench.extractor.windows(*read(path)) for path in few * 2],
+            "decoding alone, one thread": lambda: [list(bench.extractor.windows(*read(path))) for path in few * 2],
         }
         for name, call in ours.items():
             count = 60 if "alone" in name else len(many)

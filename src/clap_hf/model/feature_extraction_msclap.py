@@ -2,7 +2,7 @@
 """Feature extractor of Microsoft CLAP: audio at any stated sampling rate to log-mel windows, in torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -274,16 +274,22 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         """
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
-        windows, num_windows = self.windows(
-            raw_audio,
-            sampling_rate,
-            long_audio=long_audio,
-            short_audio=short_audio,
-            generator=generator,
-            device=device,
-        )
+        num_windows: list[int] = []
+
+        def windows() -> Iterator[torch.Tensor]:
+            for clip_windows in self.windows(
+                raw_audio,
+                sampling_rate,
+                long_audio=long_audio,
+                short_audio=short_audio,
+                generator=generator,
+                device=device,
+            ):
+                num_windows.append(len(clip_windows))
+                yield from clip_windows
+
         features = {
-            "input_features": self.log_mels(windows)[:, None],
+            "input_features": self.log_mels(windows())[:, None],
             "num_windows": torch.tensor(num_windows, device=device),
         }
         if return_tensors == "np":
@@ -299,8 +305,10 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         short_audio: str | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
-    ) -> tuple[list[torch.Tensor], list[int]]:
+    ) -> Iterator[list[torch.Tensor]]:
         """The first half of a call: one clip or a list of clips as windows at the extractor's rate.
+
+        A clip at a time: on a CPU its log-mel follows while its samples are in the cache.
 
         Args:
             raw_audio: As for a call, and so are the others.
@@ -311,7 +319,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             device: Where clips are resampled.
 
         Returns:
-            Windows of all clips, `[window_samples]` each, and how many consecutive ones belong to each clip.
+            The windows of every clip, `[window_samples]` each.
 
         Raises:
             TypeError: If a clip is not audio.
@@ -322,15 +330,10 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         self._check_policies(long_audio, short_audio)
         if long_audio == "random" and generator is None:
             raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
-        windows: list[torch.Tensor] = []
-        num_windows: list[int] = []
         for name, clip in self._clips(raw_audio):
             samples, rate = self._read_clip(clip, sampling_rate, name)
             samples = resample(samples.to(device), rate, self.sampling_rate)
-            clip_windows = self._cut(samples, long_audio, short_audio, generator)
-            windows += clip_windows
-            num_windows.append(len(clip_windows))
-        return windows, num_windows
+            yield self._cut(samples, long_audio, short_audio, generator)
 
     @staticmethod
     def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
@@ -384,7 +387,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
         return [samples[start : start + length] for start in starts]
 
-    def log_mels(self, windows: Sequence[torch.Tensor]) -> torch.Tensor:
+    def log_mels(self, windows: Iterable[torch.Tensor]) -> torch.Tensor:
         """Log-mel spectrograms of windows of one length.
 
         On a CPU one by one: a window's frames stay in the cache. A GPU takes several in the time it takes to be told
@@ -396,10 +399,16 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
         """
-        if windows[0].device.type == "cpu":
-            return torch.stack([self.log_mel(window) for window in windows])
-        parts = [windows[start : start + GPU_WINDOWS] for start in range(0, len(windows), GPU_WINDOWS)]
-        return torch.cat([self.log_mel(torch.stack(list(part))) for part in parts])
+        log_mels: list[torch.Tensor] = []
+        waiting: list[torch.Tensor] = []
+        for window in windows:
+            waiting.append(window)
+            if window.device.type == "cpu" or len(waiting) == GPU_WINDOWS:
+                log_mels.append(self.log_mel(torch.stack(waiting)) if len(waiting) > 1 else self.log_mel(window)[None])
+                waiting = []
+        if waiting:
+            log_mels.append(self.log_mel(torch.stack(waiting)))
+        return torch.cat(log_mels)
 
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram: Hann window, centred frames with reflected edges, power, Slaney mel filters, dB.
