@@ -9,31 +9,39 @@ Needs what `benchmarks/speed.py` needs.
 
 from __future__ import annotations
 
-from peers import LAION_RATE, RATE, Peers, build, in_bfloat16, labels, waveforms, write_files  # first
+from peers import (
+    LAION_RATE,
+    LAION_S,
+    RATE,
+    WINDOW_S,
+    Peers,
+    build,
+    in_bfloat16,
+    labels,
+    waveforms,
+    write_files,
+)  # first
 
 # isort: split
 
 import argparse
 import copy
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import machine, take_turns, timed
+from harness import large_squares, machine, take_turns, timed
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from clap_hf import embed_files
+from clap_hf import embed_files, load_audio
 from clap_hf.files import write_json
 from clap_hf.texts import embed_texts
 
-WINDOW_S, LAION_S = 7.0, 10.0
 RESULTS = Path(__file__).parent / "gpu.json"
 LARGE = 256  # windows
 
@@ -71,28 +79,23 @@ class Bench:
         """Their log-mels."""
         return self.extractor(list(self.clips(count)), RATE, device=self.device)["input_features"]
 
-    def embed(self, model: Any, clips: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Embeddings of waveforms, front end included."""
-        return model.get_audio_features(**self.extractor(list(clips), RATE, device=self.device)).pooler_output
-
 
 def rates(bench: Bench) -> dict[str, float]:
     """What the device can do: products of large squares, TFLOP/s, and copies, TB/s, read and written."""
     side = 8192 if bench.device.type == "cuda" else 512
     found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.randn(side, side, device=bench.device).to(dtype)
-        run = lambda square=square: (torch.mm(square, square), bench.wait())  # noqa: E731
+    for name, product in large_squares(side, bench.device).items():
+        run = lambda product=product: (product(), bench.wait())  # noqa: E731
         run()
-        found[f"{dtype}".removeprefix("torch.") + "_tflops"] = 2 * side**3 / min(timed(run) for _ in range(8)) / 1e12
+        found[f"{name}, TFLOP/s"] = 2 * side**3 / min(timed(run) for _ in range(8)) / 1e12
     block = torch.empty(side * side * 8, dtype=torch.float32, device=bench.device)
     target = torch.empty_like(block)
     copied = min(timed(lambda: (target.copy_(block), bench.wait())) for _ in range(8))
-    return found | {"copy_tb_per_s": 2 * block.nbytes / copied / 1e12}
+    return found | {"copies, TB/s": 2 * block.nbytes / copied / 1e12}
 
 
 def front_end(bench: Bench) -> None:
-    """Waveforms on the device to log-mels, and from the host's memory."""
+    """Waveforms on the device to log-mels."""
     htsat = bench.peers.msclap.clap.audio_encoder.base.htsat
     for batch in (1, 32, bench.large):
         clips = bench.clips(batch)
@@ -109,8 +112,8 @@ def audio(bench: Bench) -> dict[str, float]:
     for batch in (1, 8, 32, bench.large):
         clips = bench.clips(batch)
         candidates: dict[str, Callable[[], Any]] = {
-            "ours": lambda clips=clips: bench.embed(peers.model, clips),
-            "ours, bfloat16": lambda clips=clips: bench.embed(bench.small, clips),
+            "ours": lambda clips=clips: peers.embed(peers.model, clips),
+            "ours, bfloat16": lambda clips=clips: peers.embed(bench.small, clips),
             "msclap": lambda clips=clips: peers.msclap.clap.audio_encoder(clips)[0],
         }
         bench.compare(f"audio embedding, batch {batch}", "clip of 7 s", batch, candidates)
@@ -125,13 +128,13 @@ def audio(bench: Bench) -> dict[str, float]:
     }
     bench.compare("audio tower, batch 32", "clip of 7 or 10 s", 32, towers)
     clips = bench.clips(10)
-    ours = bench.embed(peers.model, clips)
+    ours = peers.embed(peers.model, clips)
     theirs = F.normalize(peers.msclap.clap.audio_encoder(clips)[0], dim=-1)
-    alone = torch.cat([bench.embed(peers.model, clips[i : i + 1]) for i in range(10)])
+    alone = torch.cat([peers.embed(peers.model, clips[i : i + 1]) for i in range(10)])
     return {
         "largest_difference_to_msclap": float((ours - theirs).abs().max()),
         "largest_difference_alone_or_in_batch": float((ours - alone).abs().max()),
-        "lowest_cosine_bfloat16": float((ours * bench.embed(bench.small, clips)).sum(dim=-1).min()),
+        "lowest_cosine_bfloat16": float((ours * peers.embed(bench.small, clips)).sum(dim=-1).min()),
     }
 
 
@@ -149,7 +152,7 @@ def compiled(bench: Bench) -> dict[str, float]:
                 fast.get_audio_features(features)
             bench.wait()
             warm[f"{name}, batch {batch}"] = time.perf_counter() - started
-            candidates[name] = lambda fast=fast, clips=clips: bench.embed(fast, clips)
+            candidates[name] = lambda fast=fast, clips=clips: bench.peers.embed(fast, clips)
         candidates["msclap"] = lambda clips=clips: bench.peers.msclap.clap.audio_encoder(clips)[0]
         bench.compare(f"audio embedding, batch {batch}, compiled", "clip of 7 s", batch, candidates)
     return {f"warm_up_s, {name}": seconds for name, seconds in warm.items()}
@@ -169,14 +172,14 @@ def text(bench: Bench) -> None:
 
 
 def files(bench: Bench) -> None:
-    """WAV, FLAC and MP3 files to embeddings: decoding, resampling, log-mel and model; msclap 32 files a call."""
+    """WAV, FLAC and MP3 files to embeddings: decoding, resampling, log-mel and model; msclap 30 files a call."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_files(Path(folder), 30)
-        few, many = paths[:30], [path for _ in range(bench.large // 8) for path in paths]
+        few = write_files(Path(folder), 30)
+        many = few * (bench.large // 8)
         ours: dict[str, Callable[[], Any]] = {
             "ours": lambda: embed_files(bench.peers.model, bench.peers.processor, many),
             "ours, bfloat16": lambda: embed_files(bench.small, bench.peers.processor, many),
-            "decoding alone, one thread": lambda: [list(bench.extractor.windows(*read(path))) for path in few * 2],
+            "decoding alone, one thread": lambda: [load_audio(path) for path in few * 2],
         }
         for name, call in ours.items():
             count = 60 if "alone" in name else len(many)
@@ -191,14 +194,6 @@ def files(bench: Bench) -> None:
             {"name": "files to embeddings", "unit": "file", "candidate": "msclap", "s": seconds / len(few)}
         )
         print(f"files to embeddings, msclap: {len(few) / seconds:.0f} files/s", flush=True)
-
-
-def read(path: Path) -> tuple[Any, int]:
-    """Samples of a file and their rate."""
-    from clap_hf import load_audio
-
-    sound = load_audio(path)
-    return sound.samples, sound.sampling_rate
 
 
 def training(bench: Bench) -> None:
@@ -244,16 +239,15 @@ def main() -> None:
     device = torch.device(args.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     results: dict[str, Any] = {
-        "machine": machine() | {"gpu": gpu, "cores": os.cpu_count()},
+        "machine": machine() | {"gpu": gpu},
         "versions": {"torch": torch.__version__},
     }
     with torch.inference_mode():
-        bench = Bench(build(), device, args.seconds, args.large)
+        peers = build()
+        results["audio_gflop_per_clip"] = peers.gflop_per_clip()
+        bench = Bench(peers, device, args.seconds, args.large)
         results["rates"] = rates(bench)
         print(json.dumps(results), flush=True)
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            bench.peers.model.get_audio_features(bench.features(1))
-        results["audio_gflop_per_clip"] = counter.get_total_flops() / 1e9
         if args.profile:
             kernels(bench)
         front_end(bench)

@@ -92,9 +92,9 @@ def take_turns(candidates: Candidates, seconds: float, rounds: int = 3, most: in
     return found
 
 
-def large_squares() -> Candidates:
-    """Products of large squares, `SQUARE_GFLOP` each: what the machine can do at best, to take turns with a model."""
-    squares = {"large squares": torch.randn(SIDE, SIDE)}
+def large_squares(side: int = SIDE, device: str | torch.device = "cpu") -> Candidates:
+    """Products of large squares, by default `SQUARE_GFLOP` each: what a device can do at best."""
+    squares = {"large squares": torch.randn(side, side, device=device)}
     squares["large squares, bfloat16"] = squares["large squares"].bfloat16()
     return {name: partial(torch.mm, square, square) for name, square in squares.items()}
 

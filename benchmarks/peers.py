@@ -17,6 +17,7 @@ from typing import Any
 
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedModel
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +26,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from msclap_reference import TOKENIZER, official_state, random_clap, reference_wrapper  # noqa: E402
 
 SEED = 2023
-RATE = 44_100  # Hz, of the 2023 model
-LAION_RATE = 48_000
+RATE, WINDOW_S = 44_100, 7.0  # Hz and s, of the 2023 model
+LAION_RATE, LAION_S = 48_000, 10.0
 # Mono and at most 7 s long: longer ones msclap crops at random, and stereo it lays end to end.
 RECORDINGS = (
     "bird.wav",
@@ -51,6 +52,17 @@ class Peers:
     msclap: Any
     laion: ClapModel
     laion_extractor: ClapFeatureExtractor
+
+    def embed(self, model: Any, clips: torch.Tensor) -> torch.Tensor:
+        """Embeddings of waveforms `[clips, samples]` by one of our models, front end included, on their device."""
+        features = self.processor.feature_extractor(list(clips), RATE, device=clips.device)
+        return model.get_audio_features(**features).pooler_output
+
+    def gflop_per_clip(self) -> float:
+        """GFLOP of one clip of 7 s, of its matrix products, in the audio tower; with the model on the CPU."""
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.embed(self.model, waveforms(1, WINDOW_S, RATE))
+        return counter.get_total_flops() / 1e9
 
 
 def build() -> Peers:

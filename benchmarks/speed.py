@@ -9,7 +9,19 @@ Needs `msclap` as the parity tests do: pip install --no-deps -r requirements-par
 
 from __future__ import annotations
 
-from peers import LAION_RATE, RATE, ROOT, Peers, build, in_bfloat16, labels, waveforms, write_files  # first
+from peers import (
+    LAION_RATE,
+    LAION_S,
+    RATE,
+    ROOT,
+    WINDOW_S,
+    Peers,
+    build,
+    in_bfloat16,
+    labels,
+    waveforms,
+    write_files,
+)  # first
 
 # isort: split
 
@@ -31,14 +43,12 @@ from report import RESULTS, draw, table
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
 from torch.profiler import profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from clap_hf import embed_files
 from clap_hf.export import export_onnx
 from clap_hf.files import write_json
 from clap_hf.texts import embed_texts
 
-WINDOW_S, LAION_S = 7.0, 10.0
 KINDS = {
     "matrix products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
     "window attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
@@ -91,11 +101,6 @@ def front_end(peers: Peers, seconds: float) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def embed(peers: Peers, model: Any, clips: torch.Tensor) -> torch.Tensor:
-    """Embeddings of waveforms by one of our models, front end included."""
-    return model.get_audio_features(**peers.processor.feature_extractor(list(clips), RATE)).pooler_output
-
-
 def audio(peers: Peers, seconds: float) -> dict[str, Any]:
     """Waveform to embedding."""
     small = in_bfloat16(peers.model)
@@ -106,8 +111,8 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
     for batch in (1, 8, 32):
         clips = waveforms(batch, WINDOW_S, RATE)
         candidates: dict[str, Callable[[], Any]] = {
-            "ours": lambda clips=clips: embed(peers, peers.model, clips),
-            "ours, bfloat16": lambda clips=clips: embed(peers, small, clips),
+            "ours": lambda clips=clips: peers.embed(peers.model, clips),
+            "ours, bfloat16": lambda clips=clips: peers.embed(small, clips),
             "msclap": lambda clips=clips: encoder(clips)[0],
         }
         candidates |= large_squares() if batch == 32 else {}
@@ -151,9 +156,9 @@ def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
             warm[name] = timed(lambda model=model: model.get_audio_features(features))
     difference = float((fast.get_audio_features(features).pooler_output - eager).abs().max())
     candidates: dict[str, Callable[[], Any]] = {
-        "ours": lambda: embed(peers, peers.model, clips),
-        "ours, compiled": lambda: embed(peers, fast, clips),
-        "ours, bfloat16, compiled": lambda: embed(peers, small, clips),
+        "ours": lambda: peers.embed(peers.model, clips),
+        "ours, compiled": lambda: peers.embed(fast, clips),
+        "ours, bfloat16, compiled": lambda: peers.embed(small, clips),
         "msclap": lambda: peers.msclap.clap.audio_encoder(clips)[0],
         **large_squares(),
     }
@@ -269,14 +274,6 @@ def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
     }
 
 
-def flops(peers: Peers) -> dict[str, float]:
-    """GFLOP of one clip of 7 s, of its matrix products, in the audio tower, and of what it is compared with."""
-    features = peers.processor.feature_extractor(list(waveforms(1, WINDOW_S, RATE)), RATE)["input_features"]
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        peers.model.get_audio_features(features)
-    return {"audio_gflop_per_clip": counter.get_total_flops() / 1e9, "large_square_gflop": SQUARE_GFLOP}
-
-
 PARTS = {
     "front_end": front_end,
     "audio": audio,
@@ -303,7 +300,10 @@ def main() -> None:
     results["versions"] = {name: metadata.version(name) for name in VERSIONS}
     peers = build()
     with torch.inference_mode():
-        results["flops"] = flops(peers)
+        results["flops"] = {
+            "audio_gflop_per_clip": peers.gflop_per_clip(),
+            "large_square_gflop": SQUARE_GFLOP,
+        }
         for name in args.only:
             results["parts"][name] = PARTS[name](peers, args.seconds)
             print(table({**results, "parts": {name: results["parts"][name]}}), flush=True)

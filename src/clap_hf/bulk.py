@@ -118,9 +118,8 @@ def embed_files(
     @torch.inference_mode()
     def embed() -> None:
         counts = torch.tensor([len(windows) for windows in batch]).to(device)
-        features = torch.cat([windows.to(device, non_blocking=True) for windows in batch])
-        if on_gpu:
-            features = extractor.log_mels(features.unbind())
+        moved = [windows.to(device, non_blocking=True) for windows in batch]
+        features = extractor.log_mels(row for windows in moved for row in windows) if on_gpu else torch.cat(moved)
         embedded.append(model.get_audio_features(features[:, None], counts).pooler_output)
         batch.clear()
 

@@ -402,9 +402,12 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         log_mels: list[torch.Tensor] = []
         waiting: list[torch.Tensor] = []
         for window in windows:
+            if window.device.type == "cpu":
+                log_mels.append(self.log_mel(window[None]))
+                continue
             waiting.append(window)
-            if window.device.type == "cpu" or len(waiting) == GPU_WINDOWS:
-                log_mels.append(self.log_mel(torch.stack(waiting)) if len(waiting) > 1 else self.log_mel(window)[None])
+            if len(waiting) == GPU_WINDOWS:
+                log_mels.append(self.log_mel(torch.stack(waiting)))
                 waiting = []
         if waiting:
             log_mels.append(self.log_mel(torch.stack(waiting)))

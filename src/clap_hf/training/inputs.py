@@ -116,5 +116,5 @@ def make_log_mels(batch: Batch, extractor: MSClapFeatureExtractor, device: torch
         return
     with torch.inference_mode():
         parts = [part.to(device, non_blocking=True) for part in batch.pop("waveforms")]
-        features = extractor.log_mels([waveform for part in parts for waveform in part])
+        features = extractor.log_mels(waveform for part in parts for waveform in part)
     batch["input_features"] = features[:, None].clone()
