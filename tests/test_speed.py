@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +19,8 @@ import clap_hf.texts
 from clap_hf import MSClapForAudioClassification
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
-from clap_hf.model.modeling_msclap_htsat import ONEDNN_DTYPES, MSClapHtsatLinear, MSClapHtsatModel
+from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
+from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear
 from clap_hf.texts import embed_texts, prefix_trees
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
@@ -86,7 +91,7 @@ def test_audio_tower_copies_tokens_once_each_way(tower, clips):
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_layer_is_the_same_by_onednn(activation, bias):
     torch.manual_seed(0)
-    layer, states = MSClapHtsatLinear(24, 40, bias=bias, activation=activation), torch.randn(3, 5, 24)
+    layer, states = MSClapFusedLinear(24, 40, bias=bias, activation=activation), torch.randn(3, 5, 24)
     with torch.no_grad(), Moves() as moves:
         ours = layer(states)
     torch.testing.assert_close(ours, layer(states).detach(), atol=1e-6, rtol=1e-5)
@@ -152,6 +157,55 @@ def test_every_stage_of_htsat_takes_twice_as_many_windows(dtype, first):
     with torch.no_grad():
         model.get_audio_features(features)
     assert seen == [[len(part) for part in features.split(first << stage)] for stage in range(len(stages))]
+
+
+def test_the_weights_of_a_stage_are_packed_once_for_all_parts_of_a_batch():
+    model = make_model()
+    stages = model.audio_model.stages
+    layers = [sum(isinstance(layer, MSClapFusedLinear) for layer in stage.modules()) for stage in stages]
+    features = torch.randn(2 * CPU_WINDOWS, 1, 201, 32) * 10 - 40  # in two parts, from the second stage on in one
+    packs = int(torch.float32 in ONEDNN_DTYPES)
+    for _ in range(2):  # the second time with other weights
+        expected = torch.cat([model.get_audio_features(clip[None]).pooler_output for clip in features]).detach()
+        with torch.no_grad(), Moves() as moves:
+            found = model.get_audio_features(features).pooler_output
+        assert moves.calls["_reorder_linear_weight"] == packs * layers[0]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        with torch.no_grad():
+            for stage in stages:
+                for parameter in stage.parameters():
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    small = make_model().to(torch.bfloat16)
+    with torch.no_grad(), Moves() as moves:
+        small.get_audio_features(torch.cat([features] * 2))
+    assert moves.calls["_reorder_linear_weight"] == 0  # of many rows, packing takes longer than it saves
+    model.audio_model.compile(backend="eager", dynamic=False)
+    with torch.no_grad(), Moves() as moves:
+        model.get_audio_features(features)
+    assert moves.calls["_reorder_linear_weight"] == 0
+
+
+HUGE_PAGES = """
+import os, sys
+import torch
+import clap_hf
+kept = [torch.ones(2**23) for _ in range(4)]
+rollup = open("/proc/self/smaps_rollup").read().split()
+kilobytes = int(rollup[rollup.index("AnonHugePages:") + 1])
+print(os.environ["THP_MEM_ALLOC_ENABLE"], kilobytes > 100_000)  # of 131,072
+"""
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[madvise]" not in THP.read_text(), reason="large pages are not on request here"
+)
+@pytest.mark.parametrize(("setting", "huge"), [(None, "1 True"), ("0", "0 False")])
+def test_large_tensors_are_on_large_pages_unless_told_otherwise(setting, huge):
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if setting is None else {"THP_MEM_ALLOC_ENABLE": setting}
+    done = subprocess.run([sys.executable, "-c", HUGE_PAGES], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == huge, done.stderr
 
 
 def shapes_of(model) -> list[torch.Size]:

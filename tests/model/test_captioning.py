@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -29,8 +30,7 @@ from clap_hf import (
     embedded_checkpoint,
     load_audio,
 )
-from clap_hf.model.modeling_msclap_htsat import ONEDNN_DTYPES
-from clap_hf.model.packed_weights import packed_weights
+from clap_hf.model.onednn import ONEDNN_DTYPES, packed_weights
 from conftest import EXAMPLES, TINY_AUDIO, TINY_CNN14, TINY_GPT2, make_model, sound
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -260,7 +260,7 @@ def test_weights_are_packed_while_a_caption_is_written_and_no_longer(clips):
     for _ in range(2):  # the second time with other weights
         with torch.no_grad():
             plain = [layer(state) for layer, state in zip(layers, states, strict=True)]
-            with packed_weights(model.language_model, rows=5):
+            with packed_weights(model.language_model, 5, torch.bfloat16):
                 assert all("forward" in vars(layer) for layer in layers)
                 packed = [layer(state) for layer, state in zip(layers, states, strict=True)]
             assert not any("forward" in vars(layer) for layer in layers)
@@ -268,7 +268,15 @@ def test_weights_are_packed_while_a_caption_is_written_and_no_longer(clips):
                 torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
             for layer in layers:
                 layer.weight.mul_(-1)
+    with packed_weights(model.language_model, 5, torch.bfloat16):  # a gradient needs the weights themselves
+        assert not any("forward" in vars(layer) for layer in layers)
+    packed_for = Counter()
+    handle = model.language_model.register_forward_pre_hook(
+        lambda *_: packed_for.update(["forward" in vars(layer) for layer in layers])
+    )
     tokens = model.generate(**clips, max_new_tokens=4)
+    handle.remove()
+    assert set(packed_for) == {True}
     assert tokens.shape[1] <= 4 and not any("forward" in vars(layer) for layer in layers)
 
 
@@ -280,7 +288,7 @@ def layer_input(layer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_other_dtypes_are_not_packed(dtype):
     language_model = captioner().language_model.to(dtype)
-    with packed_weights(language_model, rows=5):
+    with torch.no_grad(), packed_weights(language_model, 5, torch.bfloat16):
         assert not any("forward" in vars(layer) for layer in language_model.modules())
 
 

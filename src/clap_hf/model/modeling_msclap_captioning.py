@@ -32,7 +32,7 @@ from .modeling_msclap import (
     embed_audio,
 )
 from .modeling_msclap_htsat import eager_attention_forward
-from .packed_weights import packed_weights
+from .onednn import packed_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies what it sees imported, so captioners carry their pipeline
     from .pipeline_msclap import MSClapCaptioningPipeline  # noqa: F401
@@ -385,7 +385,7 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         if self.config.beam_scores == "average" and (config.num_beams or 1) > 1 and not config.do_sample:
             kwargs.setdefault("custom_generate", average_beam_search)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-        with packed_weights(self.language_model, rows=len(prefix) * (config.num_beams or 1)):
+        with packed_weights(self.language_model, len(prefix) * (config.num_beams or 1), torch.bfloat16):
             return self.language_model.generate(
                 inputs_embeds=prefix, attention_mask=mask, generation_config=config, **kwargs
             )

@@ -8,13 +8,13 @@ tokens of the last stage.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -24,11 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_msclap import MSClapAudioConfig
-
-# What oneDNN can multiply on this CPU.
-ONEDNN_DTYPES = [torch.float32] if torch.backends.mkldnn.is_available() else []
-if ONEDNN_DTYPES and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    ONEDNN_DTYPES.append(torch.bfloat16)
+from .onednn import MSClapFusedLinear, packed_weights
 
 
 def mask_stripes(features: torch.Tensor, dim: int, max_width: int, num_stripes: int) -> torch.Tensor:
@@ -82,35 +78,6 @@ class MSClapBatchNorm(nn.BatchNorm2d):
         return normed
 
 
-class MSClapHtsatLinear(nn.Linear):
-    """A linear layer with an activation; on a CPU, without gradient, oneDNN computes both in one go.
-
-    PyTorch leaves float32 matrix products to MKL, copies the bias to every row before a product, and reads and writes
-    the widest states of the model once more for their GELU; oneDNN, which is what `torch.compile` calls, does all that
-    while it stores the product. Equal to the last bits.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str | None = None):
-        super().__init__(in_features, out_features, bias)
-        self.activation = nn.Identity() if activation is None else ACT2FN[activation]
-        self.fused = activation == "gelu"
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if (
-            torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-            or hidden_states.device.type != "cpu"
-            or hidden_states.dtype != self.weight.dtype
-            or hidden_states.dtype not in ONEDNN_DTYPES
-        ):
-            return self.activation(super().forward(hidden_states))
-        product = torch.ops.mkldnn._linear_pointwise
-        if self.fused:  # by the error function, not by tanh
-            return product(hidden_states, self.weight, self.bias, "gelu", [], "none")
-        return self.activation(product(hidden_states, self.weight, self.bias, "none", [], ""))
-
-
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -156,8 +123,8 @@ class MSClapHtsatAttention(nn.Module):
         self.relative_position_index: torch.Tensor
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", self.make_relative_position_index(), persistent=False)
-        self.qkv = MSClapHtsatLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.proj = MSClapHtsatLinear(channels, channels)
+        self.qkv = MSClapFusedLinear(channels, 3 * channels, bias=config.qkv_bias)
+        self.proj = MSClapFusedLinear(channels, channels)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def make_relative_position_index(self) -> torch.Tensor:
@@ -224,8 +191,8 @@ class MSClapHtsatMLP(nn.Module):
     def __init__(self, config: MSClapAudioConfig, channels: int):
         super().__init__()
         hidden = int(channels * config.mlp_ratio)
-        self.fc1 = MSClapHtsatLinear(channels, hidden, activation=config.hidden_act)
-        self.fc2 = MSClapHtsatLinear(hidden, channels)
+        self.fc1 = MSClapFusedLinear(channels, hidden, activation=config.hidden_act)
+        self.fc2 = MSClapFusedLinear(hidden, channels)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -342,7 +309,7 @@ class MSClapHtsatPatchMerging(nn.Module):
         super().__init__()
         self.resolution = resolution
         self.norm = nn.LayerNorm(4 * channels, eps=config.layer_norm_eps)
-        self.reduction = MSClapHtsatLinear(4 * channels, 2 * channels, bias=False)
+        self.reduction = MSClapFusedLinear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch, _, channels = hidden_states.shape
@@ -374,14 +341,18 @@ class MSClapHtsatStage(nn.Module):
 
 def in_parts(
     function: Callable[..., torch.Tensor],
+    stage: nn.Module,
     batch: torch.Tensor,
     at_once: int | None,
+    tokens: int,
     **kwargs: Unpack[TransformersKwargs],
 ) -> torch.Tensor:
-    """Apply a function to a batch, `at_once` rows at a time; None is all."""
+    """Apply a stage, or what ends with it, to a batch, `at_once` clips of `tokens` at a time; None is all."""
     if at_once is None or len(batch) <= at_once:  # first: an exported graph's batch has no length
         return function(batch, **kwargs)
-    return torch.cat([function(part, **kwargs) for part in batch.split(at_once)])
+    compiled = torch.compiler.is_compiling() or stage._compiled_call_impl is not None  # and then packed if frozen
+    with nullcontext() if compiled else packed_weights(stage, at_once * tokens, torch.float32):
+        return torch.cat([function(part, **kwargs) for part in batch.split(at_once)])
 
 
 class MSClapHtsatModel(PreTrainedModel):
@@ -505,10 +476,11 @@ class MSClapHtsatModel(PreTrainedModel):
                 f"frames of {self.config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
             )
         at_once = windows_at_once
-        hidden_states = in_parts(self.first_stage, input_features, at_once, **kwargs)
+        tokens = math.prod(self.last_resolution) << 2 * (len(self.stages) - 1)
+        hidden_states = in_parts(self.first_stage, self.stages[0], input_features, at_once, tokens, **kwargs)
         for stage in self.stages[1:]:
-            at_once = at_once and 2 * at_once
-            hidden_states = in_parts(stage, hidden_states, at_once, **kwargs)
+            at_once, tokens = at_once and 2 * at_once, tokens // 4
+            hidden_states = in_parts(stage, stage, hidden_states, at_once, tokens, **kwargs)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
 

@@ -1,0 +1,98 @@
+# Copyright 2026 The clap_hf authors. MIT License.
+"""Linear layers on a CPU by oneDNN: with their activation in one go, and by weights in oneDNN's own order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+# What oneDNN can multiply on this CPU.
+ONEDNN_DTYPES = [torch.float32] if torch.backends.mkldnn.is_available() else []
+if ONEDNN_DTYPES and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    ONEDNN_DTYPES.append(torch.bfloat16)
+
+
+def product(
+    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool = False
+) -> torch.Tensor:
+    """What a linear layer makes of `[..., in]` by a weight, packed or not, and a GELU if asked for: `[..., out]`."""
+    if gelu:  # by the error function, not by tanh
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "gelu", [], "none")
+    return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "none", [], "")
+
+
+class MSClapFusedLinear(nn.Linear):
+    """A linear layer with an activation; on a CPU, without gradient, oneDNN computes both in one go.
+
+    PyTorch leaves float32 matrix products to MKL, copies the bias to every row before a product, and reads and writes
+    the widest states of the model once more for their GELU; oneDNN, which is what `torch.compile` calls, does all that
+    while it stores the product. Equal to the last bits.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str | None = None):
+        super().__init__(in_features, out_features, bias)
+        self.activation = nn.Identity() if activation is None else ACT2FN[activation]
+        self.fused = activation == "gelu"
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or hidden_states.device.type != "cpu"
+            or hidden_states.dtype != self.weight.dtype
+            or hidden_states.dtype not in ONEDNN_DTYPES
+        ):
+            return self.activation(super().forward(hidden_states))
+        return self.multiply(hidden_states, self.weight)
+
+    def multiply(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of `[..., in]` by its weight, packed or not: `[..., out]`."""
+        made = product(hidden_states, weight, self.bias, self.fused)
+        return made if self.fused else self.activation(made)
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int, dtype: torch.dtype) -> Iterator[None]:
+    """Pack the weights of a model's linear layers on a CPU, without gradient; of other models and layers, none.
+
+    oneDNN multiplies by blocks of a weight, and PyTorch has it cut every weight into these again for every product.
+    Where the same weights take one small part of the work after another, that is done once here. Nothing is kept, so
+    that weights may change between any two of these.
+
+    Args:
+        model: The model, such as GPT-2 or a stage of HTSAT.
+        rows: How many rows most products will have, such as clips times beams.
+        dtype: Of the weights to pack: float32 where there are many rows, bfloat16 where there are few. The other way
+            round, packing takes longer than it saves.
+    """
+    layers: list[nn.Linear | Conv1D] = []
+    if dtype in ONEDNN_DTYPES and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        # Exact types: not what quantises or adapts a layer, nor a layer with a hook.
+        layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and type(module) in (nn.Linear, Conv1D, MSClapFusedLinear)
+            and "forward" not in vars(module)
+            and module.weight.device.type == "cpu"
+            and module.weight.dtype == dtype
+        ]
+    try:
+        for layer in layers:
+            weight = layer.weight.detach()
+            weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            vars(layer)["forward"] = (  # before the class's own
+                partial(layer.multiply, weight=packed)
+                if isinstance(layer, MSClapFusedLinear)
+                else partial(product, weight=packed, bias=layer.bias)
+            )
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
