@@ -59,7 +59,7 @@ class Peers:
         return model.get_audio_features(**features).pooler_output
 
     def gflop_per_clip(self) -> float:
-        """GFLOP of one clip of 7 s, of its matrix products, in the audio tower; with the model on the CPU."""
+        """GFLOP of one clip of 7 s, of its matrix products, from waveform to embedding; with the model on the CPU."""
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             self.embed(self.model, waveforms(1, WINDOW_S, RATE))
         return counter.get_total_flops() / 1e9

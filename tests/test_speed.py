@@ -186,7 +186,7 @@ def test_the_weights_of_a_stage_are_packed_once_for_all_parts_of_a_batch():
 
 
 HUGE_PAGES = """
-import os, sys
+import os
 import torch
 import clap_hf
 kept = [torch.ones(2**23) for _ in range(4)]

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Ask PyTorch to place large tensors on large pages of memory where the system gives them on request, as most Linux do.
-# What a layer makes of a few clips spans thousands of small pages: looking these up takes a tenth of HTSAT's time.
+# What a layer makes of a few clips spans thousands of small pages; looking these up took up to a tenth of HTSAT's time
+# where other work came in between.
 # PyTorch reads this at its first tensor. THP_MEM_ALLOC_ENABLE=0 keeps it off.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
