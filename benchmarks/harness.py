@@ -19,6 +19,7 @@ Candidates = dict[str, Callable[[], Any]]
 # "processor" counts the time that this process computes: on a machine that others use, and on one thread.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 clock = "wall"
+REST_S = 0.2  # before every turn: threads of numpy's BLAS go on spinning for a tenth of a second after a call
 SIDE = 2048
 SQUARE_GFLOP = 2 * SIDE**3 / 1e9
 
@@ -48,13 +49,14 @@ def timed_alone(function: Callable[[], Any], calls: int) -> tuple[float, bool]:
     """How long a call takes, s, and whether others took less than a tenth of a processor meanwhile."""
     if clock == "processor":
         return timed(lambda: [function() for _ in range(calls)]) / calls, True
+    time.sleep(REST_S)
     elsewhere = busy_elsewhere()
     seconds = timed(lambda: [function() for _ in range(calls)])
     return seconds / calls, busy_elsewhere() - elsewhere < max(0.1 * seconds, 0.03)
 
 
 def take_turns(candidates: Candidates, seconds: float, rounds: int = 3, most: int = 15) -> dict[str, Any]:
-    """Time candidates in turns, so that whatever else the machine does hits all of them.
+    """Time candidates in turns, so that whatever else the machine does hits all of them; after a rest each.
 
     Rounds in which other processes got in the way are left out, as far as `rounds` undisturbed ones come within four
     times the time.

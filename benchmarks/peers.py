@@ -60,7 +60,8 @@ class Peers:
 
     def gflop_per_clip(self) -> float:
         """GFLOP of one clip of 7 s, of its matrix products, from waveform to embedding; with the model on the CPU."""
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        # With gradient: what computes without it, linear layers and attention at once, is not counted.
+        with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             self.embed(self.model, waveforms(1, WINDOW_S, RATE))
         return counter.get_total_flops() / 1e9
 

@@ -20,7 +20,7 @@ from clap_hf import MSClapForAudioClassification
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear
+from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear, add_linear
 from clap_hf.texts import embed_texts, prefix_trees
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
@@ -40,6 +40,7 @@ class Moves(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         self.calls[name] += 1
+        self.calls[f"{name}.{func._overloadname}"] += 1
         if name in MOVING:
             self.values[name] += result.numel()
         return result
@@ -77,13 +78,15 @@ def test_audio_tower_copies_tokens_once_each_way(tower, clips):
     blocks = clips * sum(size * depth for size, depth in zip(sizes, config.depths, strict=True))
     shifted = clips * sum(size * (depth // 2) for size, depth in zip(sizes[:3], config.depths[:3], strict=True))
     tables = sum(64**2 * heads * depth for heads, depth in zip(config.num_attention_heads, config.depths, strict=True))
-    assert moves.values["index"] == 2 * blocks + tables
+    assert moves.values["index_select"] == 2 * blocks
+    assert moves.values["index"] == tables
     assert moves.values["cat"] == shifted
     # Folding the spectrogram, and patch merging.
     assert sum(moves.values.values()) <= 2 * blocks + tables + shifted + clips * (sum(sizes[:3]) + 3 * 64 * 1024)
     assert moves.calls["repeat"] == moves.calls["roll"] == 0
     if torch.backends.mkldnn.is_available():
         assert moves.calls["_linear_pointwise"] == 4 * sum(config.depths) + 3
+        assert moves.calls["_linear_pointwise.binary"] == 2 * sum(config.depths)  # residuals are added as it stores
         assert moves.calls["addmm"] == moves.calls["mm"] == moves.calls["gelu"] == 0
 
 
@@ -96,6 +99,38 @@ def test_a_linear_layer_is_the_same_by_onednn(activation, bias):
         ours = layer(states)
     torch.testing.assert_close(ours, layer(states).detach(), atol=1e-6, rtol=1e-5)
     assert moves.calls["_linear_pointwise"] == int(torch.float32 in ONEDNN_DTYPES)
+
+
+def hooked(layer: MSClapFusedLinear, _: pytest.MonkeyPatch) -> None:
+    layer.register_forward_hook(lambda *_: None)
+
+
+def hooked_before(layer: MSClapFusedLinear, _: pytest.MonkeyPatch) -> None:
+    layer.register_forward_pre_hook(lambda *_: None)
+
+
+def forward_replaced(layer: MSClapFusedLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "forward", layer.forward)  # as accelerate's hooks do
+
+
+def parametrized(layer: MSClapFusedLinear, _: pytest.MonkeyPatch) -> None:
+    torch.nn.utils.parametrizations.weight_norm(layer)
+
+
+@pytest.mark.parametrize("change", [None, hooked, hooked_before, forward_replaced, parametrized])
+def test_a_residual_is_added_as_onednn_stores_unless_the_layer_is_to_be_called(change, monkeypatch):
+    torch.manual_seed(0)
+    layer, states, residual = MSClapFusedLinear(24, 40), torch.randn(3, 5, 24), torch.randn(3, 5, 40)
+    expected = residual + layer(states).detach()
+    if change is not None:
+        change(layer, monkeypatch)
+    with torch.no_grad(), Moves() as moves:
+        ours = add_linear(residual, layer, states)
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+    assert moves.calls["_linear_pointwise.binary"] == int(torch.float32 in ONEDNN_DTYPES and change is None)
+    assert torch.equal(add_linear(residual, layer, states), residual + layer(states))  # with gradient
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert torch.equal(add_linear(residual, layer, states), residual + layer(states))
 
 
 def test_stages_are_compiled_one_by_one_and_without_divisions():

@@ -511,8 +511,10 @@ def test_drop_path_drops_whole_residuals_per_clip():
 
 def test_drop_path_rises_over_the_blocks():
     model = make_model(audio={**TINY_AUDIO, "depths": [2, 3], "drop_path_rate": 0.2})
-    rates = [block.drop_path_rate for stage in model.audio_model.stages for block in stage.blocks]
-    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    blocks = [block for stage in model.audio_model.stages for block in stage.blocks]
+    for path in ("attn", "mlp"):
+        rates = [block.get_submodule(path).residual.drop_path_rate for block in blocks]
+        assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_spec_augment_only_in_training_and_only_if_switched_on(batch):

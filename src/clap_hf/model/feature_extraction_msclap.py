@@ -12,6 +12,8 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
+from .memory import keep_freed_memory
+
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
@@ -374,7 +376,9 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     ) -> list[torch.Tensor]:
         """Cut or fill one clip `[samples]` into windows of `window_samples`."""
         length, total = self.window_samples, samples.shape[0]
-        if total <= length:
+        if total == length:
+            return [samples]
+        if total < length:
             if short_audio == "pad":
                 return [F.pad(samples, (0, length - total))]
             return [samples.repeat(math.ceil(length / total))[:length]]
@@ -399,6 +403,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
         """
+        keep_freed_memory()
         log_mels: list[torch.Tensor] = []
         waiting: list[torch.Tensor] = []
         for window in windows:

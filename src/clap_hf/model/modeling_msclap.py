@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_msclap import MSClapAudioConfig, MSClapConfig
+from .memory import keep_freed_memory
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
 
@@ -103,15 +104,6 @@ class MSClapProjection(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.linear1(hidden_states)
         return self.layer_norm(projected + self.dropout(self.linear2(F.gelu(projected))))
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MB of freed memory, rather than hand it back and have it cleared at each layer.
-
-    glibc learns what to keep from the largest block that was ever freed, up to 32 MB: this is one, never written to.
-    Other libraries don't mind.
-    """
-    torch.empty(2**25 - 2**19, dtype=torch.uint8)
 
 
 def run_audio_tower(

@@ -17,9 +17,18 @@ if ONEDNN_DTYPES and torch.ops.mkldnn._is_mkldnn_bf16_supported():
 
 
 def product(
-    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool = False
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    gelu: bool = False,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What a linear layer makes of `[..., in]` by a weight, packed or not, and a GELU if asked for: `[..., out]`."""
+    """What a linear layer makes of `[..., in]` by a weight, packed or not: `[..., out]`.
+
+    Followed by a GELU, or added to a residual `[..., out]`, if asked for.
+    """
+    if residual is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(hidden_states, residual, weight, bias, "add")
     if gelu:  # by the error function, not by tanh
         return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "gelu", [], "none")
     return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "none", [], "")
@@ -31,29 +40,60 @@ class MSClapFusedLinear(nn.Linear):
     PyTorch leaves float32 matrix products to MKL, copies the bias to every row before a product, and reads and writes
     the widest states of the model once more for their GELU; oneDNN, which is what `torch.compile` calls, does all that
     while it stores the product. Equal to the last bits.
+
+    Attributes:
+        packed: The weight in oneDNN's order, while `packed_weights` lasts.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str | None = None):
         super().__init__(in_features, out_features, bias)
         self.activation = nn.Identity() if activation is None else ACT2FN[activation]
         self.fused = activation == "gelu"
+        self.packed: torch.Tensor | None = None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if (
+    def by_onednn(self, hidden_states: torch.Tensor) -> bool:
+        """Whether oneDNN multiplies these."""
+        return not (
             torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
             or hidden_states.device.type != "cpu"
             or hidden_states.dtype != self.weight.dtype
             or hidden_states.dtype not in ONEDNN_DTYPES
-        ):
-            return self.activation(super().forward(hidden_states))
-        return self.multiply(hidden_states, self.weight)
+        )
 
-    def multiply(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What the layer makes of `[..., in]` by its weight, packed or not: `[..., out]`."""
-        made = product(hidden_states, weight, self.bias, self.fused)
+    def multiply(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """The layer's product by oneDNN, before an activation that is not fused."""
+        weight = self.weight if self.packed is None else self.packed
+        return product(hidden_states, weight, self.bias, self.fused, residual)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.by_onednn(hidden_states):
+            return self.activation(super().forward(hidden_states))
+        made = self.multiply(hidden_states)
         return made if self.fused else self.activation(made)
+
+
+def add_linear(residual: torch.Tensor, layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`residual + layer(hidden_states)`; by oneDNN in one go, which spares the sum's reading and writing.
+
+    Args:
+        residual: `[..., out]`.
+        layer: An `MSClapFusedLinear` without activation, or what quantises or adapts one.
+        hidden_states: `[..., in]`.
+
+    Returns:
+        `[..., out]`.
+    """
+    if (
+        type(layer) is MSClapFusedLinear
+        and "forward" not in vars(layer)  # nor is it called where hooks want to hear of it
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and layer.by_onednn(hidden_states)
+    ):
+        return layer.multiply(hidden_states, residual)
+    return residual + layer(hidden_states)
 
 
 @contextmanager
@@ -87,12 +127,14 @@ def packed_weights(model: nn.Module, rows: int, dtype: torch.dtype) -> Iterator[
             weight = layer.weight.detach()
             weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            vars(layer)["forward"] = (  # before the class's own
-                partial(layer.multiply, weight=packed)
-                if isinstance(layer, MSClapFusedLinear)
-                else partial(product, weight=packed, bias=layer.bias)
-            )
+            if isinstance(layer, MSClapFusedLinear):
+                layer.packed = packed
+            else:  # before the class's own
+                vars(layer)["forward"] = partial(product, weight=packed, bias=layer.bias)
         yield
     finally:
         for layer in layers:
-            vars(layer).pop("forward", None)
+            if isinstance(layer, MSClapFusedLinear):
+                layer.packed = None
+            else:
+                vars(layer).pop("forward", None)
