@@ -19,7 +19,9 @@ Candidates = dict[str, Callable[[], Any]]
 # "processor" counts the time that this process computes: on a machine that others use, and on one thread.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 clock = "wall"
-REST_S = 0.2  # before every turn: threads of numpy's BLAS go on spinning for a tenth of a second after a call
+# Before every turn: threads of numpy's BLAS go on spinning for a tenth of a second after a call.
+REST_S = 0.2
+LONG_S = 1.0  # calls from here on need no call before them that wakes processors and fills caches
 SIDE = 2048
 SQUARE_GFLOP = 2 * SIDE**3 / 1e9
 
@@ -45,18 +47,29 @@ def busy_elsewhere() -> float:
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def timed_alone(function: Callable[[], Any], calls: int) -> tuple[float, bool]:
-    """How long a call takes, s, and whether others took less than a tenth of a processor meanwhile."""
+def turn(function: Callable[[], Any], once: float) -> tuple[float, bool]:
+    """A candidate's turn: a rest, an untimed call unless it is long, and timed ones for some 0.2 s.
+
+    Args:
+        function: What to time.
+        once: How long a call takes, about, s.
+
+    Returns:
+        How long a call took, s, and whether others took less than a tenth of a processor meanwhile.
+    """
+    calls = max(1, round(0.2 / max(once, 1e-3)))
+    time.sleep(REST_S)
+    if once < LONG_S:
+        function()
     if clock == "processor":
         return timed(lambda: [function() for _ in range(calls)]) / calls, True
-    time.sleep(REST_S)
     elsewhere = busy_elsewhere()
     seconds = timed(lambda: [function() for _ in range(calls)])
     return seconds / calls, busy_elsewhere() - elsewhere < max(0.1 * seconds, 0.03)
 
 
 def take_turns(candidates: Candidates, seconds: float, rounds: int = 3, most: int = 15) -> dict[str, Any]:
-    """Time candidates in turns, so that whatever else the machine does hits all of them; after a rest each.
+    """Time candidates in turns, so that whatever else the machine does hits all of them.
 
     Rounds in which other processes got in the way are left out, as far as `rounds` undisturbed ones come within four
     times the time.
@@ -71,14 +84,14 @@ def take_turns(candidates: Candidates, seconds: float, rounds: int = 3, most: in
         For every candidate `seconds` with its spread and `disturbed`, whether others got in the way; and for all but
         the first `ratio`: its time over ours, by round.
     """
-    calls = {name: max(1, round(0.2 / max(timed(function), 1e-3))) for name, function in candidates.items()}
+    once = {name: timed(function) for name, function in candidates.items()}
     alone: list[dict[str, float]] = []
     disturbed: list[dict[str, float]] = []
     started = time.perf_counter()
     while True:
-        turn = {name: timed_alone(function, calls[name]) for name, function in candidates.items()}
-        times = {name: found for name, (found, _) in turn.items()}
-        (alone if all(quiet for _, quiet in turn.values()) else disturbed).append(times)
+        turns = {name: turn(function, once[name]) for name, function in candidates.items()}
+        times = {name: found for name, (found, _) in turns.items()}
+        (alone if all(quiet for _, quiet in turns.values()) else disturbed).append(times)
         spent = time.perf_counter() - started
         if len(alone) >= rounds and (spent > seconds or len(alone) >= most):
             break
