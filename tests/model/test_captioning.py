@@ -292,6 +292,17 @@ def test_other_dtypes_are_not_packed(dtype):
         assert not any("forward" in vars(layer) for layer in language_model.modules())
 
 
+@pytest.mark.skipif(not ONEDNN_DTYPES, reason="nothing is packed on this processor")
+def test_a_compiled_model_is_not_packed():
+    language_model = captioner().language_model
+    layers = [layer for layer in language_model.modules() if isinstance(layer, (torch.nn.Linear, Conv1D))]
+    for compiled in (False, True):
+        if compiled:
+            language_model.compile(backend="eager")
+        with torch.no_grad(), packed_weights(language_model, 5, torch.float32):
+            assert {"forward" in vars(layer) for layer in layers} == {not compiled}
+
+
 def test_another_language_model(clips):
     llama = AutoConfig.for_model(
         "llama",

@@ -8,7 +8,6 @@ tokens of the last stage.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -379,8 +378,7 @@ def in_parts(
     """Apply a stage, or what ends with it, to a batch, `at_once` clips of `tokens` at a time; None is all."""
     if at_once is None or len(batch) <= at_once:  # first: an exported graph's batch has no length
         return function(batch, **kwargs)
-    compiled = torch.compiler.is_compiling() or stage._compiled_call_impl is not None  # and then packed if frozen
-    with nullcontext() if compiled else packed_weights(stage, at_once * tokens, torch.float32):
+    with packed_weights(stage, at_once * tokens, torch.float32):
         return torch.cat([function(part, **kwargs) for part in batch.split(at_once)])
 
 

@@ -100,6 +100,8 @@ def add_linear(residual: torch.Tensor, layer: nn.Module, hidden_states: torch.Te
 def packed_weights(model: nn.Module, rows: int, dtype: torch.dtype) -> Iterator[None]:
     """Pack the weights of a model's linear layers on a CPU, without gradient; of other models and layers, none.
 
+    Nor of a compiled one: what `torch.compile` makes multiplies by its own.
+
     oneDNN multiplies by blocks of a weight, and PyTorch has it cut every weight into these again for every product.
     Where the same weights take one small part of the work after another, that is done once here. Nothing is kept, so
     that weights may change between any two of these.
@@ -111,7 +113,13 @@ def packed_weights(model: nn.Module, rows: int, dtype: torch.dtype) -> Iterator[
             round, packing takes longer than it saves.
     """
     layers: list[nn.Linear | Conv1D] = []
-    if dtype in ONEDNN_DTYPES and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+    if not (
+        torch.compiler.is_compiling()
+        or model._compiled_call_impl is not None
+        or dtype not in ONEDNN_DTYPES
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+    ):
         # Exact types: not what quantises or adapts a layer, nor a layer with a hook.
         layers = [
             module
