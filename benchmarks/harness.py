@@ -22,7 +22,6 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 clock = "wall"
 # Before every turn: threads of numpy's BLAS go on spinning for a tenth of a second after a call.
 REST_S = 0.2
-LONG_S = 1.0  # calls from here on need no call before them that wakes processors and fills caches
 SIDE = 2048
 SQUARE_GFLOP = 2 * SIDE**3 / 1e9
 
@@ -49,7 +48,7 @@ def busy_elsewhere() -> float:
 
 
 def turn(function: Callable[[], Any], once: float) -> tuple[float, bool]:
-    """A candidate's turn: a rest, an untimed call unless it is long, and timed ones for some 0.2 s.
+    """A candidate's turn: a rest, an untimed call that wakes processors and fills caches, and timed ones for 0.2 s.
 
     Args:
         function: What to time.
@@ -60,8 +59,7 @@ def turn(function: Callable[[], Any], once: float) -> tuple[float, bool]:
     """
     calls = max(1, round(0.2 / max(once, 1e-3)))
     time.sleep(REST_S)
-    if once < LONG_S:
-        function()
+    function()
     if clock == "processor":
         return timed(lambda: [function() for _ in range(calls)]) / calls, True
     elsewhere = busy_elsewhere()
