@@ -22,6 +22,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 clock = "wall"
 # Before every turn: threads of numpy's BLAS go on spinning for a tenth of a second after a call.
 REST_S = 0.2
+TURN_S = 0.5
 SIDE = 2048
 SQUARE_GFLOP = 2 * SIDE**3 / 1e9
 
@@ -48,7 +49,7 @@ def busy_elsewhere() -> float:
 
 
 def turn(function: Callable[[], Any], once: float) -> tuple[float, bool]:
-    """A candidate's turn: a rest, an untimed call that wakes processors and fills caches, and timed ones for 0.2 s.
+    """A candidate's turn: a rest, an untimed call that wakes processors and fills caches, and timed ones.
 
     Args:
         function: What to time.
@@ -57,7 +58,7 @@ def turn(function: Callable[[], Any], once: float) -> tuple[float, bool]:
     Returns:
         How long a call took, s, and whether others took less than a tenth of a processor meanwhile.
     """
-    calls = max(1, round(0.2 / max(once, 1e-3)))
+    calls = max(1, round(TURN_S / max(once, 1e-3)))
     time.sleep(REST_S)
     function()
     if clock == "processor":

@@ -112,10 +112,10 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
         clips = waveforms(batch, WINDOW_S, RATE)
         candidates: dict[str, Callable[[], Any]] = {
             "ours": lambda clips=clips: peers.embed(peers.model, clips),
+            **(large_squares() if batch == 32 else {}),
             "ours, bfloat16": lambda clips=clips: peers.embed(small, clips),
             "msclap": lambda clips=clips: encoder(clips)[0],
         }
-        candidates |= large_squares() if batch == 32 else {}
         rows.append(row(f"audio embedding, batch {batch}", "clip of 7 s", batch, take_turns(candidates, seconds)))
     laion = {
         "ours": lambda: peers.model.get_audio_features(
@@ -158,9 +158,9 @@ def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
     candidates: dict[str, Callable[[], Any]] = {
         "ours": lambda: peers.embed(peers.model, clips),
         "ours, compiled": lambda: peers.embed(fast, clips),
+        **large_squares(),
         "ours, bfloat16, compiled": lambda: peers.embed(small, clips),
         "msclap": lambda: peers.msclap.clap.audio_encoder(clips)[0],
-        **large_squares(),
     }
     rows = [row("audio embedding, batch 32, beside compiled", "clip of 7 s", 32, take_turns(candidates, seconds))]
     return {"rows": rows, "warm_up_s": warm, "equal": {"audio, compiled, to eager": difference}}
