@@ -54,7 +54,7 @@ KINDS = {
     "window attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
     "GELU": ("aten::gelu",),
     "layer norm": ("aten::native_layer_norm",),
-    "copies": ("aten::copy_", "aten::index", "aten::cat"),
+    "copies": ("aten::copy_", "aten::index_select", "aten::cat"),
 }
 VERSIONS = ("clap-hf", "torch", "transformers", "msclap", "numpy", "soundfile")
 
