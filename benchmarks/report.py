@@ -130,7 +130,7 @@ def rest(results: dict[str, Any]) -> list[str]:
         )
     gflop = results["flops"]["audio_gflop_per_clip"]
     lines.append(f"- A clip of 7 s is {gflop:.1f} GFLOP of matrix products{shares(results)}.")
-    for dtype, found in results["parts"].get("audio", {}).get("shares", {}).items():
+    for dtype, found in results["parts"].get("operations", {}).get("shares", {}).items():
         listed = ", ".join(f"{kind} {share:.0%}" for kind, share in found.items())
         lines.append(f"- Where the audio tower's time goes, {dtype}: {listed}.")
     found = results["parts"].get("footprint", {}).get("footprint")

@@ -132,13 +132,19 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
     ours = peers.model.get_audio_features(**features).pooler_output
     drift = F.cosine_similarity(small.get_audio_features(**features).pooler_output, ours)
     difference = float((F.normalize(encoder(clips)[0], dim=-1) - ours).abs().max())
-    few = features["input_features"][:4]
     return {
         "rows": rows,
         "equal": {"audio": difference},
         "lowest_cosine": {"audio, bfloat16": float(drift.min())},
-        "shares": {"float32": shares_of_time(peers.model, few), "bfloat16": shares_of_time(small, few)},
     }
+
+
+def operations(peers: Peers, seconds: float) -> dict[str, Any]:
+    """What the audio tower's time goes to."""
+    clips = waveforms(4, WINDOW_S, RATE)
+    features = peers.processor.feature_extractor(list(clips), RATE)["input_features"]
+    models = {"float32": peers.model, "bfloat16": in_bfloat16(peers.model)}
+    return {"shares": {name: shares_of_time(model, features) for name, model in models.items()}}
 
 
 def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
@@ -277,6 +283,7 @@ def footprint(peers: Peers, seconds: float) -> dict[str, Any]:
 PARTS = {
     "front_end": front_end,
     "audio": audio,
+    "operations": operations,
     "text": text,
     "files": files,
     "onnx": onnx,
