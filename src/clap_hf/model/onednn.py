@@ -64,8 +64,8 @@ class MSClapFusedLinear(nn.Linear):
 
     def multiply(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The layer's product by oneDNN, before an activation that is not fused."""
-        weight = self.weight if self.packed is None else self.packed
-        return product(hidden_states, weight, self.bias, self.fused, residual)
+        packed = self.packed  # once: another thread's batch may end and take it away
+        return product(hidden_states, self.weight if packed is None else packed, self.bias, self.fused, residual)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.by_onednn(hidden_states):
