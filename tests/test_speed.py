@@ -117,13 +117,17 @@ def parametrized(layer: MSClapFusedLinear, _: pytest.MonkeyPatch) -> None:
     torch.nn.utils.parametrizations.weight_norm(layer)
 
 
-@pytest.mark.parametrize("change", [None, hooked, hooked_before, forward_replaced, parametrized])
+def activated(layer: MSClapFusedLinear, _: pytest.MonkeyPatch) -> None:
+    layer.activation, layer.fused = torch.nn.GELU(), True
+
+
+@pytest.mark.parametrize("change", [None, hooked, hooked_before, forward_replaced, parametrized, activated])
 def test_a_residual_is_added_as_onednn_stores_unless_the_layer_is_to_be_called(change, monkeypatch):
     torch.manual_seed(0)
     layer, states, residual = MSClapFusedLinear(24, 40), torch.randn(3, 5, 24), torch.randn(3, 5, 40)
-    expected = residual + layer(states).detach()
     if change is not None:
         change(layer, monkeypatch)
+    expected = residual + layer(states).detach()
     with torch.no_grad(), Moves() as moves:
         ours = add_linear(residual, layer, states)
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)

@@ -79,7 +79,7 @@ def add_linear(residual: torch.Tensor, layer: nn.Module, hidden_states: torch.Te
 
     Args:
         residual: `[..., out]`.
-        layer: An `MSClapFusedLinear` without activation, or what quantises or adapts one.
+        layer: An `MSClapFusedLinear`, or what quantises or adapts one.
         hidden_states: `[..., in]`.
 
     Returns:
@@ -87,6 +87,7 @@ def add_linear(residual: torch.Tensor, layer: nn.Module, hidden_states: torch.Te
     """
     if (
         type(layer) is MSClapFusedLinear
+        and isinstance(layer.activation, nn.Identity)  # the sum stands where an activation would
         and "forward" not in vars(layer)  # nor is it called where hooks want to hear of it
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
