@@ -126,7 +126,7 @@ _RECOMPUTED: dict[str, Callable[[re.Match[str], PreTrainedModel], torch.Tensor |
         lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}").relative_position_index
     ),
     rf"{_ANY_HTSAT}layers\.(\d+\.blocks\.\d+)\.attn_mask": (
-        lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}").shift_mask
+        lambda match, model: model.get_submodule(f"audio_model.stages.{match[1]}.attn").shift_mask
     ),
     rf"{_ANY_GPT2}h\.\d+\.attn\.bias": (
         lambda match, model: torch.ones([model.config.text_config.n_positions] * 2).tril()[None, None]

@@ -437,7 +437,7 @@ def test_sdpa_equals_eager(batch, audio):
 def test_shifted_windows_hear_their_neighbours(model):
     """A shifted block mixes 8 x 8 patches around the plain windows' borders, and never across the image's ends."""
     block = copy.deepcopy(model.audio_model.stages[0].blocks[1]).double()
-    assert block.shift == 4 and block.resolution == (32, 16)
+    assert block.attn.shift == 4 and block.attn.resolution == (32, 16)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(1, 512, 16, dtype=torch.float64, generator=generator)
     step = torch.randn(16, dtype=torch.float64, generator=generator)

@@ -139,112 +139,10 @@ class MSClapHtsatResidual(nn.Module):
 
 
 class MSClapHtsatAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned relative position bias, on a residual path."""
+    """Multi-head self-attention within (shifted) windows of an image, with a learned relative position bias.
 
-    def __init__(self, config: MSClapAudioConfig, channels: int, num_heads: int, window: int, drop_path_rate: float):
-        super().__init__()
-        self.config = config
-        self.num_heads = num_heads
-        self.window = window
-        self.head_dim = channels // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.relative_position_index: torch.Tensor
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", self.make_relative_position_index(), persistent=False)
-        self.qkv = MSClapFusedLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.proj = MSClapFusedLinear(channels, channels)
-        self.residual = MSClapHtsatResidual(config, drop_path_rate)
-
-    def make_relative_position_index(self) -> torch.Tensor:
-        """Row of the bias table for every pair of positions in a window, `[window ** 2, window ** 2]`."""
-        rows = torch.arange(self.window).repeat_interleave(self.window)
-        columns = torch.arange(self.window).repeat(self.window)
-        row_offset = rows[:, None] - rows[None, :] + self.window - 1
-        column_offset = columns[:, None] - columns[None, :] + self.window - 1
-        return row_offset * (2 * self.window - 1) + column_offset
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor,
-        shift_masks: torch.Tensor | None,
-        windows_per_mask: list[int],
-        window_tokens: torch.Tensor,
-        token_places: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend within windows.
-
-        Args:
-            hidden_states: `[batch, image tokens, channels]`.
-            residual: What the attended states are added to, alike.
-            shift_masks: Added to the scores, `[masks, tokens, tokens]`; None is no mask for any window.
-            windows_per_mask: How many windows each mask is for; windows that share a mask stand together.
-            window_tokens: Which tokens of the image each window holds, `[windows, tokens]`.
-            token_places: Where these hold every token of the image, see `places_of`, `[2, image tokens]`.
-
-        Returns:
-            The sum `[batch, image tokens, channels]` and, of eager attention only, weights
-            `[batch * windows, heads, tokens, tokens]`, windows in the order of the image.
-        """
-        batch, image_tokens, channels = hidden_states.shape
-        windows, tokens = window_tokens.shape
-        # Shift and cut are one permutation of all tokens, and so one copy; so is the way back. Windows of all clips
-        # that have a mask in common follow each other.
-        clips = torch.arange(batch, device=hidden_states.device)
-        gather = (window_tokens[:, None] + image_tokens * clips[:, None]).flatten()  # [windows, batch, tokens]
-        first, place = token_places
-        back = (batch * first + tokens * clips[:, None] + place).flatten()  # [batch, image tokens]
-
-        image = take(hidden_states.view(-1, channels), 0, gather)
-        qkv = self.qkv(image).view(windows * batch, tokens, 3, self.num_heads, self.head_dim)
-        states = qkv.permute(2, 0, 3, 1, 4)  # query, key and value, [batch * windows, heads, tokens, head_dim] each
-
-        bias = take(self.relative_position_bias_table.t(), 1, self.relative_position_index.flatten())
-        bias = bias.view(1, self.num_heads, tokens, tokens)
-        if shift_masks is not None:
-            bias = bias + shift_masks[:, None].to(bias.dtype)
-
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended = [
-            attention(
-                self,
-                *part,
-                mask[None],
-                scaling=self.scaling,
-                dropout=self.dropout if self.training else 0.0,
-                **kwargs,
-            )
-            for part, mask in zip(states.split([count * batch for count in windows_per_mask], 1), bias, strict=True)
-        ]
-        context = torch.cat([part for part, _ in attended]) if len(attended) > 1 else attended[0][0]
-        context = take(context.reshape(-1, channels), 0, back).view(batch, image_tokens, channels)
-        weights = None
-        if attended[0][1] is not None:
-            weights = torch.cat([part for _, part in attended]).unflatten(0, (-1, batch))
-            weights = weights[window_tokens[:, 0].argsort()].transpose(0, 1).flatten(0, 1)
-        return self.residual(residual, self.proj, context), weights
-
-
-class MSClapHtsatMLP(nn.Module):
-    """Two linear layers with an activation between them, on a residual path."""
-
-    def __init__(self, config: MSClapAudioConfig, channels: int, drop_path_rate: float):
-        super().__init__()
-        hidden = int(channels * config.mlp_ratio)
-        self.fc1 = MSClapFusedLinear(channels, hidden, activation=config.hidden_act)
-        self.fc2 = MSClapFusedLinear(hidden, channels)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.residual = MSClapHtsatResidual(config, drop_path_rate)
-
-    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.residual(residual, self.fc2, self.dropout(self.fc1(hidden_states)))
-
-
-class MSClapHtsatBlock(GradientCheckpointingLayer):
-    """A Swin block: (shifted) window attention and an MLP, pre-norm, each on a residual path."""
+    On a residual path.
+    """
 
     def __init__(
         self,
@@ -256,24 +154,40 @@ class MSClapHtsatBlock(GradientCheckpointingLayer):
         drop_path_rate: float,
     ):
         super().__init__()
+        self.config = config
         self.resolution = resolution
-        self.window = min(config.window_size, *resolution)
+        self.num_heads = num_heads
+        self.window = window = min(config.window_size, *resolution)
         # A single window has nothing to shift.
         self.shift = config.window_size // 2 if shifted and min(resolution) > config.window_size else 0
-        self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.attn = MSClapHtsatAttention(config, channels, num_heads, self.window, drop_path_rate)
-        self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.mlp = MSClapHtsatMLP(config, channels, drop_path_rate)
-        tokens = math.prod(resolution)
-        inner = (resolution[0] // self.window - 1, resolution[1] // self.window - 1)
+        self.head_dim = channels // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.relative_position_index: torch.Tensor
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", self.make_relative_position_index(), persistent=False)
+        self.qkv = MSClapFusedLinear(channels, 3 * channels, bias=config.qkv_bias)
+        self.proj = MSClapFusedLinear(channels, channels)
+        self.residual = MSClapHtsatResidual(config, drop_path_rate)
+        inner = (resolution[0] // window - 1, resolution[1] // window - 1)
         # Inner windows, those of the last column, of the last row, and the corner; or one kind only.
-        self.windows_per_mask = [math.prod(inner), *inner, 1] if self.shift else [tokens // self.window**2]
+        self.windows_per_mask = [math.prod(inner), *inner, 1] if self.shift else [math.prod(resolution) // window**2]
         self.window_tokens: torch.Tensor
         self.token_places: torch.Tensor
+        self.shift_masks: torch.Tensor | None
         windows, places, masks = self.make_windows()
         self.register_buffer("window_tokens", windows, persistent=False)
         self.register_buffer("token_places", places, persistent=False)
         self.register_buffer("shift_masks", masks, persistent=False)
+
+    def make_relative_position_index(self) -> torch.Tensor:
+        """Row of the bias table for every pair of positions in a window, `[window ** 2, window ** 2]`."""
+        rows = torch.arange(self.window).repeat_interleave(self.window)
+        columns = torch.arange(self.window).repeat(self.window)
+        row_offset = rows[:, None] - rows[None, :] + self.window - 1
+        column_offset = columns[:, None] - columns[None, :] + self.window - 1
+        return row_offset * (2 * self.window - 1) + column_offset
 
     def make_windows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Cut the image into windows, after a cyclic shift in every other block.
@@ -317,16 +231,98 @@ class MSClapHtsatBlock(GradientCheckpointingLayer):
         kinds = torch.arange(4).repeat_interleave(torch.tensor(self.windows_per_mask))
         return self.shift_masks[kinds[self.window_tokens[:, 0].argsort()]]
 
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within windows.
+
+        Args:
+            hidden_states: `[batch, image tokens, channels]`.
+            residual: What the attended states are added to, alike.
+
+        Returns:
+            The sum `[batch, image tokens, channels]` and, of eager attention only, weights
+            `[batch * windows, heads, tokens, tokens]`, windows in the order of the image.
+        """
+        batch, image_tokens, channels = hidden_states.shape
+        windows, tokens = self.window_tokens.shape
+        # Shift and cut are one permutation of all tokens, and so one copy; so is the way back. Windows of all clips
+        # that have a mask in common follow each other.
+        clips = torch.arange(batch, device=hidden_states.device)
+        gather = (self.window_tokens[:, None] + image_tokens * clips[:, None]).flatten()  # [windows, batch, tokens]
+        first, place = self.token_places
+        back = (batch * first + tokens * clips[:, None] + place).flatten()  # [batch, image tokens]
+
+        image = take(hidden_states.view(-1, channels), 0, gather)
+        qkv = self.qkv(image).view(windows * batch, tokens, 3, self.num_heads, self.head_dim)
+        states = qkv.permute(2, 0, 3, 1, 4)  # query, key and value, [batch * windows, heads, tokens, head_dim] each
+
+        bias = take(self.relative_position_bias_table.t(), 1, self.relative_position_index.flatten())
+        bias = bias.view(1, self.num_heads, tokens, tokens)
+        if self.shift_masks is not None:
+            bias = bias + self.shift_masks[:, None].to(bias.dtype)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended = [
+            attention(
+                self,
+                *part,
+                mask[None],
+                scaling=self.scaling,
+                dropout=self.dropout if self.training else 0.0,
+                **kwargs,
+            )
+            for part, mask in zip(
+                states.split([count * batch for count in self.windows_per_mask], 1), bias, strict=True
+            )
+        ]
+        context = torch.cat([part for part, _ in attended]) if len(attended) > 1 else attended[0][0]
+        context = take(context.reshape(-1, channels), 0, back).view(batch, image_tokens, channels)
+        weights = None
+        if attended[0][1] is not None:
+            weights = torch.cat([part for _, part in attended]).unflatten(0, (-1, batch))
+            weights = weights[self.window_tokens[:, 0].argsort()].transpose(0, 1).flatten(0, 1)
+        return self.residual(residual, self.proj, context), weights
+
+
+class MSClapHtsatMLP(nn.Module):
+    """Two linear layers with an activation between them, on a residual path."""
+
+    def __init__(self, config: MSClapAudioConfig, channels: int, drop_path_rate: float):
+        super().__init__()
+        hidden = int(channels * config.mlp_ratio)
+        self.fc1 = MSClapFusedLinear(channels, hidden, activation=config.hidden_act)
+        self.fc2 = MSClapFusedLinear(hidden, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.residual = MSClapHtsatResidual(config, drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.residual(residual, self.fc2, self.dropout(self.fc1(hidden_states)))
+
+
+class MSClapHtsatBlock(GradientCheckpointingLayer):
+    """A Swin block: (shifted) window attention and an MLP, pre-norm, each on a residual path."""
+
+    def __init__(
+        self,
+        config: MSClapAudioConfig,
+        channels: int,
+        resolution: tuple[int, int],
+        num_heads: int,
+        shifted: bool,
+        drop_path_rate: float,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.attn = MSClapHtsatAttention(config, channels, resolution, num_heads, shifted, drop_path_rate)
+        self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.mlp = MSClapHtsatMLP(config, channels, drop_path_rate)
+
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        hidden_states, _ = self.attn(
-            self.norm1(hidden_states),
-            hidden_states,
-            self.shift_masks,
-            self.windows_per_mask,
-            self.window_tokens,
-            self.token_places,
-            **kwargs,
-        )
+        hidden_states, _ = self.attn(self.norm1(hidden_states), hidden_states, **kwargs)
         return self.mlp(self.norm2(hidden_states), hidden_states)
 
 
@@ -438,7 +434,6 @@ class MSClapHtsatModel(PreTrainedModel):
         elif isinstance(module, MSClapHtsatAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, module.make_relative_position_index())
-        elif isinstance(module, MSClapHtsatBlock):
             windows, places, masks = module.make_windows()
             init.copy_(module.window_tokens, windows)
             init.copy_(module.token_places, places)
