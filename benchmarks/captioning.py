@@ -28,7 +28,7 @@ import transformers
 
 import clap_hf
 from clap_hf import MSClapForAudioCaptioning, MSClapProcessor, load_audio, load_clapcap_checkpoint
-from clap_hf.files import write_json
+from clap_hf.atomic_io import write_json
 from msclap_reference import (
     TOKENIZER,
     caption_tokens,

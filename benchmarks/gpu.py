@@ -39,8 +39,8 @@ from harness import large_squares, machine, take_turns, timed
 from torch.profiler import ProfilerActivity, profile
 
 from clap_hf import embed_files, load_audio
-from clap_hf.files import write_json
-from clap_hf.texts import embed_texts
+from clap_hf.atomic_io import write_json
+from clap_hf.embedding import embed_texts
 
 RESULTS = Path(__file__).parent / "gpu.json"
 LARGE = 256  # windows

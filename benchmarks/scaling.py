@@ -26,7 +26,7 @@ import torch
 from harness import machine, memory_held
 
 import clap_hf
-from clap_hf.files import write_json
+from clap_hf.atomic_io import write_json
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = 48

@@ -45,9 +45,9 @@ from torch._inductor.utils import fresh_cache
 from torch.profiler import profile
 
 from clap_hf import embed_files
+from clap_hf.atomic_io import write_json
+from clap_hf.embedding import embed_texts
 from clap_hf.export import export_onnx
-from clap_hf.files import write_json
-from clap_hf.texts import embed_texts
 
 KINDS = {
     "matrix products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 import clap_hf
+from clap_hf.atomic_io import replace_folder, write_json
 from clap_hf.cards import AVERAGE
-from clap_hf.files import replace_folder, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from clap_hf.data.build import build_dataset, push_dataset, refuse_to_share
-from clap_hf.data.sources import TRAINING_SETS, training_set
+from clap_hf.data.prepare import build_dataset, push_dataset, refuse_to_share
+from clap_hf.data.registry import TRAINING_SETS, training_set
 
 
 def excluded_ids(path: Path) -> set[str]:
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="gets the parquet files")
     parser.add_argument("--exclude", type=Path, nargs="*", default=[], help="files of ids to leave out")
     parser.add_argument("--hold-out", type=int, default=0, metavar="CLIPS", help="clips for a validation split")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the result, where the licence allows it")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the result, where the license allows it")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     args = parser.parse_args()
     if args.list:
         for name, about in TRAINING_SETS.items():
-            print(f"{name}: {about.title}, {about.pairs}\n  {about.original}\n  {about.licence} ({about.access})")
+            print(f"{name}: {about.title}, {about.pairs}\n  {about.original}\n  {about.license} ({about.access})")
             print(f"  layout: {about.layout}\n  leave out: {about.exclude}")
         return
     if not (args.source and args.root and args.output):

@@ -11,11 +11,11 @@ import torch
 import transformers
 
 import clap_hf
+from clap_hf.atomic_io import write_json
 from clap_hf.evaluation.report import print_results
 from clap_hf.evaluation.scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED
 from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, TEMPLATES
 from clap_hf.evaluation.zero_shot import evaluate, load_clips, with_labels, zero_shot_score
-from clap_hf.files import write_json
 
 
 def main() -> None:

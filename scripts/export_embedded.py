@@ -20,8 +20,8 @@ import datasets
 import torch
 
 import clap_hf
+from clap_hf.atomic_io import replace_folder, write_json, write_text
 from clap_hf.cards import AVERAGE, CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
-from clap_hf.files import replace_folder, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "src" / "clap_hf" / "embedded"
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--weights", type=Path, help="folder of scripts/average_weights.py; the run's best/ by default"
     )
     parser.add_argument("--results", type=Path, help="JSON of scripts/evaluate_sound_tasks.py")
-    parser.add_argument("--dataset", help="the corpus it was trained on, for the list of its licences")
+    parser.add_argument("--dataset", help="the corpus it was trained on, for the list of its licenses")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
     args = parser.parse_args(arguments)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             export_weights(weights, folder)
         else:
             shutil.copytree(args.output, folder)
-        write_card(folder, folder, records, licence="mit")
+        write_card(folder, folder, records, license="mit")
 
     replace_folder(args.output, write)
     size = sum(file.stat().st_size for file in args.output.iterdir()) / 2**20

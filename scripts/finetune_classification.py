@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from clap_hf.embedded import checkpoint_path
+from clap_hf.pretrained import checkpoint_path
 from clap_hf.training.classification import FineTuning, cross_validate
 
 

@@ -15,17 +15,17 @@ from collections.abc import Iterable
 
 import torch
 
-from clap_hf.training.build import build_model
-from clap_hf.training.contrastive_task import ContrastiveTask
+from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.distributed import average_gradients
+from clap_hf.training.factory import build_model
 from clap_hf.training.inputs import streamed_batches
 from clap_hf.training.loop import make_accelerator
 from clap_hf.training.optimization import build_optimizer
 from clap_hf.training.recipe import load_recipe
-from clap_hf.training.task import Batch, Position
+from clap_hf.training.stage import Batch, Position
 
 
-def measure(task: ContrastiveTask, batches: Iterable[Batch], steps: int) -> dict[str, float]:
+def measure(task: ContrastiveStage, batches: Iterable[Batch], steps: int) -> dict[str, float]:
     """Clips a second over all processes, and the share of time spent waiting for data."""
     recipe, accelerator = task.recipe, make_accelerator(task.recipe)
     optimizer = build_optimizer([task.model, task.criterion], recipe)
@@ -73,7 +73,7 @@ def main() -> None:
     accelerator = make_accelerator(recipe)
     model, processor = build_model(recipe)
     data = streamed_batches(recipe, processor, args.num_workers)
-    task = ContrastiveTask(model.to(accelerator.device), processor, recipe, data, lambda model: {})
+    task = ContrastiveStage(model.to(accelerator.device), processor, recipe, data, lambda model: {})
     task.setup(accelerator)
     share = (accelerator.process_index, accelerator.num_processes)
     one = next(iter(data.batches(0, 0, *share)))

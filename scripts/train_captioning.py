@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from clap_hf.training.captioning import CaptioningRecipe, train_captioning
+from clap_hf.training.captioning_stage import CaptioningRecipe, train_captioning
 from clap_hf.training.generative import load_stage_recipe
 
 

@@ -21,7 +21,7 @@ from clap_hf import (
     MSClapModel,
     MSClapProcessor,
 )
-from clap_hf.tokenizers import sentence_tokenizer
+from clap_hf.tokenization import sentence_tokenizer
 from hub_server import LoopbackHub
 
 TESTS = Path(__file__).parent

@@ -21,7 +21,7 @@ from clap_hf import (
     load_clapcap_checkpoint,
     load_msclap_checkpoint,
 )
-from clap_hf.conversion import convert_checkpoint
+from clap_hf.convert import convert_checkpoint
 from msclap_reference import (
     EXAMPLES,
     STOP,

@@ -42,7 +42,7 @@ def folder(tmp_path_factory, processor):
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
     records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
-    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, licence="mit")
+    files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, license="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
     for picture in (tmp_path / "curves.png", clap_hf.embedded_checkpoint() / "curves.png"):
@@ -63,7 +63,7 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
     shutil.copy(STORED[0], run / "run.jsonl")
     shutil.copy(STORED[0], run / "earlier.jsonl")
     rows = Dataset.from_dict(
-        {"audio": ["-", "-"], "licence": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
+        {"audio": ["-", "-"], "license": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
     )
     (corpus / "data").mkdir(parents=True)
     for number, split in enumerate(("train", "validation")):  # the stored run learned from both
@@ -127,8 +127,8 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
     before = [line for line in records.earlier if "epoch" in line]
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
     assert f"{records.corpus['rows']:,} clips" in embedded_card
-    assert sum(entry["rows"] for entry in records.corpus["licences"].values()) == records.corpus["rows"]
-    for entry in records.corpus["licences"].values():
+    assert sum(entry["rows"] for entry in records.corpus["licenses"].values()) == records.corpus["rows"]
+    for entry in records.corpus["licenses"].values():
         assert all(source in embedded_card for source in entry["sources"])
     index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
     assert index == {name: round(r["value"], 4) for name, r in records.evaluation["results"].items()}
@@ -147,7 +147,7 @@ def test_the_hubs_checks_take_it(hub, embedded_card):
         "Training",
         "Training data",
         "What it does not know",
-        "Licence",
+        "License",
         "Citation",
     ):
         assert f"\n## {section}\n" in embedded_card
@@ -164,7 +164,7 @@ def test_the_embedded_cards_snippet_runs(embedded_card):
 def test_a_card_without_records_claims_nothing(folder):
     text = model_card(folder, Records(), repo_id="acme/plain")
     assert text.startswith("---\n") and "# plain\n" in text
-    assert "No licence of the weights has been stated" in text
+    assert "No license of the weights has been stated" in text
     for absent in ("## Training", "## Results", "Environmental", "model-index", "curves.png", "license:"):
         assert absent not in text
     check_card(text, Path("README.md"))
@@ -193,7 +193,7 @@ def test_a_run_of_todays_settings(folder, tmp_path):
     ]
     run = [{"recipe": recipe, "from_step": 0, "versions": start["versions"]}, *epochs]
     run.insert(2, {"recipe": recipe | {"batch_size": 128}, "from_step": 10, "versions": start["versions"]})
-    text = model_card(folder, Records(run=run), repo_id="acme/big", licence="apache-2.0")
+    text = model_card(folder, Records(run=run), repo_id="acme/big", license="apache-2.0")
     data = ModelCard(text).data
     assert (data.base_model, data.datasets, data.license) == ("gpt2", ["acme/sounds"], "apache-2.0")
     assert "| optimiser | Adam, 0.001, reduced on plateau | Adam, 1e-3, reduced on plateau |" in text
@@ -245,7 +245,7 @@ def test_captions_are_shown_as_they_are(captioner, processor):
 def test_the_small_captioner_s_card(captioner, monkeypatch, tmp_path):
     """Written again from its records; its snippets run, with a tiny captioner in place of its weights."""
     folder = ROOT / "model_cards" / "small_captioning"
-    write_card(folder, tmp_path, repo_id="small-captioning", licence="mit")
+    write_card(folder, tmp_path, repo_id="small-captioning", license="mit")
     card = (folder / "README.md").read_text()
     assert (tmp_path / "README.md").read_text() == card
     assert card.split("| caption written by the model |")[1].split("\n## ")[0].count("\n| ") == 20
@@ -267,7 +267,7 @@ def test_the_small_htsat_gpt2_s_card(tmp_path):
     start = json.loads((folder / "run.jsonl").read_text().splitlines()[0])
     tokenizer.model_max_length = start["recipe"]["text"]["max_length"]
     tokenizer.save_pretrained(records)
-    write_card(records, tmp_path / "card", repo_id="small-htsat-gpt2", licence="mit")
+    write_card(records, tmp_path / "card", repo_id="small-htsat-gpt2", license="mit")
     card = (folder / "README.md").read_text()
     assert (tmp_path / "card" / "README.md").read_text() == card
     assert "this run took the audio tower alone" in card
@@ -301,11 +301,11 @@ def test_runs_of_the_generative_stages(captioner):
 
 def test_corpus_facts():
     rows = Dataset.from_dict(
-        {"licence": ["CC0", "MIT", "MIT"], "source": ["b", "a", "c"], "duration_s": [1800.0, 900.0, 900.0]}
+        {"license": ["CC0", "MIT", "MIT"], "source": ["b", "a", "c"], "duration_s": [1800.0, 900.0, 900.0]}
     )
     assert corpus_facts(rows, "train") == {
         "split": "train",
         "rows": 3,
         "hours": 1.0,
-        "licences": {"MIT": {"rows": 2, "sources": ["a", "c"]}, "CC0": {"rows": 1, "sources": ["b"]}},
+        "licenses": {"MIT": {"rows": 2, "sources": ["a", "c"]}, "CC0": {"rows": 1, "sources": ["b"]}},
     }

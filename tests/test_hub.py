@@ -22,10 +22,15 @@ from transformers import AutoModel, AutoModelForAudioClassification, AutoProcess
 from typer.testing import CliRunner
 
 import clap_hf
-from clap_hf import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapForAudioCaptioning, MSClapForAudioTasks
+from clap_hf import (
+    MSClapCaptioningConfig,
+    MSClapConditionalGenerationConfig,
+    MSClapForAudioCaptioning,
+    MSClapForConditionalGeneration,
+)
 from clap_hf.cli import app
-from clap_hf.evaluation.own_set import build_evaluation_set
-from clap_hf.evaluation.sources import SourceError
+from clap_hf.evaluation.csv_dataset import build_evaluation_set
+from clap_hf.evaluation.loading import DataSourceError
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification
 from conftest import EXAMPLES, TINY_CNN14, TINY_GPT2, make_config, make_model, sound
@@ -84,7 +89,7 @@ def test_round_trip_in_one_commit(hub, processor, tmp_path, batch):
     model = make_model(audio=TINY_CNN14, seed=101)
     model.save_pretrained(tmp_path / "clap")
     processor.save_pretrained(tmp_path / "clap")
-    done = push(tmp_path / "clap", "acme/hub-clap", commit_message="all", licence="mit")
+    done = push(tmp_path / "clap", "acme/hub-clap", commit_message="all", license="mit")
     assert [commit.title for commit in HfApi().list_repo_commits("acme/hub-clap")] == ["all", "initial commit"]
     assert {file.path for file in done.files} == tree("acme/hub-clap")
     assert tree("acme/hub-clap") >= CODE | {"README.md", "model.safetensors", "config.json", "processor_config.json"}
@@ -171,13 +176,15 @@ def test_a_model_of_audio_tasks(hub, processor, tmp_path):
     """What multi-task pretraining leaves, with the snippet of its card."""
     torch.manual_seed(112)
     sizes = {"prefix_length": 2, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 4}
-    config = MSClapAudioTasksConfig(text_config=TINY_GPT2, audio_config=TINY_CNN14, projection_dim=24, **sizes)
-    model = MSClapForAudioTasks(config).eval()
+    config = MSClapConditionalGenerationConfig(
+        text_config=TINY_GPT2, audio_config=TINY_CNN14, projection_dim=24, **sizes
+    )
+    model = MSClapForConditionalGeneration(config).eval()
     model.generation_config.max_new_tokens = 5
     model.save_pretrained(tmp_path / "tasks")
     processor.save_pretrained(tmp_path / "tasks")
     push(tmp_path / "tasks", "acme/hub-tasks")
-    same_weights(MSClapForAudioTasks.from_pretrained("acme/hub-tasks"), model)
+    same_weights(MSClapForConditionalGeneration.from_pretrained("acme/hub-tasks"), model)
     card = ModelCard.load("acme/hub-tasks")
     assert card.data.pipeline_tag == "audio-text-to-text"
     (printed,) = printed_by_snippets(card.text)
@@ -400,7 +407,7 @@ def test_a_corpus_and_an_evaluation_set_stream_back(hub, tmp_path):
     rows = [f"{EXAMPLES / name},{label}" for name, label in names.items()]
     (tmp_path / "sounds.csv").write_text("\n".join(["path,label", *rows]))
     sounds = tmp_path / "evaluation"
-    report = build_evaluation_set(tmp_path / "sounds.csv", sounds, title="Two sounds", licence="cc0-1.0")
+    report = build_evaluation_set(tmp_path / "sounds.csv", sounds, title="Two sounds", license="cc0-1.0")
     assert [Path(name).name for name in report["skipped"]] == ["gone.wav"] and names.pop("gone.wav")
     push(sounds, "acme/hub-evaluation", repo_type="dataset")
     there = load_dataset("acme/hub-evaluation", split="test", streaming=True).cast_column("audio", Audio(decode=False))
@@ -416,13 +423,13 @@ def test_a_corpus_and_an_evaluation_set_stream_back(hub, tmp_path):
 def test_an_evaluation_set_of_captions_and_of_nothing(hub, tmp_path):
     table = tmp_path / "captions.csv"
     table.write_text(f"path,caption\n{EXAMPLES / 'dog.ogg'},a dog\n{EXAMPLES / 'dog.ogg'},it barks\n")
-    build_evaluation_set(table, tmp_path / "captions", title="A dog", licence="mit")
+    build_evaluation_set(table, tmp_path / "captions", title="A dog", license="mit")
     push(tmp_path / "captions", "acme/hub-captions", repo_type="dataset")
     [row] = load_dataset("acme/hub-captions", split="test").cast_column("audio", Audio(decode=False))
     assert row["caption"] == ["a dog", "it barks"] and row["audio"]["path"] == "dog.ogg"
     table.write_text("path,label\ngone.wav,dog\n")
-    with pytest.raises(SourceError, match=r"none of its 1 sounds can be read.*gone\.wav"):
-        build_evaluation_set(table, tmp_path / "none", title="None", licence="mit")
+    with pytest.raises(DataSourceError, match=r"none of its 1 sounds can be read.*gone\.wav"):
+        build_evaluation_set(table, tmp_path / "none", title="None", license="mit")
     assert not list((tmp_path / "none").iterdir())
 
 

@@ -35,7 +35,7 @@ def test_printed_output_is_real(language, code, output):
 @cache
 def help_of(is_subcommand: bool, name: str) -> str:
     """Help of a `clap-hf` command or of a script; several lines of the README name the same one."""
-    program = ["-c", "from clap_hf.cli import app; app()", name] if is_subcommand else [name]
+    program = ["-c", "from clap_hf.cli import app; app()", name] if is_subcommand else name.split()
     command = [sys.executable, *program, "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
@@ -51,7 +51,7 @@ def test_commands_exist_with_their_options(command):
         extra = re.search(r"\[(\w+)\]", command)[1]
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
         return
-    shown = help_of(words[0].endswith("clap-hf"), words[1])
+    shown = help_of(words[0].endswith("clap-hf"), " ".join(words[1:3]) if words[1] == "-m" else words[1])
     for option in re.findall(r"--[\w-]+", command):
         assert option in shown
     for name in (word for word in words if word.startswith("configs/")):

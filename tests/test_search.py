@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import clap_hf.search
 from clap_hf import SoundCollection, embed_files, load_audio
 from clap_hf.cli import app
-from clap_hf.texts import embed_texts
+from clap_hf.embedding import embed_texts
 from conftest import make_model, sound
 
 RATE = 16_000

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-import clap_hf.texts
+import clap_hf.embedding
 from clap_hf import MSClapForAudioClassification
+from clap_hf.embedding import embed_texts, prefix_trees
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
 from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear, add_linear
-from clap_hf.texts import embed_texts, prefix_trees
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
 # Operators that move values and compute none; `cat` joins windows of several masks, the rest permutes tokens.
@@ -284,7 +284,7 @@ def test_every_text_is_computed_once_beside_texts_of_its_length():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("nodes", "again"), [(32, 41), (512, 0)])  # each tree starts anew
 def test_a_causal_tower_computes_every_beginning_once(tokenizer, monkeypatch, attention, nodes, again):
-    monkeypatch.setattr(clap_hf.texts, "NODES_PER_TREE", nodes)
+    monkeypatch.setattr(clap_hf.embedding, "NODES_PER_TREE", nodes)
     model = make_model()
     model.set_attn_implementation(attention)
     shapes = shapes_of(model)

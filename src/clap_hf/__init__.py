@@ -9,36 +9,29 @@ importing the package costs next to nothing beside torch and transformers.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-# Ask PyTorch to place large tensors on large pages of memory where the system gives them on request, as most Linux do.
-# What a layer makes of a few clips spans thousands of small pages; looking these up took up to a tenth of HTSAT's time
-# where other work came in between.
-# PyTorch reads this at its first tensor. THP_MEM_ALLOC_ENABLE=0 keeps it off.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # First: transformers' audio modules import torchaudio whenever it is installed, working or not.
 from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, audio_files, load_audio
-    from .bulk import EmbeddedFiles, embed_files
-    from .checkpoints import load_clapcap_checkpoint, load_msclap_checkpoint
-    from .embedded import embedded_checkpoint
+    from .embedding import EmbeddedFiles, embed_files
     from .model.configuration_msclap import (
         MSClapAudioConfig,
-        MSClapAudioTasksConfig,
         MSClapCaptioningConfig,
+        MSClapConditionalGenerationConfig,
         MSClapConfig,
     )
     from .model.feature_extraction_msclap import MSClapFeatureExtractor
     from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
-    from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForAudioTasks
+    from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
-    from .pipeline import MSClapZeroShotAudioClassificationPipeline
-    from .pipeline_captioning import MSClapAudioCaptioningPipeline
+    from .msclap_weights import load_clapcap_checkpoint, load_msclap_checkpoint
+    from .pipelines.captioning import MSClapAudioCaptioningPipeline
+    from .pipelines.zero_shot import MSClapZeroShotAudioClassificationPipeline
+    from .pretrained import embedded_checkpoint
     from .search import SoundCollection
 
 __version__ = "0.1.0"
@@ -49,13 +42,13 @@ __all__ = [
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
-    "MSClapAudioTasksConfig",
     "MSClapCaptioningConfig",
+    "MSClapConditionalGenerationConfig",
     "MSClapConfig",
     "MSClapFeatureExtractor",
     "MSClapForAudioCaptioning",
     "MSClapForAudioClassification",
-    "MSClapForAudioTasks",
+    "MSClapForConditionalGeneration",
     "MSClapModel",
     "MSClapOutput",
     "MSClapProcessor",
@@ -70,22 +63,40 @@ __all__ = [
 ]
 
 _MODULES = {
-    "audio": ("Audio", "AudioDecodeError", "audio_files", "load_audio"),
-    "bulk": ("EmbeddedFiles", "embed_files"),
-    "checkpoints": ("load_clapcap_checkpoint", "load_msclap_checkpoint"),
-    "embedded": ("embedded_checkpoint",),
+    "audio": (
+        "Audio",
+        "AudioDecodeError",
+        "audio_files",
+        "load_audio",
+    ),
+    "embedding": (
+        "EmbeddedFiles",
+        "embed_files",
+    ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",
-        "MSClapAudioTasksConfig",
         "MSClapCaptioningConfig",
+        "MSClapConditionalGenerationConfig",
         "MSClapConfig",
     ),
     "model.feature_extraction_msclap": ("MSClapFeatureExtractor",),
-    "model.modeling_msclap": ("MSClapForAudioClassification", "MSClapModel", "MSClapOutput"),
-    "model.modeling_msclap_captioning": ("MSClapForAudioCaptioning", "MSClapForAudioTasks"),
+    "model.modeling_msclap": (
+        "MSClapForAudioClassification",
+        "MSClapModel",
+        "MSClapOutput",
+    ),
+    "model.modeling_msclap_captioning": (
+        "MSClapForAudioCaptioning",
+        "MSClapForConditionalGeneration",
+    ),
     "model.processing_msclap": ("MSClapProcessor",),
-    "pipeline": ("MSClapZeroShotAudioClassificationPipeline",),
-    "pipeline_captioning": ("MSClapAudioCaptioningPipeline",),
+    "msclap_weights": (
+        "load_clapcap_checkpoint",
+        "load_msclap_checkpoint",
+    ),
+    "pipelines.captioning": ("MSClapAudioCaptioningPipeline",),
+    "pipelines.zero_shot": ("MSClapZeroShotAudioClassificationPipeline",),
+    "pretrained": ("embedded_checkpoint",),
     "search": ("SoundCollection",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

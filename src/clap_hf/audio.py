@@ -134,6 +134,21 @@ def load_stored_audio(stored: Mapping[str, Any]) -> Audio:
     return load_audio(source)
 
 
+def encode_flac(samples: np.ndarray, sampling_rate: int) -> bytes:
+    """Encode samples as a 16-bit FLAC file.
+
+    Args:
+        samples: float32 `[samples]`; clipped to [-1, 1].
+        sampling_rate: Hz.
+
+    Returns:
+        The file's bytes, equal for equal samples.
+    """
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1.0, 1.0), sampling_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
 def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List sound files, looking into folders.
 

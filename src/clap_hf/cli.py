@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from .atomic_io import write_json
 from .audio import Audio, audio_files, load_audio
-from .files import write_json
 
 if TYPE_CHECKING:
     from .search import SoundCollection
@@ -89,7 +89,7 @@ def caption(
     """Describe the sounds in files and folders in words."""
     from transformers import pipeline
 
-    from .pipeline_captioning import TASK
+    from .pipelines.captioning import TASK
 
     console = Console()
     options = {} if beams is None else {"num_beams": beams}
@@ -185,7 +185,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to; made if it does not exist.")] = None,
     pull_request: Annotated[bool, typer.Option("--pr", help="Propose a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="First line of the commit's message.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for a card that is made.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, for a card that is made.")] = None,
     token: Annotated[str | None, typer.Option(help="HF_TOKEN or that of `hf auth login` by default.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go, with sizes.")] = False,
 ) -> None:
@@ -207,7 +207,7 @@ def push(
             revision=revision,
             create_pr=pull_request,
             commit_message=message,
-            licence=licence,
+            license=license,
             token=token,
             dry_run=dry_run,
         )
@@ -244,7 +244,7 @@ def convert(
     token: Annotated[str | None, typer.Option(help="HF_TOKEN or that of `hf auth login` by default.")] = None,
 ) -> None:
     """Convert an official checkpoint to a folder that from_pretrained loads: fetch, convert, verify, card, push."""
-    from .conversion import convert_checkpoint
+    from .convert import convert_checkpoint
     from .hub import push as push_folder
 
     folder = output or Path(f"msclap-{version}")
@@ -334,10 +334,10 @@ def export(
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
-    from .embedded import checkpoint_path
     from .export import export_onnx
     from .model.modeling_msclap import MSClapModel
     from .model.processing_msclap import MSClapProcessor
+    from .pretrained import checkpoint_path
 
     try:
         name = checkpoint_path(model)
@@ -359,7 +359,7 @@ def info() -> None:
     """Print versions, devices and the embedded checkpoint."""
     import torch
 
-    from .embedded import embedded_checkpoint
+    from .pretrained import embedded_checkpoint
 
     table = Table("what", "value", show_header=False, box=None)
     for name in ("clap-hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile"):
@@ -383,7 +383,7 @@ def _listen(
     files: list[Path], pipeline: Any, failures: list[dict[str, str]]
 ) -> Iterator[tuple[Path, Audio, list[dict[str, Any]]]]:
     """What a pipeline says of every file; those that cannot be heard go into `failures`, with the reason."""
-    from .bulk import work_ahead
+    from .embedding import work_ahead
 
     decoded = track(
         work_ahead(files, load_audio), "Listening", total=len(files), console=Console(stderr=True), transient=True
@@ -437,8 +437,8 @@ def _classifier(model: str, device: str | None, labels: list[str], templates: li
     from transformers import pipeline
     from transformers.utils import logging
 
-    from .embedded import checkpoint_path
-    from .pipeline import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from .pretrained import checkpoint_path
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
     model = checkpoint_path(model)
@@ -459,7 +459,7 @@ def _collection(folder: Path, model: str, device: str | None) -> SoundCollection
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import logging
 
-    from .embedded import checkpoint_path
+    from .pretrained import checkpoint_path
     from .search import SoundCollection
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .files import replace_folder, write_json
+from .atomic_io import replace_folder, write_json
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 

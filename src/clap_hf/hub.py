@@ -60,7 +60,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
 ) -> Push:
@@ -79,7 +79,7 @@ def push(
         revision: Branch to commit to, made if it does not exist; the main one when None.
         create_pr: Propose the commit as a pull request instead.
         commit_message: First line of the commit's message.
-        licence: Licence of the weights for a card that is made, as the Hub spells it.
+        license: License of the weights for a card that is made, as the Hub spells it.
         token: Access token; `HF_TOKEN` or the one of `hf auth login` when None.
         dry_run: Only list what would go. Needs no network.
 
@@ -92,7 +92,7 @@ def push(
         ValueError: If the card is not valid, or the repository's visibility or branch is not the one asked for.
         RuntimeError: If the upload was cut; nothing is committed then.
     """
-    with _complete_folder(Path(folder), repo_id, repo_type, licence) as paths:
+    with _complete_folder(Path(folder), repo_id, repo_type, license) as paths:
         files = [PushedFile(name, path.stat().st_size) for name, path in sorted(paths.items())]
         if dry_run:
             return Push(files, None)
@@ -146,7 +146,7 @@ def _explained(error: Exception, repo_id: str, revision: str | None) -> Exceptio
 
 
 @contextmanager
-def _complete_folder(folder: Path, repo_id: str, repo_type: str, licence: str | None) -> Iterator[dict[str, Path]]:
+def _complete_folder(folder: Path, repo_id: str, repo_type: str, license: str | None) -> Iterator[dict[str, Path]]:
     """Path in the repository -> local file, for all that belongs to a push."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder, expected one of save_pretrained or of a dataset.")
@@ -167,8 +167,8 @@ def _complete_folder(folder: Path, repo_id: str, repo_type: str, licence: str | 
                 files |= _code(folder, Path(made))
         if CARD not in files:
             if repo_type != "model":
-                raise FileNotFoundError(f"{folder} has no {CARD}. Write a card: source, licence, splits, fields.")
-            files |= write_card(folder, Path(made) / "card", repo_id=repo_id, licence=licence)
+                raise FileNotFoundError(f"{folder} has no {CARD}. Write a card: source, license, splits, fields.")
+            files |= write_card(folder, Path(made) / "card", repo_id=repo_id, license=license)
         check_card(files[CARD].read_text(encoding="utf-8"), files[CARD])
         yield files
 

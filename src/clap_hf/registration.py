@@ -1,16 +1,14 @@
-"""Tells transformers' Auto classes and pipelines of CLAP, when they are first imported, and without importing a model.
+"""Registers CLAP with transformers' Auto classes and pipelines when these are first imported.
 
-Everything here hangs on modules as they finish loading (`wrapt.when_imported`, at once where they already have):
-transformers' modelling modules take seconds to import, and a program may never come to use them. A model stands in
-its auto class by a `Deferred` until somebody asks for it. It cannot be imported by the hook itself: transformers'
-modelling modules import the auto classes in mid-file, when ours could not yet import theirs.
-
-Classes also learn which Auto class they belong to: `save_pretrained` and `push_to_hub` then write the model code and
-an `auto_map` beside the weights, so that `trust_remote_code=True` loads them without this package.
+`wrapt.when_imported` runs a hook as a module finishes loading, or at once where it already has: importing this package
+imports no model. An Auto class holds a `Deferred` until then, since transformers' modelling modules import the Auto
+classes in mid-file, when ours could not import theirs yet. Every class also learns its Auto class, so that
+`save_pretrained` writes the code and an `auto_map` for `trust_remote_code=True`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -18,16 +16,33 @@ from typing import Any
 from wrapt import when_imported
 
 MODEL = f"{__package__}.model"
+AUTO = "transformers.models.auto"
+CONFIGS = ("MSClapConfig", "MSClapCaptioningConfig", "MSClapConditionalGenerationConfig")
+# Module and name of an Auto class; module, name and configurations of ours.
+CLASSES = (
+    ("modeling_auto", "AutoModel", "modeling_msclap", "MSClapModel", CONFIGS[:1]),
+    (
+        *("modeling_auto", "AutoModelForAudioClassification"),
+        *("modeling_msclap", "MSClapForAudioClassification", CONFIGS[:1]),
+    ),
+    (
+        *("modeling_auto", "AutoModelForMultimodalLM"),
+        *("modeling_msclap_captioning", "MSClapForAudioCaptioning", CONFIGS[1:2]),
+    ),
+    (
+        *("modeling_auto", "AutoModelForMultimodalLM"),
+        *("modeling_msclap_captioning", "MSClapForConditionalGeneration", CONFIGS[2:]),
+    ),
+    (
+        *("feature_extraction_auto", "AutoFeatureExtractor"),
+        *("feature_extraction_msclap", "MSClapFeatureExtractor", CONFIGS),
+    ),
+    ("processing_auto", "AutoProcessor", "processing_msclap", "MSClapProcessor", CONFIGS),
+)
 
 
 class Deferred:
-    """A model class that is imported when any of its attributes is first asked for.
-
-    Args:
-        config_class: Its configuration class, which transformers compares at registration.
-        module: Name of its module.
-        name: Its name.
-    """
+    """A class that is imported when any of its attributes is first asked for; `config_class` is known before."""
 
     def __init__(self, config_class: type, module: str, name: str):
         self.config_class = config_class
@@ -38,105 +53,45 @@ class Deferred:
         return getattr(getattr(import_module(module), name), attribute)
 
 
-@when_imported("transformers.models.auto.configuration_auto")
-def _load_configurations(_: ModuleType) -> None:
-    # By import alone: it may be under way, having asked for AutoConfig. The configurations register themselves.
-    import_module(f"{MODEL}.configuration_msclap")
+def _register(auto_class: str, module: str, name: str, configs: tuple[str, ...], auto: ModuleType) -> None:
+    """Hook of an Auto class' module: register our class for its configurations, without importing it."""
+    ours = import_module(f"{MODEL}.configuration_msclap")
+    for config in (getattr(ours, config) for config in configs):
+        getattr(auto, auto_class).register(config, Deferred(config, f"{MODEL}.{module}", name), exist_ok=True)
 
 
-@when_imported(f"{MODEL}.configuration_msclap")
-def _mark_configurations(module: ModuleType) -> None:
-    for config in (module.MSClapConfig, module.MSClapCaptioningConfig, module.MSClapAudioTasksConfig):
-        config.register_for_auto_class()
+def _mark(auto_module: str, auto_class: str, name: str, configs: tuple[str, ...], module: ModuleType) -> None:
+    """Hook of our class' module: replace the `Deferred`, and tell the class where it belongs."""
+    auto, ours = import_module(f"{AUTO}.{auto_module}"), import_module(f"{MODEL}.configuration_msclap")
+    cls = getattr(module, name)
+    cls.register_for_auto_class(auto_class)
+    for config in configs:
+        getattr(auto, auto_class).register(getattr(ours, config), cls, exist_ok=True)
 
 
-@when_imported("transformers.models.auto.modeling_auto")
-def _register_models(auto: ModuleType) -> None:
-    from .model.configuration_msclap import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapConfig
-
-    for auto_class, config, module, name in (
-        (auto.AutoModel, MSClapConfig, "modeling_msclap", "MSClapModel"),
-        (auto.AutoModelForAudioClassification, MSClapConfig, "modeling_msclap", "MSClapForAudioClassification"),
-        (
-            auto.AutoModelForMultimodalLM,
-            MSClapCaptioningConfig,
-            "modeling_msclap_captioning",
-            "MSClapForAudioCaptioning",
-        ),
-        (auto.AutoModelForMultimodalLM, MSClapAudioTasksConfig, "modeling_msclap_captioning", "MSClapForAudioTasks"),
-    ):
-        auto_class.register(config, Deferred(config, f"{MODEL}.{module}", name), exist_ok=True)
+def _mark_configs(module: ModuleType) -> None:
+    for config in CONFIGS:
+        getattr(module, config).register_for_auto_class()
 
 
-@when_imported(f"{MODEL}.modeling_msclap")
-def _mark_models(module: ModuleType) -> None:
-    from transformers import AutoModel, AutoModelForAudioClassification
-
-    for auto_class, model in (
-        (AutoModel, module.MSClapModel),
-        (AutoModelForAudioClassification, module.MSClapForAudioClassification),
-    ):
-        auto_class.register(module.MSClapConfig, model, exist_ok=True)
-        model.register_for_auto_class(auto_class.__name__)
-
-
-@when_imported(f"{MODEL}.modeling_msclap_captioning")
-def _mark_captioners(module: ModuleType) -> None:
-    from transformers import AutoModelForMultimodalLM
-
-    for config, model in (
-        (module.MSClapCaptioningConfig, module.MSClapForAudioCaptioning),
-        (module.MSClapAudioTasksConfig, module.MSClapForAudioTasks),
-    ):
-        AutoModelForMultimodalLM.register(config, model, exist_ok=True)
-        model.register_for_auto_class("AutoModelForMultimodalLM")
-
-
-def _register_for_every_model(auto_class: Any, preparer: type) -> None:
-    """What prepares inputs is the same for all models."""
-    from .model.configuration_msclap import MSClapAudioTasksConfig, MSClapCaptioningConfig, MSClapConfig
-
-    for config in (MSClapConfig, MSClapCaptioningConfig, MSClapAudioTasksConfig):
-        auto_class.register(config, preparer, exist_ok=True)
-
-
-@when_imported("transformers.models.auto.feature_extraction_auto")
-def _register_feature_extractor(auto: ModuleType) -> None:
-    from .model.feature_extraction_msclap import MSClapFeatureExtractor
-
-    _register_for_every_model(auto.AutoFeatureExtractor, MSClapFeatureExtractor)
-
-
-@when_imported(f"{MODEL}.feature_extraction_msclap")
-def _mark_feature_extractor(module: ModuleType) -> None:
-    module.MSClapFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-
-
-@when_imported("transformers.models.auto.processing_auto")
-def _register_processor(auto: ModuleType) -> None:
-    from .model.processing_msclap import MSClapProcessor
-
-    _register_for_every_model(auto.AutoProcessor, MSClapProcessor)
-
-
-@when_imported(f"{MODEL}.processing_msclap")
-def _mark_processor(module: ModuleType) -> None:
-    module.MSClapProcessor.register_for_auto_class("AutoProcessor")
-
-
-@when_imported("transformers.pipelines")
-def _load_pipeline(_: ModuleType) -> None:
-    # By import alone: it may be under way, having asked for Pipeline.
-    import_module(f"{__package__}.pipeline_captioning")
-
-
-@when_imported(f"{__package__}.pipeline_captioning")
 def _register_pipeline(module: ModuleType) -> None:
     from transformers import AutoModelForMultimodalLM
     from transformers.pipelines import PIPELINE_REGISTRY
 
     if module.TASK not in PIPELINE_REGISTRY.get_supported_tasks():
-        pipeline = module.MSClapAudioCaptioningPipeline
-        PIPELINE_REGISTRY.register_pipeline(
-            module.TASK, pipeline, pt_model=AutoModelForMultimodalLM, type="multimodal"
-        )
+        cls = module.MSClapAudioCaptioningPipeline
+        PIPELINE_REGISTRY.register_pipeline(module.TASK, cls, pt_model=AutoModelForMultimodalLM, type="multimodal")
+
+
+def _import(name: str, _: ModuleType) -> None:
+    """Hook that imports a module of ours, which may be under way, having asked for the hooked one."""
+    import_module(name)
+
+
+when_imported(f"{AUTO}.configuration_auto")(partial(_import, f"{MODEL}.configuration_msclap"))
+when_imported(f"{MODEL}.configuration_msclap")(_mark_configs)
+for auto_module, auto_class, own_module, name, configs in CLASSES:
+    when_imported(f"{AUTO}.{auto_module}")(partial(_register, auto_class, own_module, name, configs))
+    when_imported(f"{MODEL}.{own_module}")(partial(_mark, auto_module, auto_class, name, configs))
+when_imported("transformers.pipelines")(partial(_import, f"{__package__}.pipelines.captioning"))
+when_imported(f"{__package__}.pipelines.captioning")(_register_pipeline)

@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
+from .atomic_io import write_parquet
 from .audio import Audio
-from .bulk import embed_files
-from .data.parquet import write_parquet
-from .evaluation.encoder import ClapEncoder
+from .embedding import ClapEncoder, embed_files
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 

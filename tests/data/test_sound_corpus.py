@@ -16,18 +16,19 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+from tools.sound_corpus.archives import read_clonk_group, read_doom_wad, read_ttd_catalogue, read_zip
+from tools.sound_corpus.assemble import FEATURES, assemble
+from tools.sound_corpus.build import build_packages, plan_jobs
+from tools.sound_corpus.captions import caption_variants, clean_title, with_article
+from tools.sound_corpus.decode import SAMPLING_RATE, UnusableSound, read_excerpts
+from tools.sound_corpus.duplicates import find_near_duplicates, thumbnail
+from tools.sound_corpus.manifest import Clip, load_manifest
+from tools.sound_corpus.packages import SUITES, PackageError, fetch_package, unpack_package
+from tools.sound_corpus.soundfonts import FONTS, Font, plan_phrases
+from tools.sound_corpus.sounds import is_finished, sounds_file
+from tools.sound_corpus.synthesis import render_phrases
 
-from clap_hf.data.sound_corpus.archives import read_clonk_group, read_doom_wad, read_ttd_catalogue, read_zip
-from clap_hf.data.sound_corpus.assemble import FEATURES, assemble
-from clap_hf.data.sound_corpus.build import build_packages, plan_jobs
-from clap_hf.data.sound_corpus.captions import caption_variants, clean_title, with_article
-from clap_hf.data.sound_corpus.decode import SAMPLING_RATE, UnusableSound, encode_flac, read_excerpts
-from clap_hf.data.sound_corpus.duplicates import find_near_duplicates, thumbnail
-from clap_hf.data.sound_corpus.manifest import Clip, load_manifest
-from clap_hf.data.sound_corpus.packages import SUITES, PackageError, fetch_package, unpack_package
-from clap_hf.data.sound_corpus.soundfonts import FONTS, Font, plan_phrases
-from clap_hf.data.sound_corpus.sounds import is_finished, sounds_file
-from clap_hf.data.sound_corpus.synthesis import render_phrases
+from clap_hf.audio import encode_flac
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
@@ -55,7 +56,7 @@ def a_clip(package: str, path: str, split: str = "train", **changes: object) -> 
         quality="named",
         label="owl",
         caption="an owl hooting",
-        licence="CC0",
+        license="CC0",
     )
     return dataclasses.replace(clip, **changes)
 
@@ -125,7 +126,7 @@ def test_build_reports_and_loads(corpus_jobs) -> None:
     assert {split: len(rows) for split, rows in corpus.items()} == {"train": 1, "test": 2}
     assert corpus["train"].features == FEATURES
     row = corpus["train"].cast_column("audio", datasets.Audio(decode=False))[0]
-    assert row["captions"][0] == "an owl hooting" and row["source"] == "birds-data" and row["licence"] == "CC0"
+    assert row["captions"][0] == "an owl hooting" and row["source"] == "birds-data" and row["license"] == "CC0"
     assert row["original_sampling_rate"] == 22_050 and row["midi"] is None
     samples, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
     assert rate == SAMPLING_RATE and samples.shape == (SAMPLING_RATE // 2,)
@@ -282,7 +283,7 @@ def test_overshoot_is_scaled_not_clipped(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "loud.wav", loud, SAMPLING_RATE, subtype="FLOAT")
     (excerpt,) = read_excerpts(tmp_path / "loud.wav")
     assert np.allclose(excerpt.waveform, loud / np.abs(loud).max(), atol=1e-6)
-    decoded, _ = soundfile.read(io.BytesIO(encode_flac(excerpt.waveform)))
+    decoded, _ = soundfile.read(io.BytesIO(encode_flac(excerpt.waveform, SAMPLING_RATE)))
     assert np.abs(decoded - excerpt.waveform).max() < 2 / 32768
 
 
@@ -429,7 +430,7 @@ def test_rendered_notes_have_the_pitch_they_claim(tmp_path: Path) -> None:
         spectrum = np.abs(np.fft.rfft(samples[SAMPLING_RATE // 2 : SAMPLING_RATE]))
         fundamental = 440 * 2 ** ((phrase.notes[0].midi - 69) / 12)
         assert abs(spectrum.argmax() * 2 / fundamental - 1) < 0.03
-    dense = Font(font.package, font.file, "train", font.licence, dense=True, velocities=(100,))
+    dense = Font(font.package, font.file, "train", font.license, dense=True, velocities=(100,))
     melody = [phrase for phrase in plan_phrases(dense) if phrase.clip.id.endswith("program079-melody1")]
     ((phrase, samples),) = render_phrases(font_file, melody)
     for note in phrase.notes:

@@ -14,8 +14,8 @@ import soundfile
 from huggingface_hub import HfApi
 
 from clap_hf import load_audio
-from clap_hf.evaluation.sources import ACTIONS_CSV
-from clap_hf.evaluation.tasks import ACTIONS, ESC50_CLASSES, FAMILIES, PAPER_TASKS, QUALITIES, Source, Task
+from clap_hf.evaluation.benchmarks import ACTIONS, ESC50_CLASSES, FAMILIES, PAPER_TASKS, QUALITIES, Source, Task
+from clap_hf.evaluation.loading import ACTIONS_CSV
 from conftest import EXAMPLES
 from hub_server import LoopbackHub
 

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from clap_hf.cli import app
 from clap_hf.evaluation import cache
+from clap_hf.evaluation.benchmarks import PAPER_TASKS, SUITES, TABLE1_ROWS, TABLE1_SCORES, TABLE1_TASKS
+from clap_hf.evaluation.loading import DataLocation
 from clap_hf.evaluation.runner import Options, find_places, paper_jobs, run, suite_score
-from clap_hf.evaluation.sources import Place
 from clap_hf.evaluation.suite_report import listing, markdown, model_index, write_report
-from clap_hf.evaluation.tasks import PAPER_TASKS, SUITES, TABLE1_ROWS, TABLE1_SCORES, TABLE1_TASKS
 from conftest import HUB
 from evaluation.paper_hub import key_of, serve_paper
 
@@ -274,7 +274,7 @@ def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
 
 
 def test_identities_of_csv_change_with_the_sounds(paper, tmp_path):
-    from clap_hf.evaluation.sources import csv_place
+    from clap_hf.evaluation.loading import csv_place
 
     sound = tmp_path / "a.wav"
     sound.write_bytes(b"1")
@@ -282,5 +282,5 @@ def test_identities_of_csv_change_with_the_sounds(paper, tmp_path):
     before = csv_place(tmp_path / "mine.csv")
     sound.write_bytes(b"22")
     after = csv_place(tmp_path / "mine.csv")
-    assert isinstance(before, Place) and before.identity != after.identity
+    assert isinstance(before, DataLocation) and before.identity != after.identity
     assert hashlib.sha256(before.identity.encode()).hexdigest() != hashlib.sha256(after.identity.encode()).hexdigest()

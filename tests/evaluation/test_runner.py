@@ -16,14 +16,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
+from clap_hf.embedding import ClapEncoder
 from clap_hf.evaluation import zero_shot
+from clap_hf.evaluation.benchmarks import PAPER_TASKS, Task
 from clap_hf.evaluation.cache import EmbeddingCache, listen
-from clap_hf.evaluation.encoder import ClapEncoder
+from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData, own_tasks
 from clap_hf.evaluation.runner import Job, Options, class_texts, find_places, paper_jobs, run
 from clap_hf.evaluation.sound_suite import sound_jobs
 from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE
-from clap_hf.evaluation.sources import Place, SourceError, TaskData, own_tasks
-from clap_hf.evaluation.tasks import PAPER_TASKS, Task
 from clap_hf.evaluation.zero_shot_tasks import score_classification, score_retrieval
 from conftest import EXAMPLES, make_model
 
@@ -110,7 +110,7 @@ def test_scores_do_not_saturate(scores):
 def big_task(clips, classes=50):
     names = {f"class {i}": () for i in range(classes)}
     task = Task("big", "classification", "accuracy", "", names, ("a {}",), "ours", ())
-    place = Place(None, None, "big", "big")
+    place = DataLocation(None, None, "big", "big")
     audio = [{"bytes": b"never decoded", "path": None}] * clips
     labels = [(i % classes,) for i in range(clips)]
     data = TaskData(audio, list(range(clips)), tuple(names), labels)
@@ -168,10 +168,10 @@ def test_options_and_own_folders_are_checked(tmp_path):
         Options(limit=0)
     with pytest.raises(ValueError, match="for the label"):
         Options(templates=("a sound",))
-    with pytest.raises(SourceError, match="no CSV"):
+    with pytest.raises(DataSourceError, match="no CSV"):
         own_tasks(tmp_path)
     (tmp_path / "x.csv").write_text("file,label\na.wav,dog\n")
-    with pytest.raises(SourceError, match="expected path and label"):
+    with pytest.raises(DataSourceError, match="expected path and label"):
         own_tasks(tmp_path)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tools.sound_corpus.manifest import load_manifest
 
-from clap_hf.data.sound_corpus.manifest import load_manifest
 from clap_hf.evaluation import zero_shot
 from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, SoundTask, select_clips
 
@@ -79,7 +79,7 @@ def fake_space(monkeypatch):
     def axis(name):
         return F.one_hot(torch.tensor(axes.setdefault(name, len(axes))), 256).float()
 
-    def embed_texts(model, processor, texts):
+    def embed_texts(model, tokenizer, texts):
         by_length = sorted(labels, key=len, reverse=True)
         return torch.stack([axis(next((name for name in by_length if name in text), text)) for text in texts])
 
@@ -92,7 +92,9 @@ def fake_space(monkeypatch):
 def test_oracle_scores_one_on_every_task(fake_space):
     rows, audio = fake_space
     clips = clips_of(rows)
-    results = zero_shot.classify(None, None, clips, audio) | zero_shot.retrieve(None, None, clips, audio)
+    results = zero_shot.classify(None, SimpleNamespace(tokenizer=None), clips, audio) | zero_shot.retrieve(
+        None, SimpleNamespace(tokenizer=None), clips, audio
+    )
     assert {"animals", "sound events", "human vocal sounds", "text to audio R@1"} <= set(results)
     for name, result in results.items():
         assert result["value"] == result["low"] == result["high"] == 1.0, name
@@ -101,14 +103,14 @@ def test_oracle_scores_one_on_every_task(fake_space):
 def test_random_embeddings_score_chance(fake_space):
     rows, audio = fake_space
     random = F.normalize(torch.randn(audio.shape, generator=torch.Generator().manual_seed(3)), dim=-1)
-    result = zero_shot.classify(None, None, clips_of(rows), random)["animals"]
+    result = zero_shot.classify(None, SimpleNamespace(tokenizer=None), clips_of(rows), random)["animals"]
     assert result["low"] <= result["chance"] <= result["high"]
 
 
 def test_ties_count_against_the_model(fake_space):
     rows, audio = fake_space
     same = torch.ones_like(audio)
-    results = zero_shot.retrieve(None, None, clips_of(rows), same)
+    results = zero_shot.retrieve(None, SimpleNamespace(tokenizer=None), clips_of(rows), same)
     assert results["text to audio R@1"]["value"] == 0.0
     assert results["text to audio R@10"]["value"] == 0.0
 

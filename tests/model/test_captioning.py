@@ -21,10 +21,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from clap_hf import (
-    MSClapAudioTasksConfig,
     MSClapCaptioningConfig,
+    MSClapConditionalGenerationConfig,
     MSClapForAudioCaptioning,
-    MSClapForAudioTasks,
+    MSClapForConditionalGeneration,
     MSClapModel,
     MSClapProcessor,
     embedded_checkpoint,
@@ -49,10 +49,10 @@ def captioner(seed=0, text=None, audio=None, **settings):
 
 
 def task_model(seed=0, **settings):
-    config = MSClapAudioTasksConfig(
+    config = MSClapConditionalGenerationConfig(
         text_config=SMALL_GPT2, audio_config=TINY_AUDIO, **{**SIZES, "mapper_input_length": 4, **settings}
     )
-    return lively(MSClapForAudioTasks, config, seed)
+    return lively(MSClapForConditionalGeneration, config, seed)
 
 
 def lively(model_class, config, seed):
@@ -392,7 +392,7 @@ def test_audio_tower_trains_and_the_language_model_does_not(clips, tmp_path):
     assert train_a_little(model, inputs) == expected
     model.eval().save_pretrained(tmp_path)
     loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path)
-    assert type(loaded) is MSClapForAudioTasks
+    assert type(loaded) is MSClapForConditionalGeneration
     answer = {"num_beams": 2, "max_new_tokens": 4}
     assert torch.equal(loaded.generate(**clips, **prompts(), **answer), model.generate(**clips, **prompts(), **answer))
     assert train_a_little(loaded, inputs) == expected

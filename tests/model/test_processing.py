@@ -3,7 +3,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
 
 from clap_hf import MSClapFeatureExtractor, MSClapProcessor
-from clap_hf.tokenizers import sentence_tokenizer
+from clap_hf.tokenization import sentence_tokenizer
 from conftest import GPT2_TOKENIZER, make_config, make_model, sound
 
 END = [220, 50256]  # " <|endoftext|>": the space is a token of its own, as released

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from clap_hf.training.checkpoints import load_checkpoint, newest_checkpoint
 from clap_hf.training.contrastive_run import train_contrastive
-from clap_hf.training.contrastive_task import ContrastiveTask
-from clap_hf.training.recipe import Recipe, TextTower
+from clap_hf.training.contrastive_stage import ContrastiveStage
+from clap_hf.training.recipe import ContrastiveRecipe, TextTower
+from clap_hf.training.resume import load_checkpoint, newest_checkpoint
 
 GPT2_TOKENIZER = Path(__file__).parent.parent / "tokenizers" / "gpt2"
 
@@ -35,7 +35,7 @@ BATCH_SIZE = 8
 TEXT = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 77}
 
 
-def short_recipe(dataset: str, text: str, streamed: bool) -> Recipe:
+def short_recipe(dataset: str, text: str, streamed: bool) -> ContrastiveRecipe:
     """Twelve steps with everything random switched on, in chunks, with averaged weights."""
     data = {
         "sources": [{"dataset": dataset, "text": text, "id": "id"}],
@@ -44,7 +44,7 @@ def short_recipe(dataset: str, text: str, streamed: bool) -> Recipe:
         "best_metric": "recall_at_10",
         "lanes": 4,
     }
-    return Recipe(
+    return ContrastiveRecipe(
         name="short", audio=AUDIO, features=FEATURES, text=TextTower(config=TEXT, tokenizer=str(GPT2_TOKENIZER)),
         model={"projection_dim": 16}, batch_size=BATCH_SIZE, chunk_size=2, steps=12, steps_per_epoch=6,
         checkpoint_steps=2, warmup_steps=2, ema_decay=0.5, loss="contrastive",
@@ -52,7 +52,9 @@ def short_recipe(dataset: str, text: str, streamed: bool) -> Recipe:
     )  # fmt: skip
 
 
-def run(recipe: Recipe, folder: Path, workers: int, processes: int, kill_after: float | None = None) -> bool:
+def run(
+    recipe: ContrastiveRecipe, folder: Path, workers: int, processes: int, kill_after: float | None = None
+) -> bool:
     """Start or continue a run; True if it ended by itself, False if it was killed after so many seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -76,7 +78,7 @@ def run(recipe: Recipe, folder: Path, workers: int, processes: int, kill_after: 
     return True
 
 
-def _start(recipe: Recipe, folder: Path, workers: int, rank: int, processes: int, port: int) -> int:
+def _start(recipe: ContrastiveRecipe, folder: Path, workers: int, rank: int, processes: int, port: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -101,7 +103,7 @@ def _start(recipe: Recipe, folder: Path, workers: int, rank: int, processes: int
 
 def _trace(path: Path, rank: int, attempt: int) -> None:
     """Have every step write what it trains on."""
-    real = ContrastiveTask.prepare_batch
+    real = ContrastiveStage.prepare_batch
 
     def traced(self, batch, position, device):
         with path.open("a") as file:
@@ -111,7 +113,7 @@ def _trace(path: Path, rank: int, attempt: int) -> None:
             file.write(json.dumps([attempt, rank, position.step, seen]) + "\n")
         return real(self, batch, position, device)
 
-    ContrastiveTask.prepare_batch = traced
+    ContrastiveStage.prepare_batch = traced
 
 
 def examples_by_step(folder: Path) -> dict[int, list]:
@@ -143,7 +145,13 @@ def largest_difference(folder: Path, reference: Path) -> float:
 
 
 def check(
-    recipe: Recipe, folder: Path, processes: int, workers: int, kills: int, seed: int, resume_processes: int | None
+    recipe: ContrastiveRecipe,
+    folder: Path,
+    processes: int,
+    workers: int,
+    kills: int,
+    seed: int,
+    resume_processes: int | None,
 ) -> dict:
     """Kill a run at `kills` random moments, each in a run of its own, and resume it; what came of it."""
     resume_processes = resume_processes or processes

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from clap_hf import MSClapFeatureExtractor, MSClapProcessor
-from clap_hf.tokenizers import sentence_tokenizer
-from clap_hf.training.contrastive_task import ContrastiveTask
+from clap_hf.tokenization import sentence_tokenizer
+from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.distributed import average_gradients
-from clap_hf.training.recipe import Recipe, TextTower
-from clap_hf.training.task import Position
+from clap_hf.training.recipe import ContrastiveRecipe, TextTower
+from clap_hf.training.stage import Position
 from conftest import TESTS, TINY_AUDIO, TINY_CNN14, TINY_GPT2, make_config, make_model
 
 BATCH = 12
@@ -28,13 +28,13 @@ BERT = {
 }  # fmt: skip
 
 
-def make_task(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, **settings) -> ContrastiveTask:
+def make_task(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, **settings) -> ContrastiveStage:
     """In float64, so that a wrong step cannot hide behind rounding, nor a right one fail by it."""
     model = make_model(text, audio, projection_dropout=0.5).train().to(dtype)
     for module in model.modules() if still else ():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    recipe = Recipe(
+    recipe = ContrastiveRecipe(
         name="step", dataset="", audio={}, features={}, text=TextTower(config={}), batch_size=BATCH, loss=loss,
         augmentation=None, **settings,
     )  # fmt: skip
@@ -42,12 +42,12 @@ def make_task(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=F
     processor = MSClapProcessor(
         MSClapFeatureExtractor(), sentence_tokenizer(folder, make_config(text).text_config, max_length=77)
     )
-    task = ContrastiveTask(model, processor, recipe, data=None, evaluation=None)
+    task = ContrastiveStage(model, processor, recipe, data=None, evaluation=None)
     task.train_mode()
     return task
 
 
-def make_batch(task: ContrastiveTask) -> dict[str, torch.Tensor]:
+def make_batch(task: ContrastiveStage) -> dict[str, torch.Tensor]:
     """Clips of very different levels, sorted by level: the worst case for statistics of chunks."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(BATCH, 1, 201, 32, generator=generator) * torch.linspace(2, 20, BATCH).view(-1, 1, 1, 1)
@@ -64,12 +64,12 @@ def make_batch(task: ContrastiveTask) -> dict[str, torch.Tensor]:
     }
 
 
-def gradients(task: ContrastiveTask) -> dict[str, torch.Tensor]:
+def gradients(task: ContrastiveStage) -> dict[str, torch.Tensor]:
     named = [*task.model.named_parameters(), *task.criterion.named_parameters(prefix="criterion")]
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def cached_step(task: ContrastiveTask, batch, chunk_size: int, process: int = 0, processes: int = 1):
+def cached_step(task: ContrastiveStage, batch, chunk_size: int, process: int = 0, processes: int = 1):
     """Gradients and buffers after one step of this process's share, averaged over the processes."""
     buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     task.model.zero_grad()

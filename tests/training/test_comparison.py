@@ -10,8 +10,8 @@ from corpus import write_corpus
 from kill_and_resume import AUDIO, FEATURES
 
 from clap_hf import MSClapFeatureExtractor, MSClapModel, MSClapProcessor
-from clap_hf.evaluation.tasks import TABLE1_SCORES
-from clap_hf.tokenizers import sentence_tokenizer
+from clap_hf.evaluation.benchmarks import TABLE1_SCORES
+from clap_hf.tokenization import sentence_tokenizer
 from clap_hf.training.comparison import compare_encoders
 from clap_hf.training.recipe import combinations_of, load_recipe
 from conftest import GPT2_TOKENIZER, TESTS, make_config

@@ -9,14 +9,14 @@ import yaml
 from corpus import write_corpus
 from transformers import AutoModelForMultimodalLM, pipeline
 
-from clap_hf import MSClapForAudioTasks, MSClapModel
+from clap_hf import MSClapForConditionalGeneration, MSClapModel
 from clap_hf.cards import model_card, records_of_folder
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.training.audio_tasks import AudioTasksRecipe, AudioTasksTask, pretrain_audio_tasks
-from clap_hf.training.build import build_model, load_audio_tower
-from clap_hf.training.captioning import CaptioningRecipe, train_captioning
+from clap_hf.training.captioning_stage import CaptioningRecipe, train_captioning
 from clap_hf.training.contrastive_run import train_contrastive
+from clap_hf.training.factory import build_model, load_audio_tower
 from clap_hf.training.generative import LanguageModel, build_language_model, load_stage_recipe
+from clap_hf.training.prompt_stage import PromptRecipe, PromptStage, pretrain_prompts
 from clap_hf.training.recipe import load_recipe
 from conftest import EXAMPLES, GPT2_TOKENIZER, TESTS
 
@@ -59,13 +59,13 @@ def tasks_recipe(corpus, tmp_path_factory):
         "validation_clips": 4,
         **RUN,
     }
-    return load_stage_recipe(AudioTasksRecipe, write_recipe(tmp_path_factory.mktemp("recipe"), settings))
+    return load_stage_recipe(PromptRecipe, write_recipe(tmp_path_factory.mktemp("recipe"), settings))
 
 
 @pytest.fixture(scope="module")
 def tasks_run(tasks_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks") / "run"
-    pretrain_audio_tasks(tasks_recipe, folder, num_workers=0)
+    pretrain_prompts(tasks_recipe, folder, num_workers=0)
     return folder
 
 
@@ -91,12 +91,12 @@ def test_multi_task_pretraining_moves_the_tower_and_not_the_language_model(tasks
     assert set(lines[-1]["validation"]["loss"]) == set(TASKS)
     assert set(lines[-1]["validation"]["exact_match"]) == set(TASKS) - {"corpus_captions"}
     model = AutoModelForMultimodalLM.from_pretrained(tasks_run / "best")
-    assert type(model) is MSClapForAudioTasks
+    assert type(model) is MSClapForConditionalGeneration
     untrained, _ = build_language_model(tasks_recipe.language_model, tasks_recipe.seed)
     for name, value in untrained.state_dict().items():
         assert torch.equal(model.language_model.state_dict()[name], value)
     torch.manual_seed(tasks_recipe.seed)
-    fresh = MSClapForAudioTasks(model.config)
+    fresh = MSClapForConditionalGeneration(model.config)
     assert not torch.equal(fresh.audio_model.patch_embed.weight, model.audio_model.patch_embed.weight)
 
 
@@ -105,9 +105,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tasks_recipe, tasks_run,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(AudioTasksTask, "evaluate", stop)  # after the first epoch's steps, which are saved
-        pretrain_audio_tasks(tasks_recipe, tmp_path / "run", num_workers=0)
-    pretrain_audio_tasks(tasks_recipe, tmp_path / "run", resume=True, num_workers=0)
+        patched.setattr(PromptStage, "evaluate", stop)  # after the first epoch's steps, which are saved
+        pretrain_prompts(tasks_recipe, tmp_path / "run", num_workers=0)
+    pretrain_prompts(tasks_recipe, tmp_path / "run", resume=True, num_workers=0)
     first, second = records(tmp_path / "run")[-1], records(tasks_run)[-1]
     assert first["loss"] == second["loss"] and first["validation"] == second["validation"]
 
@@ -192,7 +192,7 @@ def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, 
         (CaptioningRecipe, {"language_model": {}}, "exactly one of 'pretrained' and 'config'"),
         (CaptioningRecipe, {"language_model": {"config": GPT2}}, "'tokenizer' must be named"),
         (CaptioningRecipe, {"streaming": "simple", "sources": []}, "streaming is 'simple' with 0 sources"),
-        (AudioTasksRecipe, {}, "missing .*streams"),
+        (PromptRecipe, {}, "missing .*streams"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path, stage, change, message):
@@ -205,7 +205,7 @@ def test_wrong_recipes_are_named(tmp_path, stage, change, message):
 
 def test_unknown_tasks_are_named(tasks_recipe, tmp_path):
     with pytest.raises(ValueError, match="task is 'humming', expected one of"):
-        pretrain_audio_tasks(replace(tasks_recipe, streams=[{"task": "humming", "dataset": "d"}]), tmp_path)
+        pretrain_prompts(replace(tasks_recipe, streams=[{"task": "humming", "dataset": "d"}]), tmp_path)
 
 
 def test_a_language_model_must_end_its_texts(tmp_path):
@@ -219,7 +219,7 @@ def test_a_language_model_must_end_its_texts(tmp_path):
 
 def test_shipped_recipes_are_read():
     configs = TESTS.parent / "configs"
-    small = load_stage_recipe(AudioTasksRecipe, configs / "small_audio_tasks.yaml")
+    small = load_stage_recipe(PromptRecipe, configs / "small_prompts.yaml")
     contrastive = load_recipe(configs / "small_htsat_minilm.yaml")
     assert small.audio == contrastive.audio and small.features == contrastive.features, "its tower fits this one"
     for name in ("captioning", "small_captioning"):

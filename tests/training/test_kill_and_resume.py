@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clap_hf.files import write_text
-from clap_hf.training.checkpoints import has_checkpoint, is_whole, newest_checkpoint, save_checkpoint
+from clap_hf.atomic_io import write_text
+from clap_hf.training.resume import has_checkpoint, is_whole, newest_checkpoint, save_checkpoint
 from pairs import write_pairs
 
 

@@ -11,10 +11,10 @@ import yaml
 from corpus import write_corpus
 
 from clap_hf import MSClapModel, MSClapProcessor
-from clap_hf.training.checkpoints import load_checkpoint, newest_checkpoint
 from clap_hf.training.contrastive_run import train_contrastive
-from clap_hf.training.contrastive_task import ContrastiveTask
+from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.recipe import load_recipe
+from clap_hf.training.resume import load_checkpoint, newest_checkpoint
 
 AUDIO = {
     "num_mel_bins": 32, "num_frames": 128, "num_time_chunks": 2, "embed_dim": 16, "depths": [1, 1],
@@ -102,7 +102,7 @@ def assert_same_run(ours, theirs):
 
 
 def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished, recipe, tmp_path, monkeypatch):
-    real = ContrastiveTask.prepare_batch
+    real = ContrastiveStage.prepare_batch
 
     def stop_at_step_6(self, batch, position, device):
         if position.step == 6 and not stopped:
@@ -111,7 +111,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished
         return real(self, batch, position, device)
 
     stopped = []
-    monkeypatch.setattr(ContrastiveTask, "prepare_batch", stop_at_step_6)
+    monkeypatch.setattr(ContrastiveStage, "prepare_batch", stop_at_step_6)
     train_contrastive(recipe, tmp_path / "b", num_workers=0)
     assert final_weights(tmp_path / "b")[1]["step"] == 7  # the step under way is finished first
     with pytest.raises(FileExistsError, match="--resume"):

@@ -9,8 +9,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.feature_extraction_msclap import MSClapFeatureExtractor
-from clap_hf.training.build import build_model, resolve
-from clap_hf.training.recipe import Recipe, TextTower, combinations_of, load_recipe
+from clap_hf.training.factory import build_model, resolve
+from clap_hf.training.recipe import ContrastiveRecipe, TextTower, combinations_of, load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 BERT_TOKENIZER = Path(__file__).parent.parent / "tokenizers" / "bert-base-uncased"
@@ -67,7 +67,7 @@ def test_the_text_half_of_a_clip_checkpoint_becomes_the_text_tower(tmp_path):
     clip.save_pretrained(tmp_path)
     tower = TextTower(pretrained=str(tmp_path), tokenizer=str(BERT_TOKENIZER))
     audio = {"architecture": "cnn14", "conv_channels": [4, 8]}
-    model, _ = build_model(Recipe(name="x", audio=audio, features={}, text=tower, dataset="x"))
+    model, _ = build_model(ContrastiveRecipe(name="x", audio=audio, features={}, text=tower, dataset="x"))
     theirs = clip.text_model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.text_model.text_model.state_dict().items())
     assert torch.equal(model.text_model.text_projection.weight, clip.text_projection.weight)

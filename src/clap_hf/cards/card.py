@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
+from ..atomic_io import write_text
 from ..auto import MODEL_CLASSES
-from ..files import write_text
 from ..model.processing_msclap import MSClapProcessor
 from . import parts
 from .curves import draw_curves
@@ -30,7 +30,7 @@ def write_card(
     *,
     repo_id: str | None = None,
     name: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> dict[str, Path]:
     """Write a model's card and, where there is a run, the picture of its curves (if matplotlib is installed).
 
@@ -40,7 +40,7 @@ def write_card(
         records: What the card is made of; what lies in and beside the folder when None.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title; that of the recipe, the conversion or the repository when None.
-        licence: Licence of the weights as the Hub spells it; not stated when None.
+        license: License of the weights as the Hub spells it; not stated when None.
 
     Returns:
         File name -> file.
@@ -52,7 +52,7 @@ def write_card(
         target.mkdir(parents=True, exist_ok=True)
         draw_curves(records.run, files[CURVES])
     curves = CURVES if CURVES in files else None
-    write_text(files[CARD], model_card(folder, records, repo_id=repo_id, name=name, licence=licence, curves=curves))
+    write_text(files[CARD], model_card(folder, records, repo_id=repo_id, name=name, license=license, curves=curves))
     return files
 
 
@@ -62,7 +62,7 @@ def model_card(
     *,
     repo_id: str | None = None,
     name: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     curves: str | None = None,
 ) -> str:
     """The text of a model's card; see `write_card`.
@@ -72,7 +72,7 @@ def model_card(
         records: What the card is made of.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title.
-        licence: Licence of the weights.
+        license: License of the weights.
         curves: File name of the curves' picture.
     """
     config, processor = AutoConfig.from_pretrained(folder), MSClapProcessor.from_pretrained(folder)
@@ -83,11 +83,11 @@ def model_card(
     starts = starts_of(records.run)
     recipe = starts[-1]["recipe"] if starts else None
     title = name or (recipe["name"] if recipe else str(repo_id).rsplit("/", 1)[-1])
-    base, base_licence = parts.base_model(recipe, records.conversion)
-    licence = "mit" if records.conversion else licence
+    base, base_license = parts.base_model(recipe, records.conversion)
+    license = "mit" if records.conversion else license
     front_end = processor.feature_extractor
     facts = {
-        "metadata": parts.metadata(title, kind, licence, base, recipe, records.evaluation).to_yaml(),
+        "metadata": parts.metadata(title, kind, license, base, recipe, records.evaluation).to_yaml(),
         "name": title,
         "summary": parts.summary(model, kind, base),
         "embedded": repo_id is None,
@@ -108,7 +108,7 @@ def model_card(
         "corpus": parts.corpus(records.corpus),
         "results": parts.results(records.evaluation),
         "examples": parts.examples(records.evaluation),
-        "licence_text": parts.licence_text(licence, base, base_licence, records.conversion),
+        "license_text": parts.license_text(license, base, base_license, records.conversion),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)

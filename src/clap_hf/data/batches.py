@@ -30,7 +30,7 @@ class SampledBatches:
         return len(self.sampler) // self.batch_size
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
-        """See `clap_hf.training.task.Batches.batches`."""
+        """See `clap_hf.training.stage.Batches.batches`."""
         self.sampler.epoch = epoch
         keys = list(self.sampler)
         share = self.batch_size // processes

@@ -22,8 +22,8 @@ import soxr
 import torch
 from rich.progress import track
 
+from ..atomic_io import replacing, write_json
 from ..audio import load_stored_audio
-from ..files import replacing, write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
 ROWS_PER_PART = 1000

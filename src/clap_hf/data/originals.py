@@ -30,7 +30,7 @@ class Original:
         metadata: What its texts are formed of.
         start_s: Start of the clip in the file, s.
         end_s: Its end, s; the file's when None.
-        licence: Its own licence, where clips have their own.
+        license: Its own license, where clips have their own.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Original:
     metadata: dict[str, Any]
     start_s: float = 0.0
     end_s: float | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 @dataclass
@@ -92,7 +92,7 @@ def fsd50k(root: Path) -> Iterator[Original]:
     clips = json.loads((root / "FSD50K.metadata" / "dev_clips_info_FSD50K.json").read_text())
     for name, about in clips.items():
         metadata = {"title": about["title"], "description": about["description"]}
-        yield Original(name, files_below(root / "FSD50K.dev_audio")[name], metadata, licence=about["license"])
+        yield Original(name, files_below(root / "FSD50K.dev_audio")[name], metadata, license=about["license"])
 
 
 def clotho(root: Path) -> Iterator[Original]:
@@ -102,8 +102,8 @@ def clotho(root: Path) -> Iterator[Original]:
         for row in _table(root / f"clotho_captions_{split}.csv"):
             path = root / split / row["file_name"]
             captions = [row[f"caption_{i}"] for i in range(1, 6)]
-            licence = about.get(row["file_name"], {}).get("license")
-            yield Original(path.stem, path if path.exists() else None, {"captions": captions}, licence=licence)
+            license = about.get(row["file_name"], {}).get("license")
+            yield Original(path.stem, path if path.exists() else None, {"captions": captions}, license=license)
 
 
 def audiocaps(root: Path) -> Iterator[Original]:
@@ -165,7 +165,7 @@ def fma(root: Path) -> Iterator[Original]:
                 "genres": [genre] if genre else [],
                 "tags": ast.literal_eval(tags) if tags else [],
             }
-            yield Original(name, files_below(root)[name], metadata, licence=row[column["track", "license"]])
+            yield Original(name, files_below(root)[name], metadata, license=row[column["track", "license"]])
 
 
 def opinions(root: Path) -> Iterator[Original]:

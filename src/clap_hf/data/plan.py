@@ -43,7 +43,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Window:
+class ShuffleBlock:
     """What a lane holds in memory at once: its segments, the order of their rows, and how many were taken already."""
 
     segments: tuple[Segment, ...]
@@ -111,7 +111,7 @@ class Plan:
                 copy += 1
         return [found[i] for i in rng.permutation(len(found))]
 
-    def windows(self, segments: list[Segment], epoch: int, lane: int, first_step: int) -> Iterator[Window]:
+    def windows(self, segments: list[Segment], epoch: int, lane: int, first_step: int) -> Iterator[ShuffleBlock]:
         """What a lane reads in an epoch, from a step on.
 
         Args:
@@ -136,5 +136,5 @@ class Plan:
             rows = sum(segment.rows for segment in chosen)
             if done < rows:
                 order = np.random.default_rng([self.seed, epoch, lane, number]).permutation(rows)
-                yield Window(chosen, order, done)
+                yield ShuffleBlock(chosen, order, done)
             done = max(done - rows, 0)

@@ -67,7 +67,7 @@ class SimpleStream:
         return f"{self.source.dataset}:{self.source.split}"
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
-        """See `clap_hf.training.task.Batches.batches`."""
+        """See `clap_hf.training.stage.Batches.batches`."""
         loader = DataLoader(
             _Rows(self, epoch, first_step, process, processes), batch_size=None, num_workers=min(self.num_workers, 1)
         )

@@ -263,7 +263,7 @@ class PairStream:
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
-        """See `clap_hf.training.task.Batches.batches`.
+        """See `clap_hf.training.stage.Batches.batches`.
 
         Raises:
             ValueError: If processes and loaders do not divide the lanes.
@@ -299,7 +299,7 @@ def make_part(examples: Sequence[Example], skipped: list[dict[str, str]], tokeni
 
 
 def join_parts(parts: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
-    """A batch of the loaders' parts, in their order; see `clap_hf.training.contrastive_task.PairBatches`."""
+    """A batch of the loaders' parts, in their order; see `clap_hf.training.contrastive_stage.PairBatches`."""
     ids = [tokens for part in parts for tokens in part["tokens"]]
     tokens = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     numbers = {name: torch.cat([part[name] for part in parts]) for name in ("clips", "texts")}

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
+from ..atomic_io import replacing
 from ..audio import AudioDecodeError, load_stored_audio
-from ..files import replacing
+from ..embedding import Encoder
 from .captioner import Captioner
-from .encoder import Encoder
 
 CLIPS_PER_PART = 64
 
@@ -58,7 +58,7 @@ class EmbeddingCache:
 
     Args:
         root: Folder of all caches.
-        identity: Of the sounds, see `Place.identity`.
+        identity: Of the sounds, see `DataLocation.identity`.
         key: Of the model and its front end, see `Encoder.key`.
     """
 

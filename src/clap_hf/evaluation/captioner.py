@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..audio import Audio
+from ..embedding import fingerprint
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
 from . import scoring
 from .captions import caption_scores
-from .encoder import fingerprint
 
 CLIPS_PER_BATCH = 8
 EXAMPLES, EXAMPLE_SEED = 20, 2023

@@ -13,16 +13,16 @@ from accelerate.utils import parse_flag_from_env
 from huggingface_hub.constants import HF_HOME
 from rich.console import Console
 
-from ..embedded import checkpoint_path
+from ..embedding import ClapEncoder
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
+from ..pretrained import checkpoint_path
+from .benchmarks import SUITES
 from .captioner import ClapCaptioner
-from .encoder import ClapEncoder
-from .runner import Job, Options, Outcome, find_places, paper_jobs, run
-from .sources import SourceError, own_tasks
+from .loading import DataSourceError, own_tasks
+from .runner import Job, Options, TaskResult, find_places, paper_jobs, run
 from .suite_report import fetched_bytes, listing, result_table, score_line, size_text, write_report
-from .tasks import SUITES
 
 ALL_RAN, FAILED, NOT_REACHED = 0, 1, 3
 SUITE_NAMES = (*SUITES, "sounds", "own", "maeb")
@@ -100,7 +100,7 @@ def evaluate_model(request: EvaluationRequest, console: Console) -> int:
     state = PartialState(cpu=request.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
     quiet = console if state.is_main_process else Console(quiet=True)
     if request.suite == "maeb":
-        from ..integrations.mteb import run_maeb
+        from .mteb import run_maeb
 
         return run_maeb(load_encoder(request), request.tasks, request.output_dir, quiet, request.dry_run)
 
@@ -139,7 +139,7 @@ def _jobs(request: EvaluationRequest, cache_dir: Path) -> list[Job]:
             raise ValueError("suite own needs data_dir, a folder with CSVs path,label or path,caption.")
         try:
             tasks = own_tasks(folder) if request.suite == "own" and folder is not None else SUITES[request.suite]
-        except SourceError as error:
+        except DataSourceError as error:
             raise ValueError(str(error)) from error
         jobs = paper_jobs(tasks, folder, cache_dir)
     if request.tasks is None:
@@ -181,7 +181,7 @@ def load_captioner(request: EvaluationRequest) -> ClapCaptioner | None:
     return ClapCaptioner(model.eval().to(request.device or PartialState().device), processor, request.captioner)
 
 
-def _report(request: EvaluationRequest, outcomes: list[Outcome], console: Console) -> None:
+def _report(request: EvaluationRequest, outcomes: list[TaskResult], console: Console) -> None:
     name = Path(request.model).name if Path(request.model).is_dir() else request.model
     title = f"{name}, suite {request.suite}" + ("" if request.limit is None else f", limit {request.limit}")
     write_report(outcomes, request.output_dir, title, Path(request.model).name)
@@ -196,7 +196,7 @@ def _report(request: EvaluationRequest, outcomes: list[Outcome], console: Consol
     )
 
 
-def _exit_code(outcomes: list[Outcome]) -> int:
+def _exit_code(outcomes: list[TaskResult]) -> int:
     statuses = {outcome.status for outcome in outcomes}
     if "failed" in statuses or not statuses & {"done", "kept"}:
         return FAILED

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import replacing
+from ..atomic_io import replacing
 from .zero_shot_tasks import Details
 
 MOST_BARS = 60  # of more classes, the worst and the best are shown

@@ -19,13 +19,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
-from ..files import write_json
+from ..atomic_io import write_json
+from ..embedding import Encoder
+from .benchmarks import TABLE1_TASKS, Task
 from .cache import EmbeddingCache, listen
 from .captioner import Captioner, score_captions
-from .encoder import Encoder
+from .loading import DataLocation, DataSourceError, TaskData, load, places
 from .scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, RANKING_BOOTSTRAP_SAMPLES
-from .sources import Place, SourceError, TaskData, load, places
-from .tasks import TABLE1_TASKS, Task
 from .zero_shot_tasks import Details, score_classification, score_retrieval
 
 LIMIT_SEED = 0
@@ -44,8 +44,8 @@ class Job:
     """
 
     task: Task
-    find: Callable[[], Iterator[Place | SourceError]]
-    load: Callable[[Place], TaskData]
+    find: Callable[[], Iterator[DataLocation | DataSourceError]]
+    load: Callable[[DataLocation], TaskData]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Options:
 
 
 @dataclass
-class Outcome:
+class TaskResult:
     """What became of a task.
 
     Attributes:
@@ -95,7 +95,7 @@ class Outcome:
 
     task: Task
     status: str
-    place: Place | None = None
+    place: DataLocation | None = None
     result: dict[str, Any] | None = None
     reason: str = ""
 
@@ -113,7 +113,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def find_places(jobs: Sequence[Job]) -> list[list[Place | SourceError]]:
+def find_places(jobs: Sequence[Job]) -> list[list[DataLocation | DataSourceError]]:
     """All places of all jobs, asked for on the main process only."""
     state = PartialState()
     found = [list(job.find()) if state.is_main_process else [] for job in jobs]
@@ -124,14 +124,14 @@ def find_places(jobs: Sequence[Job]) -> list[list[Place | SourceError]]:
 
 def run(
     jobs: Sequence[Job],
-    found: Sequence[Sequence[Place | SourceError]],
+    found: Sequence[Sequence[DataLocation | DataSourceError]],
     encoder: Encoder,
     captioner: Captioner | None,
     output_dir: Path,
     cache_dir: Path,
     options: Options,
     console: Console,
-) -> list[Outcome]:
+) -> list[TaskResult]:
     """Run jobs one after another; what is done with the same settings is kept, what fails is recorded.
 
     Args:
@@ -157,7 +157,7 @@ def run(
     return outcomes
 
 
-def _line(number: int, total: int, outcome: Outcome, seconds: float) -> str:
+def _line(number: int, total: int, outcome: TaskResult, seconds: float) -> str:
     head = f"[{number}/{total}] {outcome.task.name}: ".replace("[", r"\[")
     if outcome.result is None:
         return f"{head}[yellow]{outcome.status}[/] ({outcome.reason})"
@@ -168,39 +168,39 @@ def _line(number: int, total: int, outcome: Outcome, seconds: float) -> str:
 
 def _run_job(
     job: Job,
-    its_places: Sequence[Place | SourceError],
+    its_places: Sequence[DataLocation | DataSourceError],
     encoder: Encoder,
     captioner: Captioner | None,
     output_dir: Path,
     cache_dir: Path,
     options: Options,
-) -> Outcome:
+) -> TaskResult:
     task = job.task
-    reasons = [str(place) for place in its_places if isinstance(place, SourceError)]
+    reasons = [str(place) for place in its_places if isinstance(place, DataSourceError)]
     model = captioner if task.kind == "captioning" else encoder
     if model is None:
-        return Outcome(task, "not reached", reason="no captioning model was given")
+        return TaskResult(task, "not reached", reason="no captioning model was given")
     for place in its_places:
-        if isinstance(place, SourceError):
+        if isinstance(place, DataSourceError):
             continue
         file = output_dir / "tasks" / f"{slug(task.name)}.json"
         texts = class_texts(task, options) if task.classes else None
         settings = task_settings(task, place, texts, model, options)
         kept = None if options.overwrite else _kept(file, settings)
         if kept is not None:
-            return Outcome(task, "kept", place, kept)
+            return TaskResult(task, "kept", place, kept)
         try:
             data = _everywhere(lambda place=place: job.load(place))  # type: ignore[misc]
-        except SourceError as error:
+        except DataSourceError as error:
             reasons.append(str(error))
             continue
         except Exception as error:
-            return Outcome(task, "failed", place, reason=f"{type(error).__name__}: {error}")
+            return TaskResult(task, "failed", place, reason=f"{type(error).__name__}: {error}")
         try:
             return _measure(task, place, data, model, file, settings, options, cache_dir, output_dir)
         except Exception as error:  # one task's trouble is not the others'
-            return Outcome(task, "failed", place, reason=f"{type(error).__name__}: {error}")
-    return Outcome(
+            return TaskResult(task, "failed", place, reason=f"{type(error).__name__}: {error}")
+    return TaskResult(
         task, "not reached", reason="; ".join(reasons) or "no copy on the Hub and no CSV in the data folder"
     )
 
@@ -214,7 +214,7 @@ def _everywhere(work: Callable[[], T]) -> T:
         if state.is_main_process == turn:
             try:
                 result.append(work())
-            except SourceError as error:
+            except DataSourceError as error:
                 unreachable = str(error)
             except Exception as error:
                 if state.num_processes == 1:
@@ -225,7 +225,7 @@ def _everywhere(work: Callable[[], T]) -> T:
     for text in (text for _, text in told if text):
         raise RuntimeError(text)
     for text in (text for text, _ in told if text):
-        raise SourceError(text)
+        raise DataSourceError(text)
     return result[0]
 
 
@@ -263,7 +263,7 @@ def _filled(templates: Sequence[str], name: str) -> list[str]:
 
 def task_settings(
     task: Task,
-    place: Place,
+    place: DataLocation,
     prompts: dict[str, list[list[str]]] | None,
     model: Encoder | Captioner,
     options: Options,
@@ -312,7 +312,7 @@ def chosen_positions(clips: int, limit: int | None) -> list[int]:
 
 def _measure(
     task: Task,
-    place: Place,
+    place: DataLocation,
     data: TaskData,
     model: Any,
     file: Path,
@@ -320,7 +320,7 @@ def _measure(
     options: Options,
     cache_dir: Path,
     output_dir: Path,
-) -> Outcome:
+) -> TaskResult:
     chosen = chosen_positions(len(data), options.limit)
     positions = [data.rows[i] for i in chosen]
 
@@ -333,7 +333,7 @@ def _measure(
     made = listen(data.audio, positions, model, hear, cache, name=task.name, num_workers=options.num_workers)
     audio, kept = made.select(positions)
     if not PartialState().is_main_process:
-        return Outcome(task, "done", place)
+        return TaskResult(task, "done", place)
     if not kept:
         first = next(iter(made.skipped.values()), "none was read")
         raise ValueError(f"none of {len(positions)} sounds could be read; the first: {first}")
@@ -364,7 +364,7 @@ def _measure(
     write_json(file, record)
     if options.plots and details is not None:
         _plot(details, task, output_dir / "plots" / slug(task.name))
-    return Outcome(task, "done", place, json.loads(json.dumps(record)))
+    return TaskResult(task, "done", place, json.loads(json.dumps(record)))
 
 
 def _plot(details: Details, task: Task, folder: Path) -> None:
@@ -375,7 +375,7 @@ def _plot(details: Details, task: Task, folder: Path) -> None:
     draw(details, task.name, folder)
 
 
-def suite_score(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def suite_score(outcomes: Sequence[TaskResult]) -> dict[str, Any]:
     """The zero-shot score: the mean of the 16 tasks of the paper's Table 1, over those that have a value.
 
     Returns:

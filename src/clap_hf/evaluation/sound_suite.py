@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 
+from .benchmarks import Task
+from .loading import AudioColumn, DataLocation, DataSourceError, TaskData, classified
 from .runner import Job
 from .sound_tasks import (
     CLASSIFICATION_TASKS,
@@ -18,8 +20,6 @@ from .sound_tasks import (
     SoundTask,
     select_clips,
 )
-from .sources import AudioColumn, Place, SourceError, TaskData, classified
-from .tasks import Task
 
 LOUDNESS = {35: "soft", 80: "medium", 120: "loud"}  # MIDI velocities of the held-out notes
 VELOCITY_TASK = SoundTask(
@@ -46,13 +46,13 @@ def sound_jobs(dataset: str, split: str = "test") -> list[Job]:
     """Jobs on a split of the sound corpus.
 
     Args:
-        dataset: Folder or Hub id of the corpus, see `scripts/build_sound_corpus.py`.
+        dataset: Folder or Hub id of the corpus, see `python -m tools.sound_corpus`.
         split: The split.
     """
     corpus = datasets.load_dataset(dataset, split=split)
     rows = corpus.remove_columns("audio").to_list()
     audio = AudioColumn(corpus, "audio")
-    place = Place(None, None, f"sound corpus, {split}", f"corpus:{corpus._fingerprint}")
+    place = DataLocation(None, None, f"sound corpus, {split}", f"corpus:{corpus._fingerprint}")
     jobs = [_classification(task, rows, audio, place) for task in (*CLASSIFICATION_TASKS, VELOCITY_TASK)]
     jobs.append(_events(rows, audio, place))
     spoken = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE]  # captions written by people
@@ -71,11 +71,11 @@ def _is_event(row: Row) -> bool:
     return row["category"] in EVENT_CATEGORIES and row["quality"] != "weak"
 
 
-def _found(place: Place, name: str, there: bool) -> Iterator[Place | SourceError]:
-    yield place if there else SourceError(f"{place.name} has too few clips for {name}")
+def _found(place: DataLocation, name: str, there: bool) -> Iterator[DataLocation | DataSourceError]:
+    yield place if there else DataSourceError(f"{place.name} has too few clips for {name}")
 
 
-def _classification(task: SoundTask, rows: list[Row], audio: AudioColumn, place: Place) -> Job:
+def _classification(task: SoundTask, rows: list[Row], audio: AudioColumn, place: DataLocation) -> Job:
     chosen = select_clips(task, rows)
     names = sorted(set(chosen.values()))
     note = "Notes differ in level above all: a task of loudness." if task is VELOCITY_TASK else ""
@@ -96,7 +96,7 @@ def _classification(task: SoundTask, rows: list[Row], audio: AudioColumn, place:
     return Job(described, partial(_found, place, task.name, bool(chosen)), partial(_data, described, audio, given))
 
 
-def _events(rows: list[Row], audio: AudioColumn, place: Place) -> Job:
+def _events(rows: list[Row], audio: AudioColumn, place: DataLocation) -> Job:
     """Event and kind of event: a clip is "dog" and "animal", as AudioSet's and FSD50K's clips carry both."""
     chosen = select_clips(EVENTS_TASK, rows)
     given = {row: list(dict.fromkeys([name, rows[row]["category"]])) for row, name in chosen.items()}
@@ -108,9 +108,9 @@ def _events(rows: list[Row], audio: AudioColumn, place: Place) -> Job:
     return Job(task, partial(_found, place, task.name, bool(chosen)), partial(_data, task, audio, given))
 
 
-def _data(task: Task, audio: AudioColumn, given: dict[int, list[str]], place: Place) -> TaskData:
+def _data(task: Task, audio: AudioColumn, given: dict[int, list[str]], place: DataLocation) -> TaskData:
     return classified(task, audio, given)
 
 
-def _told(audio: AudioColumn, chosen: list[int], captions: list[Any], place: Place) -> TaskData:
+def _told(audio: AudioColumn, chosen: list[int], captions: list[Any], place: DataLocation) -> TaskData:
     return TaskData(audio, chosen, captions=captions)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.sound_corpus.gm import FAMILY, PROGRAM_NAME
+from .general_midi import FAMILY, PROGRAM_NAME
 
 Row = dict[str, Any]  # a corpus row without its audio
 

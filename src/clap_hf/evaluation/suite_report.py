@@ -11,9 +11,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from rich.markup import escape
 from rich.table import Table
 
-from ..files import write_json, write_text
-from .runner import Job, Outcome, suite_score
-from .sources import Place, SourceError
+from ..atomic_io import write_json, write_text
+from .loading import DataLocation, DataSourceError
+from .runner import Job, TaskResult, suite_score
 
 TASK_TYPES = {
     "classification": "zero-shot-audio-classification",
@@ -30,7 +30,7 @@ def size_text(size: int | None) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def listing(jobs: Sequence[Job], found: Sequence[Sequence[Place | SourceError]], full: bool) -> Table:
+def listing(jobs: Sequence[Job], found: Sequence[Sequence[DataLocation | DataSourceError]], full: bool) -> Table:
     """What a suite would run on: sources, how near they are to the paper's, and sizes, before anything is fetched.
 
     Args:
@@ -43,8 +43,8 @@ def listing(jobs: Sequence[Job], found: Sequence[Sequence[Place | SourceError]],
         table.add_column(name, overflow="fold")
     table.add_column("to fetch, at most", justify="right")
     for job, its_places in zip(jobs, found, strict=True):
-        places = [place for place in its_places if isinstance(place, Place)]
-        errors = [place for place in its_places if isinstance(place, SourceError)]
+        places = [place for place in its_places if isinstance(place, DataLocation)]
+        errors = [place for place in its_places if isinstance(place, DataSourceError)]
         head = (job.task.name, job.task.metric)
         if places:
             first = places[0]
@@ -61,9 +61,9 @@ def listing(jobs: Sequence[Job], found: Sequence[Sequence[Place | SourceError]],
     return table
 
 
-def fetched_bytes(found: Sequence[Sequence[Place | SourceError]]) -> int:
+def fetched_bytes(found: Sequence[Sequence[DataLocation | DataSourceError]]) -> int:
     """Size of the best places together, each counted once."""
-    first = [next((place for place in own if isinstance(place, Place)), None) for own in found]
+    first = [next((place for place in own if isinstance(place, DataLocation)), None) for own in found]
     return sum({place.identity: place.bytes or 0 for place in first if place is not None}.values())
 
 
@@ -71,7 +71,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+def _rows(outcomes: Sequence[TaskResult]) -> list[list[str]]:
     rows = []
     for outcome in outcomes:
         result, task = outcome.result, outcome.task
@@ -95,7 +95,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
 _HEAD = ("task", "metric", "value", "95 % interval", "paper", "delta", "chance", "clips", "data", "prompt")
 
 
-def result_table(outcomes: Sequence[Outcome], title: str) -> Table:
+def result_table(outcomes: Sequence[TaskResult], title: str) -> Table:
     """The paper's table with a column of ours: value, interval, the paper's figure and the difference in points."""
     table = Table(title=title)
     for name in _HEAD:
@@ -105,7 +105,7 @@ def result_table(outcomes: Sequence[Outcome], title: str) -> Table:
     return table
 
 
-def markdown(outcomes: Sequence[Outcome], title: str) -> str:
+def markdown(outcomes: Sequence[TaskResult], title: str) -> str:
     """The same table as Markdown, with what to know beside it."""
     lines = [f"# {title}", "", "| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     lines += ["| " + " | ".join(row) + " |" for row in _rows(outcomes)]
@@ -119,14 +119,14 @@ def markdown(outcomes: Sequence[Outcome], title: str) -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def _note(outcome: Outcome) -> str:
+def _note(outcome: TaskResult) -> str:
     source = None if outcome.place is None else outcome.place.source
     missing = {} if outcome.result is None else outcome.result.get("unavailable", {})
     parts = [outcome.task.note, source.note if source is not None else "", outcome.reason, missing.get("spider", "")]
     return " ".join(part.rstrip(".") + "." for part in parts if part)
 
 
-def score_line(outcomes: Sequence[Outcome]) -> str:
+def score_line(outcomes: Sequence[TaskResult]) -> str:
     """The zero-shot score in a sentence."""
     score = suite_score(outcomes)
     if score["score"] is None:
@@ -136,7 +136,7 @@ def score_line(outcomes: Sequence[Outcome]) -> str:
     return f"Zero-shot score, the mean of {len(score['tasks'])} tasks: {score['score']:.3f}{paper}{missing}."
 
 
-def model_index(outcomes: Sequence[Outcome], model_name: str) -> list[dict[str, Any]]:
+def model_index(outcomes: Sequence[TaskResult], model_name: str) -> list[dict[str, Any]]:
     """The card's `model-index`: one entry a task that has a value."""
     results = []
     for outcome in outcomes:
@@ -167,7 +167,7 @@ def model_index(outcomes: Sequence[Outcome], model_name: str) -> list[dict[str, 
 REPORTED = ("metric", "value", "low", "high", "paper", "clips", "cider_d", "examples")
 
 
-def write_report(outcomes: Sequence[Outcome], output_dir: Path, title: str, model_name: str) -> None:
+def write_report(outcomes: Sequence[TaskResult], output_dir: Path, title: str, model_name: str) -> None:
     """Write `results.json`, `results.md` and `model_index.yaml`.
 
     Args:

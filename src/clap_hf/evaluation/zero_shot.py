@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from rich.progress import track
 
 from ..audio import AudioDecodeError, load_stored_audio
+from ..embedding import embed_texts, embed_windows
 from ..model.modeling_msclap import MSClapModel, mean_over_windows
 from ..model.processing_msclap import MSClapProcessor
-from .encoder import embed_texts, embed_windows
 from .scoring import bootstrap_interval, relevant_ranks, retrieval
 from .sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, select_clips
 
@@ -128,7 +128,7 @@ def classify(
             continue
         names = sorted(set(chosen.values()))
         texts = [task.texts(name) for name in names]
-        vectors = embed_texts(model, processor, [text for group in texts for text in group])
+        vectors = embed_texts(model, processor.tokenizer, [text for group in texts for text in group]).cpu()
         predicted = (audio[list(chosen)] @ class_vectors(vectors, texts).t()).argmax(dim=1)
         truth = np.array([names.index(name) for name in chosen.values()])
         hits = (predicted.numpy() == truth).astype(float)
@@ -155,7 +155,7 @@ def retrieve(
     chosen = [i for i, row in enumerate(clips.rows) if row["source"] == RETRIEVAL_SOURCE]
     if not chosen:
         return {}
-    captions = embed_texts(model, processor, [clips.rows[i]["captions"][0] for i in chosen])
+    captions = embed_texts(model, processor.tokenizer, [clips.rows[i]["captions"][0] for i in chosen]).cpu()
     similarity = captions @ audio[chosen].t()
     results = {}
     for direction, matrix in (("text to audio", similarity), ("audio to text", similarity.t())):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..embedding import Encoder
 from . import scoring
-from .encoder import Encoder
-from .tasks import Task
+from .benchmarks import Task
 from .zero_shot import class_vectors
 
 LARGEST_MATRIX = 100  # classes up to which the confusion matrix goes into the JSON

@@ -271,15 +271,15 @@ class MSClapCaptioningConfig(PreTrainedConfig):
 
 
 @strict
-class MSClapAudioTasksConfig(MSClapCaptioningConfig):
-    """Configuration of `MSClapForAudioTasks`: as for captioning, with a second mapper for the prompt.
+class MSClapConditionalGenerationConfig(MSClapCaptioningConfig):
+    """Configuration of `MSClapForConditionalGeneration`: as for captioning, with a second mapper for the prompt.
 
     The defaults are those of Pengi (Deshmukh et al., 2023), which the paper follows: two mappers of 4 layers, and an
     audio tower that trains. Arguments are those of `MSClapCaptioningConfig`; `prefix_length` is the paper's k, so
     that 2k vectors come before the answer (Eq. 5).
     """
 
-    model_type = "msclap_audio_tasks"
+    model_type = "msclap_conditional_generation"
 
     mapper_num_layers: int = 4
     freeze_audio: bool = False
@@ -293,6 +293,6 @@ class MSClapAudioTasksConfig(MSClapCaptioningConfig):
 AutoConfig.register("msclap_audio", MSClapAudioConfig, exist_ok=True)
 AutoConfig.register("msclap", MSClapConfig, exist_ok=True)
 AutoConfig.register("msclap_captioning", MSClapCaptioningConfig, exist_ok=True)
-AutoConfig.register("msclap_audio_tasks", MSClapAudioTasksConfig, exist_ok=True)
+AutoConfig.register("msclap_conditional_generation", MSClapConditionalGenerationConfig, exist_ok=True)
 
-__all__ = ["MSClapAudioConfig", "MSClapAudioTasksConfig", "MSClapCaptioningConfig", "MSClapConfig"]
+__all__ = ["MSClapAudioConfig", "MSClapCaptioningConfig", "MSClapConditionalGenerationConfig", "MSClapConfig"]

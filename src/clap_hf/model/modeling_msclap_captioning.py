@@ -2,7 +2,7 @@
 """The generative half: CLAP's audio embedding, mapped to vectors that a causal language model continues with text.
 
 `MSClapForAudioCaptioning` is the captioning of the paper (Fig. 1, Section 2.3): only the mapper learns.
-`MSClapForAudioTasks` is what its audio tower was pretrained with (Section 2.2, Eq. 5): audio and a task prompt.
+`MSClapForConditionalGeneration` is what its audio tower was pretrained with (Section 2.2, Eq. 5): audio and a prompt.
 """
 
 import copy
@@ -22,7 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_msclap import MSClapAudioTasksConfig, MSClapCaptioningConfig
+from .configuration_msclap import MSClapCaptioningConfig, MSClapConditionalGenerationConfig
 from .modeling_msclap import (
     MSClapModel,
     MSClapPreTrainedModel,
@@ -499,7 +499,7 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         return self.generate_from(self.get_prefix(input_features, num_windows), generation_config, **kwargs)
 
 
-class MSClapForAudioTasks(MSClapGenerativeModel):
+class MSClapForConditionalGeneration(MSClapGenerativeModel):
     """Answers a task prompt about a sound: the multi-task pretraining that made HTSAT-22.
 
     Audio and prompt are mapped to k vectors each, which stand before the answer (paper Section 2.2, Eq. 5, after
@@ -507,9 +507,9 @@ class MSClapForAudioTasks(MSClapGenerativeModel):
     through the language model's own word embeddings, as in Pengi's variant without a second text encoder.
     """
 
-    config: MSClapAudioTasksConfig
+    config: MSClapConditionalGenerationConfig
 
-    def __init__(self, config: MSClapAudioTasksConfig):
+    def __init__(self, config: MSClapConditionalGenerationConfig):
         super().__init__(config)
         size = config.text_config.hidden_size
         self.mapper = build_mapper(config)
@@ -573,4 +573,4 @@ class MSClapForAudioTasks(MSClapGenerativeModel):
         return self.generate_from(prefix, generation_config, **kwargs)
 
 
-__all__ = ["MSClapForAudioCaptioning", "MSClapForAudioTasks", "MSClapGenerativeModel"]
+__all__ = ["MSClapForAudioCaptioning", "MSClapForConditionalGeneration", "MSClapGenerativeModel"]

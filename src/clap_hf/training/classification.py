@@ -19,9 +19,9 @@ from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from ..atomic_io import replace_folder, write_json
 from ..audio import AudioDecodeError, load_stored_audio
 from ..evaluation.scoring import bootstrap_interval
-from ..files import replace_folder, write_json
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapForAudioClassification, mean_over_windows
 

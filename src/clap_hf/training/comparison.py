@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..atomic_io import write_json, write_text
 from ..cards.records import epochs_of, read_records
-from ..evaluation.tasks import TABLE1_SCORES
-from ..files import write_json, write_text
+from ..evaluation.benchmarks import TABLE1_SCORES
 from .contrastive_run import train_contrastive
 from .recipe import combinations_of, load_recipe
 from .records import RECORD

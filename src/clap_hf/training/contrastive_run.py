@@ -10,16 +10,16 @@ import datasets
 import torch
 from accelerate import PartialState
 
+from ..atomic_io import write_text
 from ..cards import EARLIER
-from ..data.sources import source_of
-from ..files import write_text
+from ..data.registry import source_of
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
-from .build import build_model, resolve
-from .contrastive_task import ContrastiveTask, PairBatches
+from .contrastive_stage import ContrastiveStage, PairBatches
+from .factory import build_model, resolve
 from .inputs import LOG_MELS, CorpusDraws, corpus_batches, streamed_batches
 from .loop import make_accelerator, train
-from .recipe import Recipe
+from .recipe import ContrastiveRecipe
 from .records import RECORD
 from .teacher import load_states
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
@@ -28,7 +28,7 @@ EVALUATION = "evaluation"
 
 
 def train_contrastive(
-    recipe: Recipe,
+    recipe: ContrastiveRecipe,
     output_dir: Path,
     *,
     resume: bool = False,
@@ -87,7 +87,7 @@ def train_contrastive(
         results = judge(trained) if PartialState().is_main_process else {}
         return results if tasks is None else results | tasks(trained)
 
-    task = ContrastiveTask(model, processor, recipe, data, evaluate, teacher)
+    task = ContrastiveStage(model, processor, recipe, data, evaluate, teacher)
     return train(task, recipe, output_dir, resume=resume, trackers=trackers, push=push)
 
 

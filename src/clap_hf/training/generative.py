@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ..data.augment import Augmentation
 from ..model.modeling_msclap_captioning import MSClapGenerativeModel
-from ..tokenizers import sentence_tokenizer
-from .build import resolve
+from ..tokenization import sentence_tokenizer
+from .factory import resolve
 from .settings import Settings, read_settings
-from .task import Batch, Task
+from .stage import Batch, TrainingStage
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits[:, : labels.shape[1]].argmax(dim=-1) == labels)[known].float().mean()
 
 
-class TeacherForcing(Task):
+class TeacherForcing(TrainingStage):
     """A stage that predicts a batch's texts token by token, each from the true ones before it (Eq. 5).
 
     Attributes:

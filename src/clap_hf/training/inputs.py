@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 from ..data.batches import SampledBatches
 from ..data.log_mels import LogMelStore
 from ..data.pairs import BalancedSampler, PairCollator, PairDataset
+from ..data.registry import source_of
 from ..data.simple_stream import SimpleStream
-from ..data.sources import source_of
 from ..data.stream import CROP_ONLY, PairStream
 from ..evaluation.sound_tasks import TEMPLATES
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.processing_msclap import MSClapProcessor
 from .settings import StreamedSettings, TrainingSettings
-from .task import Batch
+from .stage import Batch
 
 LOG_MELS = "log-mels"  # folder of a run that keeps them
 

@@ -15,8 +15,8 @@ import torch
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
+from ..atomic_io import replacing
 from ..audio import Audio, load_stored_audio
-from ..files import replacing
 from . import soundnet, whisper
 from .teacher import first_seconds
 

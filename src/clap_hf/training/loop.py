@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from ..files import replace_folder
+from ..atomic_io import replace_folder
 from ..hub import BackgroundPush
-from .checkpoints import checkpoint_name, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .distributed import any_process, average_gradients, copy_from_main, gather_objects
 from .optimization import Schedule, build_optimizer, update_average
 from .records import RECORD, RunRecord, RunState, check_trackers
+from .resume import checkpoint_name, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .settings import TrainingSettings
-from .task import Batch, Position, Task
+from .stage import Batch, Position, TrainingStage
 
 LAST, BEST, NEWEST = "last", "best", "newest"
 EVALUATION_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main one evaluates
@@ -59,7 +59,7 @@ def make_accelerator(
 
 
 def train(
-    task: Task,
+    task: TrainingStage,
     settings: TrainingSettings,
     output_dir: Path,
     *,
@@ -96,7 +96,7 @@ class _Loop:
 
     def __init__(
         self,
-        task: Task,
+        task: TrainingStage,
         settings: TrainingSettings,
         output_dir: Path,
         resume: bool,

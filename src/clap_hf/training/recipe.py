@@ -38,7 +38,7 @@ LOSSES = ("multi_positive", "contrastive", "sigmoid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(StreamedSettings):
+class ContrastiveRecipe(StreamedSettings):
     """Everything that decides a contrastive run; see `TrainingSettings` and `StreamedSettings` for what stages share.
 
     Args:
@@ -101,7 +101,7 @@ def combinations_of(path: str | Path) -> list[str]:
     return list(yaml.safe_load(Path(path).read_text()).get("combinations", {}))
 
 
-def load_recipe(path: str | Path, combination: str | None = None, **overrides: Any) -> Recipe:
+def load_recipe(path: str | Path, combination: str | None = None, **overrides: Any) -> ContrastiveRecipe:
     """Read a recipe.
 
     Args:
@@ -123,7 +123,7 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
     values.setdefault("text", {})
     parts = {"text": TextTower, "augmentation": Augmentation, "teacher": Teacher}
-    recipe = read_settings(Recipe, path, values, parts, overrides)
+    recipe = read_settings(ContrastiveRecipe, path, values, parts, overrides)
     try:
         _check(recipe)
     except ValueError as error:
@@ -131,7 +131,7 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
     return replace(recipe, audio_tower=recipe.audio_tower or None)
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: ContrastiveRecipe) -> None:
     """Settings that a run needs, and that must go together; a step alone can do without some."""
     if recipe.weights is None and (recipe.text.pretrained is None) == (recipe.text.config is None):
         raise ValueError("text needs exactly one of 'pretrained' and 'config'.")

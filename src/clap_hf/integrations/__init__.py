@@ -1,1 +1,0 @@
-"""CLAP in other projects' harnesses."""

@@ -1,0 +1,1 @@
+"""Pipelines: zero-shot classification and captioning."""

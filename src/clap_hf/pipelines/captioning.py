@@ -1,0 +1,82 @@
+"""Audio captioning, a task that transformers does not have: `pipeline("audio-captioning", model=...)`.
+
+It takes every sound that the zero-shot pipeline takes, and stands on the same decoding, outside `model/`. Where this
+package is not installed, the same task with `trust_remote_code=True` captions samples: `model/pipeline_msclap.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..model.pipeline_msclap import MSClapCaptioningPipeline
+from .zero_shot import decoded_ahead, read_sound
+
+TASK = "audio-captioning"
+
+
+class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
+    """Describes sounds in words.
+
+    Example:
+
+    ```python
+    >>> import clap_hf
+    >>> from transformers import pipeline
+    >>> describe = pipeline("audio-captioning", model="path/to/captioner")
+    >>> describe("dog.ogg")
+    ```
+
+    Options of transformers' `generate`, such as `num_beams`, go into `pipeline(...)` or into a call's
+    `generate_kwargs`. Clips longer than the model's window are covered by several windows, whose embeddings are
+    averaged.
+    """
+
+    def __call__(
+        self,
+        audios: Any,
+        *,
+        sampling_rate: int | None = None,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> Any:
+        """Caption one sound or many. None means what the pipeline was made with.
+
+        Args:
+            audios: A sound, or a list, tuple, `datasets` column, generator or torch dataset of them, each of any kind
+                that `MSClapZeroShotAudioClassificationPipeline` takes.
+            sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            max_new_tokens: Longest caption, tokens.
+            generate_kwargs: Further options of transformers' `generate`.
+            batch_size: Sounds that go through the model together (default 1).
+            num_workers: Processes that decode (default 0: threads of this one, for a sequence).
+
+        Returns:
+            `[{"generated_text": str}, ...]` for a sound, as many as `num_return_sequences` (default 1), best first; a
+            list of these for a list, tuple or column; an iterator over them for a generator or a torch dataset.
+
+        Raises:
+            TypeError: If a keyword is unknown, or a sound is of no known kind.
+            ValueError: If a sound is a URL, is empty, is not finite or has an ambiguous shape; if a sampling rate is
+                missing or impossible; if an option of `generate` is wrong.
+            AudioDecodeError: If a file, or bytes, cannot be decoded.
+        """
+        options = {
+            "sampling_rate": sampling_rate,
+            "max_new_tokens": max_new_tokens,
+            "generate_kwargs": generate_kwargs,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+        }
+        if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
+            processes = self._num_workers if num_workers is None else num_workers
+            return list(super().__call__(decoded_ahead(audios, processes), **options))
+        return super().__call__(audios, **options)
+
+    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+        """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))

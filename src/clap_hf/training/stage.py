@@ -1,0 +1,151 @@
+"""What the loop asks of a training stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..model.processing_msclap import MSClapProcessor
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: everything random about a step is drawn from this, so that a resumed run draws the same.
+
+    Args:
+        seed: The run's seed.
+        step: Optimiser steps done before this one.
+        epoch: Epochs done before this one.
+        process: Number of this process.
+        processes: How many there are.
+    """
+
+    seed: int
+    step: int
+    epoch: int
+    process: int
+    processes: int
+
+    def random_seed(self, *more: int) -> int:
+        """A seed of 63 bits from (seed, step, more)."""
+        state = np.random.SeedSequence([self.seed, self.step, *more]).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
+
+
+class Batches(Protocol):
+    """Where a stage's examples come from."""
+
+    def steps_per_epoch(self) -> int:
+        """Steps that one pass over the data gives."""
+
+    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
+        """This process's share of every batch of an epoch, on the CPU.
+
+        The global batches must not depend on `processes`: a run may be resumed with another number of them.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            first_step: Steps of the epoch that are done.
+            process: Number of this process.
+            processes: How many there are; divides the batch size.
+
+        Returns:
+            Batches from `first_step` to the epoch's end. A batch's `"skipped"`, if there, is the list of rows that
+            could not be read, each a dict with `id` and `reason`; the loop counts and lists them.
+        """
+
+    def fingerprint(self) -> str:
+        """Names the data: a run is resumed only on the data that it began with."""
+
+
+class TrainingStage:
+    """A training stage: its model, data and evaluation, and, in a subclass, its loss. The loop owns everything else.
+
+    Args:
+        model: What is trained, averaged, checkpointed and saved. The loop moves it to the device.
+        processor: Saved beside the model.
+        data: Where its examples come from.
+        evaluation: Judges the averaged (or the trained) model after an epoch. What it returns must hold the settings'
+            `best_metric`, and `plateau_metric` where the schedule needs it.
+
+    Attributes:
+        criterion: Holds parameters that belong to the loss alone; none by default.
+        evaluated_everywhere: Whether the evaluation is called on every process, because it shares its work among them;
+            on the main one alone by default, whose result counts either way.
+    """
+
+    evaluated_everywhere = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: MSClapProcessor,
+        data: Batches,
+        evaluation: Callable[[Any], dict[str, Any]],
+    ):
+        self.model, self.processor, self.data, self.evaluation = model, processor, data, evaluation
+        self.criterion = nn.Module()
+
+    def setup(self, accelerator: Accelerator) -> None:
+        """Called once, with the modules on the device, before the optimiser is made."""
+
+    def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
+        """Move a batch to the device and do there what is cheaper there; tensors are moved by default."""
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of this process's share of a batch, as a mean, and numbers to log (scalars, detached).
+
+        Runs under autocast, with torch's random generators seeded from the position.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither loss nor its own backward.")
+
+    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> dict[str, torch.Tensor]:
+        """Leave in `.grad` what the mean over processes makes the gradient of the global batch's loss.
+
+        Returns:
+            `loss` and numbers to log, scalars, detached, on the device.
+        """
+        torch.manual_seed(position.random_seed(position.process))
+        with accelerator.autocast():
+            loss, numbers = self.loss(batch)
+        loss.backward()
+        return {"loss": loss.detach()} | numbers
+
+    def train_mode(self) -> None:
+        """Called before every epoch's steps; a stage with frozen parts puts these into eval mode."""
+        self.model.train()
+
+    def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
+        """What the evaluation says of a model; every process calls this."""
+        if not (accelerator.is_main_process or self.evaluated_everywhere):
+            return {}
+        was_training = model.training
+        results = self.evaluation(model.eval())
+        model.train(was_training)
+        return results
+
+    def save(self, folder: Path, model: PreTrainedModel) -> None:
+        """Write what `from_pretrained` reads into a folder that does not exist yet."""
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def state(self) -> dict[str, Any]:
+        """What else must survive a resume, as plain JSON data."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""

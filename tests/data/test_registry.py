@@ -1,0 +1,43 @@
+"""The paper's training sets: all there, each with a worked example that holds."""
+
+import pytest
+
+from clap_hf.data import source_texts as texts
+from clap_hf.data.registry import TRAINING_SETS, source_of
+
+
+def test_all_of_the_papers_sets_are_there():
+    assert len(TRAINING_SETS) == 20
+    assert {entry.access for entry in TRAINING_SETS.values()} == {"open", "per clip", "own copy"}
+
+
+@pytest.mark.parametrize("name", TRAINING_SETS)
+def test_worked_examples_hold(name):
+    entry = TRAINING_SETS[name]
+    assert entry.texts(entry.example) == entry.formed
+    assert set(entry.columns) >= set(entry.example)
+    assert entry.license and entry.exclude and entry.original.startswith("http") and entry.splits
+
+
+def test_texts_of_odd_rows():
+    assert texts.captions({"captions": [" a  dog\n", "", None]}) == ["a dog"]
+    assert texts.labels({"labels": []}) == [] and texts.labels({"labels": ["Rain"]}) == ["the sound of rain"]
+    assert texts.title_and_description({"title": "a.b.WAV", "description": None}) == ["a.b"]
+    assert texts.title_and_description({"title": None, "description": ""}) == []
+    assert texts.emotion({"emotion": "xxx"}) == []
+    assert texts.emotion({"emotion": "exc", "transcript": "Yes!"})[1] == 'an excited person says "Yes!"'
+    assert texts.sentiment({"sentiment": 0.0}) == ["a person speaking with neutral sentiment"]
+    assert texts.track({"title": "", "artist": "", "genres": [], "tags": ["Lo-Fi"]}) == ["music", "music: lo-fi"]
+    assert texts.clean("<b>Rain</b> on &amp; off, see https://a.b") == "Rain on & off, see"
+
+
+def test_a_recipes_source_takes_the_sets_rule_and_may_differ():
+    source = source_of({"source": "audiocaps", "dataset": "me/mine", "weight": 2.0}, "train")
+    assert (source.dataset, source.weight, source.split) == ("me/mine", 2.0, "train")
+    assert source.columns == ["audio", "captions"] and source.texts is not None
+    with pytest.raises(ValueError, match="unknown settings .'caption'."):
+        source_of({"dataset": "x", "caption": "y"}, "train")
+    with pytest.raises(ValueError, match="names no dataset"):
+        source_of({"source": "findsounds"}, "train")
+    with pytest.raises(ValueError, match="no training set 'esc50'"):
+        source_of({"source": "esc50"}, "train")

