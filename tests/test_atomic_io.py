@@ -1,8 +1,13 @@
 """Files are written whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clap_hf.atomic_io import replacing, write_json
+from clap_hf.atomic_io import PartError, PartStore, part_facts, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -25,3 +30,52 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
         assert path.read_text() == "old"
         assert fresh.suffix == ".new"  # what is not whole never ends in .safetensors, nor is it uploaded
     assert path.read_text() == "new"
+
+
+SCHEMA = pa.schema({"name": pa.string(), "vector": pa.list_(pa.float32())})
+
+
+def rows(first, count=3):
+    return [{"name": f"row {i}", "vector": [float(i)] * 4} for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_parts_keep_rows_and_facts(tmp_path, suffix):
+    store = PartStore(tmp_path / "parts", "abc", SCHEMA, suffix=suffix, about={"model": "m"})
+    assert store.paths() == [] and not store.has("one")
+    one = store.write(rows(0, 250), "one", lambda: {"count": 250})
+    assert store.has("one") and not PartStore(store.folder, "other", SCHEMA, suffix=suffix).has("one")
+    assert part_facts(one) == {"identity": "abc", "model": "m", "count": 250}
+    assert store.read(one).to_pylist() == rows(0, 250)
+    assert store.read(one, ["name"]).column_names == ["name"]
+    with pytest.raises(PartError, match="one.*made from abc, expected other"):
+        PartStore(store.folder, "other", SCHEMA, suffix=suffix).read(one)
+    assert [path.suffix for path in store.folder.iterdir()] == [suffix]
+
+
+def test_new_parts_never_replace_others(tmp_path):
+    store = PartStore(tmp_path, "abc", SCHEMA)
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda i: store.write(rows(i)), range(32)))
+    assert len(set(written)) == 32 and sorted(written) == store.paths()
+    written[5].unlink()
+    store.write(rows(99))
+    assert len(store.paths()) == 32
+    names = {row["name"] for path in store.paths() for row in store.read(path).to_pylist()}
+    assert len(names) >= 32
+
+
+def test_damaged_parts_are_named_with_the_remedy(tmp_path):
+    store = PartStore(tmp_path, "abc", SCHEMA)
+    path = store.write(rows(0, 50))
+    whole = path.read_bytes()
+    place = whole.index(np.full(4, 7, dtype=np.float32).tobytes())
+    for damaged in (whole[: len(whole) // 2], b"", whole[:place] + b"\x01" + whole[place + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(PartError, match=f"{path.name}: a damaged part .*Remove the file"):
+            store.read(path)
+    path.write_bytes(whole)
+    assert store.read(path).num_rows == 50
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "theirs.parquet")
+    with pytest.raises(PartError, match="theirs.parquet: not a part that clap-hf wrote"):
+        part_facts(tmp_path / "theirs.parquet")

@@ -1,11 +1,12 @@
-"""Files and folders written whole or not at all."""
+"""Files and folders written whole or not at all, and the one store for what is written in parts and resumed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write: a name ending in `.new`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.new")
     try:
         yield fresh
         os.replace(fresh, path)
@@ -91,3 +92,169 @@ def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]])
     with replacing(path) as fresh, pq.ParquetWriter(fresh, schema, compression="none") as writer:
         while group := list(islice(iterator, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+class PartError(ValueError):
+    """A part that cannot be used; the message names the file, what is wrong with it, and the remedy."""
+
+
+class PartStore:
+    """A table kept as files in a folder, each written whole: a stopped run goes on with the parts that are missing.
+
+    Every part holds the identity of what it was made from, so that parts of other models or settings are never mixed
+    in, and checksums of its pages. Several processes may write at once: no part ever replaces another.
+
+    Args:
+        folder: Where the parts are; made when the first is written.
+        identity: What the parts were made from, as a short text such as a hash.
+        schema: Columns of the rows.
+        suffix: `".parquet"`, which datasets opens; or `".arrow"`, which is mapped into memory and has no checksums.
+        about: Further facts kept in every part, such as a model's name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        schema: pa.Schema,
+        *,
+        suffix: str = ".parquet",
+        about: dict[str, Any] | None = None,
+    ):
+        self.folder, self.identity, self.schema, self.suffix = folder, identity, schema, suffix
+        self.about = about or {}
+
+    def path(self, name: str) -> Path:
+        """File of a named part."""
+        return self.folder / f"{name}{self.suffix}"
+
+    def paths(self) -> list[Path]:
+        """All parts, in the order of their names."""
+        return sorted(self.folder.glob(f"*{self.suffix}"))
+
+    def has(self, name: str) -> bool:
+        """Whether a named part is there, whole and of this identity; if not, it is to be written again."""
+        if not self.path(name).is_file():
+            return False
+        try:
+            return part_facts(self.path(name))["identity"] == self.identity
+        except PartError:
+            return False
+
+    def write(
+        self,
+        rows: Iterable[dict[str, Any]],
+        name: str | None = None,
+        facts: Callable[[], dict[str, Any]] | None = None,
+    ) -> Path:
+        """Write a part as its rows come, so that memory holds one group of them.
+
+        Args:
+            rows: The rows.
+            name: Name of the part, whose file is replaced if it is there; a new one of its own by default.
+            facts: Called after the last row; what it returns is kept in the part.
+
+        Returns:
+            The file.
+        """
+        if name is None:
+            numbers = [int(path.name.split("-")[1]) for path in self.folder.glob(f"part-*{self.suffix}")]
+            name = f"part-{max(numbers, default=-1) + 1:06d}-{uuid.uuid4().hex[:8]}"
+        path, iterator = self.path(name), iter(rows)
+
+        def groups() -> Iterator[pa.Table]:
+            while group := list(islice(iterator, ROWS_PER_GROUP)):
+                yield pa.Table.from_pylist(group, self.schema)
+
+        def notes() -> dict[str, str]:
+            found = {} if facts is None else facts()
+            return {"clap_hf": json.dumps({"identity": self.identity, **self.about, **found})}
+
+        with replacing(path) as fresh:
+            if self.suffix == ".parquet":
+                # Without compression: neither sound files nor vectors get smaller.
+                options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+                with pq.ParquetWriter(fresh, self.schema, **options) as writer:
+                    for table in groups():
+                        writer.write_table(table)
+                    writer.add_key_value_metadata(notes())
+            else:
+                self._write_arrow(fresh, groups(), notes)
+        return path
+
+    def _write_arrow(self, path: Path, groups: Iterator[pa.Table], notes: Callable[[], dict[str, str]]) -> None:
+        # An Arrow file's schema comes first: the rows of one part are held until its facts are known.
+        tables = list(groups)
+        schema = self.schema.with_metadata(notes())
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for table in tables:
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
+
+    def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of a part.
+
+        Args:
+            path: One of `paths`.
+            columns: Which columns; all by default.
+
+        Raises:
+            PartError: If the part is damaged, or of another identity.
+        """
+        found = part_facts(path)["identity"]
+        if found != self.identity:
+            raise PartError(
+                f"{path}: made from {found[:16]}, expected {self.identity[:16]}. Use what it was made from, or move "
+                "it out of the folder."
+            )
+        return read_part(path, columns)
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a part of a `PartStore`, whatever its identity.
+
+    Args:
+        path: The file.
+        columns: Which columns; all by default.
+
+    Raises:
+        PartError: If the part is damaged.
+    """
+    try:
+        if path.suffix == ".parquet":
+            names = None if columns is None else list(columns)
+            return pq.read_table(path, columns=names, page_checksum_verification=True, partitioning=None)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return table if columns is None else table.select(list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def part_facts(path: Path) -> dict[str, Any]:
+    """What a part of a `PartStore` says of itself: `identity`, and what its writer added.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PartError: If the part is damaged, or was written by something else.
+    """
+    try:
+        if path.suffix == ".parquet":
+            metadata = pq.read_metadata(path).metadata or {}
+        else:
+            metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+        facts = json.loads(metadata.get(b"clap_hf", b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("identity"), str):
+        raise PartError(
+            f"{path}: no part that clap-hf wrote, expected one with an identity. Move it out of the folder."
+        )
+    return facts
+
+
+def _damaged(path: Path, error: Exception) -> PartError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return PartError(
+        f"{path}: a damaged part ({reason}), expected a whole one. Remove the file; the next run makes it again."
+    )
