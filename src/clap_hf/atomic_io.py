@@ -247,9 +247,7 @@ def part_facts(path: Path) -> dict[str, Any]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if not isinstance(facts, dict) or not isinstance(facts.get("identity"), str):
-        raise PartError(
-            f"{path}: no part that clap-hf wrote, expected one with an identity. Move it out of the folder."
-        )
+        raise PartError(f"{path}: not a part that clap-hf wrote, expected one. Move it out of the folder.")
     return facts
 
 
