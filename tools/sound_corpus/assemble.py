@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ FEATURES = Features(
     }
 )
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
