@@ -21,7 +21,7 @@ from .inputs import LOG_MELS, CorpusDraws, corpus_batches, streamed_batches
 from .loop import make_accelerator, train
 from .recipe import ContrastiveRecipe
 from .records import RECORD
-from .teacher import load_states
+from .teacher import load_features
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
 EVALUATION = "evaluation"
@@ -78,7 +78,7 @@ def train_contrastive(
         )
         judge = CorpusValidation(held_out, processor, recipe)
         if recipe.teacher is not None:
-            teacher = load_states(recipe.teacher.states, rows["id"][:])
+            teacher = load_features(recipe.teacher.features, rows["id"][:])
     tasks = None
     if recipe.evaluation_tasks is not None:
         tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / EVALUATION)

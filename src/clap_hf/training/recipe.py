@@ -62,7 +62,7 @@ class ContrastiveRecipe(StreamedSettings):
         mask_shared: Whether pairs that share a clip or a text are taken out of the negatives.
         text_bank: Whether clips are compared with all texts of the training set instead of the batch's; needs a frozen
             text tower.
-        teacher: Another audio network whose states of the clips the audio tower learns to predict besides; needs
+        teacher: Another audio network whose features of the clips the audio tower learns to predict besides; needs
             `text_bank`.
         chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
             caching); `"auto"` chooses by the free memory, None takes this process's share of the batch whole.
