@@ -27,7 +27,7 @@ from .recipe import CaptioningRecipe, ContrastiveRecipe, PromptRecipe
 from .records import RECORD
 from .settings import PairSettings
 from .stage import Batches, TrainingStage
-from .teacher import load_states
+from .teacher import load_features
 from .validation import CorpusValidation, PairValidation, PaperTaskValidation
 
 LOG_MELS = "log-mels"  # folder of a run that keeps them
@@ -104,7 +104,7 @@ def _contrastive_stage(
     teacher = None
     if recipe.teacher is not None:
         ids = datasets.load_dataset(recipe.dataset, split=recipe.split)["id"][:]
-        teacher = load_states(recipe.teacher.states, ids)
+        teacher = load_features(recipe.teacher.features, ids)
     tasks = None
     if recipe.evaluation_tasks is not None:
         tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / "evaluation")
