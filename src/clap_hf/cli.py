@@ -18,11 +18,13 @@ from rich.table import Table
 
 from .atomic_io import write_json
 from .audio import Audio, audio_files, load_audio
+from .cli_training import app as training_app
 
 if TYPE_CHECKING:
     from .search import SoundCollection
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
+app.add_typer(training_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
 EVERYDAY_LABELS = (

@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 
 from clap_hf import load_audio
 from clap_hf.audio import load_stored_audio
-from clap_hf.training.contrastive_run import train_contrastive
-from clap_hf.training.recipe import ContrastiveRecipe, TextTower, _check
+from clap_hf.training.recipe import ContrastiveRecipe, TextTower
+from clap_hf.training.run import train_recipe
 from clap_hf.training.teacher import Teacher, load_features
 from training.corpus import write_corpus
 
@@ -242,12 +242,12 @@ def test_a_run_with_two_teachers(weights, whisper, tmp_path, monkeypatch):
         model={"projection_dim": 16}, steps=60, steps_per_epoch=12, warmup_steps=2, learning_rate=1e-2, ema_decay=0.5,
         teacher=Teacher(str(output), 30.0), augmentation=None,
     )  # fmt: skip
-    train_contrastive(recipe, tmp_path / "a", num_workers=0)
+    train_recipe(recipe, tmp_path / "a", num_workers=0)
     lines = (tmp_path / "a" / "run.jsonl").read_text().splitlines()
     cosines = [line["teacher_cosine"] for line in map(json.loads, lines) if "epoch" in line]
     assert cosines[-1] > cosines[0] + 0.05, cosines
     with pytest.raises(ValueError, match="teacher needs text_bank"):
-        _check(replace(recipe, text_bank=False))
+        replace(recipe, text_bank=False).validate()
 
 
 def test_no_teacher_is_refused(tmp_path):
