@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from tools.lowest import lowest_versions
+from tools.rooms import listing
 
 import clap_hf
 from clap_hf.audio import AUDIO_EXTENSIONS, load_audio
@@ -104,6 +105,10 @@ def test_no_import_runs_up_a_floor():
 )
 def test_an_upward_import_is_seen(source, target):
     assert upward_imports([(f"clap_hf.{source}", f"clap_hf.{target}")])
+
+
+def test_the_listing_of_rooms_is_the_tree():
+    assert listing() in (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_training_takes_no_table_from_evaluation():

@@ -1,4 +1,4 @@
-"""The listing of rooms in docs/architecture.md, from the modules' docstrings: `python -m tools.rooms` writes it anew."""
+"""The listing of rooms in docs/architecture.md, made of docstrings: `python -m tools.rooms` writes it anew."""
 
 from __future__ import annotations
 
