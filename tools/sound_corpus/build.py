@@ -43,7 +43,7 @@ def plan_jobs(
     only, without = set(packages), set(skip)
     unknown = sorted((only | without) - set(by_package))
     if unknown:
-        raise ValueError(f"packages {unknown} give no clips; use names that the manifest has")
+        raise ValueError(f"packages {unknown} give no clips, expected names of the manifest.")
     jobs = []
     for package in sorted(by_package):
         if package in without or (only and package not in only):
