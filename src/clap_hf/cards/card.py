@@ -106,7 +106,7 @@ def model_card(
         "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
-        "results": parts.results(records.evaluation),
+        "results": parts.results(records.evaluation, repo_id or "embedded"),
         "examples": parts.examples(records.evaluation),
         "license_text": parts.license_text(license, base, base_license, records.conversion),
     }
