@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Make the embedded checkpoint of a training run: float16 weights, processor, and a card from the run's records.
 
-    python scripts/evaluate_sound_tasks.py --model RUN/best --dataset sound-corpus --output results.json \\
+    clap-hf evaluate RUN/best --suite sounds --data-dir sound-corpus --output-dir results \\
         --relabelled model_cards/embedded.relabelled.json
-    python scripts/export_embedded.py --run RUN --results results.json --dataset sound-corpus
+    python scripts/export_embedded.py --run RUN --results results/results.json --dataset sound-corpus
 
 The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus:
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights", type=Path, help="folder of scripts/average_weights.py; the run's best/ by default"
     )
-    parser.add_argument("--results", type=Path, help="JSON of scripts/evaluate_sound_tasks.py")
+    parser.add_argument("--results", type=Path, help="results.json of clap-hf evaluate")
     parser.add_argument("--dataset", help="the corpus it was trained on, for the list of its licenses")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
     parser.add_argument("--records", type=Path, default=ROOT / "model_cards", help="where the records are kept")
