@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     import torch
 
@@ -13,7 +15,16 @@ if TYPE_CHECKING:
 
 
 def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
-    """What `from_pretrained` takes for a model, which is checked to be of one of the types if any are given."""
+    """What `from_pretrained` takes for a model, which is checked to be of one of the types if any are given.
+
+    Args:
+        model: `"embedded"`, a folder, or a Hub id.
+        types: `model_type` of the models that the command can use.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: It is of another type.
+    """
     from transformers import AutoConfig
     from transformers.utils import logging
 
@@ -21,6 +32,8 @@ def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
     source = checkpoint_path(model)
+    if not Path(source).is_dir():
+        go_offline_if_unreachable()
     found = AutoConfig.from_pretrained(source).model_type if types else ""
     if types and found not in types:
         wanted = (
@@ -30,6 +43,18 @@ def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
         )
         raise ValueError(f"The model {model!r} is of the type {found!r}, expected {wanted}.")
     return source
+
+
+def go_offline_if_unreachable() -> None:
+    """Where the Hub cannot be reached, use its local cache alone, instead of five tries for every file."""
+    from huggingface_hub import constants
+
+    from .hub import unreachable_hub
+
+    reason = unreachable_hub()
+    if reason and not constants.HF_HUB_OFFLINE:
+        typer.echo(f"Using the local cache: {reason}.", err=True)
+        constants.HF_HUB_OFFLINE = True
 
 
 def usable_device(name: str | None) -> torch.device | None:

@@ -20,8 +20,16 @@ from ._cli_io import (
     candidate_labels,
     input_files,
     labels_beside,
+    one_line,
 )
-from ._cli_models import checked_checkpoint, installed_version, load_collection, model_facts, usable_device
+from ._cli_models import (
+    checked_checkpoint,
+    go_offline_if_unreachable,
+    installed_version,
+    load_collection,
+    model_facts,
+    usable_device,
+)
 from ._cli_runs import file_columns, finish, length_text, print_failures, print_scores, run_over_files
 from .audio import Audio, load_audio
 
@@ -285,7 +293,7 @@ def push(
             dry_run=dry_run,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]Not pushed.[/] {escape(str(error))}")
+        typer.echo(f"Not pushed. {one_line(str(error))}", err=True)
         raise typer.Exit(1) from error
     table = Table("file")
     table.add_column("size", justify="right")
@@ -321,11 +329,11 @@ def convert(
     from .hub import push as push_folder
 
     folder = output or Path(f"msclap-{version}")
-    console, errors = Console(), Console(stderr=True)
+    console = Console()
     try:
         report = convert_checkpoint(version, folder, checkpoint=checkpoint, tokenizer=tokenizer, repo_id=push_to_hub)
     except (OSError, ValueError, RuntimeError) as error:
-        errors.print(f"[red]Not converted.[/] {escape(str(error))}", highlight=False)
+        typer.echo(f"Not converted. {one_line(str(error))}", err=True)
         raise typer.Exit(1) from error
     console.print_json(data=report)
     console.print(f"Wrote {escape(str(folder))}", highlight=False)
@@ -337,7 +345,7 @@ def convert(
         )
     except (OSError, ValueError, RuntimeError) as error:
         again = f"Push again with: clap-hf push {folder} {push_to_hub}"
-        errors.print(f"[red]Converted, but not pushed.[/] {escape(str(error))} {escape(again)}", highlight=False)
+        typer.echo(f"Converted, but not pushed. {one_line(str(error))} {again}", err=True)
         raise typer.Exit(1) from error
     console.print(f"Pushed: {done.commit.commit_url if done.commit else ''}", highlight=False)
 
@@ -372,6 +380,8 @@ def evaluate(
     """
     from .evaluation.command import EvaluationRequest, evaluate_model
 
+    if data_dir is None:
+        go_offline_if_unreachable()
     request = EvaluationRequest(
         model=model,
         captioner=captioner,
