@@ -306,7 +306,7 @@ def test_trees_take_a_text_longer_than_they_are_and_one_that_begins_another():
         found = {}
         for tree in trees:
             for text, end in zip(tree.texts, tree.ends.tolist(), strict=True):
-                path = tree.sees[end].nonzero()[:, 0]
+                path = tree.visible[end].nonzero()[:, 0]
                 assert tree.depths[path].tolist() == list(range(len(path)))
                 found[text] = tree.tokens[path].tolist()
         assert [found[i] for i in range(len(ids))] == ids

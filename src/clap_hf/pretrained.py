@@ -1,6 +1,9 @@
 """The small trained checkpoint that ships inside the package."""
 
+import re
 from pathlib import Path
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def embedded_checkpoint() -> Path:
@@ -19,12 +22,22 @@ def embedded_checkpoint() -> Path:
 
 
 def checkpoint_path(name: str) -> str:
-    """What `from_pretrained` takes for a model that a user names.
+    """What `from_pretrained` takes for a model that a user names. The Hub is never asked for the name of a folder.
 
     Args:
-        name: `"embedded"`, a folder, or a Hub id.
+        name: `"embedded"`, a folder, or a Hub id, `ORGANISATION/NAME`.
 
     Raises:
-        FileNotFoundError: See `embedded_checkpoint`.
+        FileNotFoundError: There is no such folder, and the name is no Hub id; or see `embedded_checkpoint`.
     """
-    return str(embedded_checkpoint()) if name == "embedded" else name
+    if name == "embedded":
+        return str(embedded_checkpoint())
+    if Path(name).is_dir():
+        return name
+    if Path(name).exists() or not HUB_ID.fullmatch(name):
+        found = "is a file" if Path(name).exists() else "is no folder"
+        raise FileNotFoundError(
+            f"The model {name!r} {found}, expected 'embedded', a folder of save_pretrained, or a Hub id such as "
+            "organisation/name."
+        )
+    return name

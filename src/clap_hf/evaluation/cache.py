@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..atomic_io import PartError, PartStore
-from ..audio import AudioDecodeError, load_stored_audio
-from ..embedding import GPU_THREADS, THREADS, Encoder, is_accelerator, work_ahead
+from ..audio import load_stored_audio
+from ..embedding import GPU_THREADS, THREADS, Encoder, is_accelerator, read_ahead
 from .captioner import Captioner
 
 CLIPS_PER_PART = 64
@@ -146,19 +146,27 @@ def _write_parts(
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     on_accelerator = is_accelerator(PartialState().device)
     threads = min(GPU_THREADS, os.cpu_count() or THREADS) if on_accelerator else THREADS
-    stored = ((position, audio[position]) for position in positions)
-    prepared = work_ahead(stored, lambda item: model.prepare(load_stored_audio(item[1])), threads)
+    skipped: dict[int, str] = {}
+    rows: list[dict[str, Any]] = []
+    sounds: list[Any] = []
+
+    def read(position: int) -> Any:
+        return model.prepare(load_stored_audio(audio[position]))
+
+    def write() -> None:
+        encoded = encode_batch(sounds) if sounds else []
+        unread = [{"position": position, "skipped": reason} for position, reason in skipped.items()]
+        cache.store.write([*(row | more for row, more in zip(rows, encoded, strict=True)), *unread])
+        progress.update(bar, advance=len(rows) + len(skipped))
+        for batch in (rows, sounds, skipped):
+            batch.clear()
+
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(positions))
-        for start in range(0, len(positions), CLIPS_PER_PART):
-            sounds, rows, skipped = [], [], []
-            for position in positions[start : start + CLIPS_PER_PART]:
-                _, future = next(prepared)
-                try:
-                    sounds.append(future.result())
-                    rows.append({"position": position})
-                except (AudioDecodeError, ValueError, OSError) as error:
-                    skipped.append({"position": position, "skipped": str(error)})
-            encoded = encode_batch(sounds) if sounds else []
-            cache.store.write([*(row | more for row, more in zip(rows, encoded, strict=True)), *skipped])
-            progress.update(bar, advance=len(rows) + len(skipped))
+        for position, sound in read_ahead(positions, read, skipped, threads=threads):
+            rows.append({"position": position})
+            sounds.append(sound)
+            if len(sounds) == CLIPS_PER_PART:
+                write()
+        if rows or skipped:
+            write()

@@ -164,8 +164,10 @@ def score_line(results: Sequence[TaskResult]) -> str:
 
 
 # What `results.json` repeats of every task's own file.
-REPORTED = ("metric", "value", "low", "high", "chance", "paper", "clips", "classes", "balanced", "captions_of_several_clips",
-            "R@1", "R@5", "R@10", "mAP@10", "cider_d", "per_class", "skipped", "examples")  # fmt: skip
+REPORTED = (
+    *("metric", "value", "low", "high", "chance", "paper", "clips", "classes", "balanced", "per_class", "skipped"),
+    *("captions_of_several_clips", "R@1", "R@5", "R@10", "mAP@10", "cider_d", "examples"),
+)
 
 
 def task_entries(results: Sequence[TaskResult], split: str | None = None) -> list[dict[str, Any]]:

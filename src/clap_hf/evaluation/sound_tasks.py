@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import track
+from transformers import BatchFeature
 
-from ..audio import AudioDecodeError, load_stored_audio
+from ..audio import load_stored_audio
 from ..cards.results import rows_of
-from ..embedding import embed_windows
-from ..model.modeling_msclap import MSClapModel, mean_over_windows
+from ..embedding import embed_clips, read_ahead
+from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .benchmarks import Task, read_table
 from .general_midi import FAMILY, PROGRAM_NAME
@@ -206,21 +206,20 @@ class CorpusClips:
     def __init__(self, split: datasets.Dataset, processor: MSClapProcessor):
         rows, audio = split.remove_columns("audio").to_list(), AudioColumn(split, "audio")
         tasks = [(task, data) for task, data in corpus_tasks(rows, audio) if task.scored and data.rows]
-        self.skipped: dict[str, str] = {}
-        position: dict[int, int] = {}  # row of the split -> clip
-        features, counts = [], []
-        for i in track(sorted({i for _, data in tasks for i in data.rows}), description="Decoding clips"):
-            try:
-                sound = load_stored_audio(audio[i])
-                inputs = processor.feature_extractor(sound.samples, sound.sampling_rate)
-            except (AudioDecodeError, ValueError) as error:
-                self.skipped[rows[i]["id"]] = str(error)
-                continue
-            position[i] = len(position)
-            features.append(inputs["input_features"])
-            counts.append(inputs["num_windows"])
+        needed = sorted({i for _, data in tasks for i in data.rows})
+        skipped: dict[int, str] = {}
+
+        def read(i: int) -> BatchFeature:
+            sound = load_stored_audio(audio[i])
+            return processor.feature_extractor(sound.samples, sound.sampling_rate)
+
+        inputs = dict(read_ahead(track(needed, description="Decoding clips"), read, skipped))
+        position = {i: clip for clip, i in enumerate(inputs)}  # row of the split -> clip
+        self.skipped = {rows[i]["id"]: reason for i, reason in skipped.items()}
         self.rows = [rows[i] for i in position]
-        self._features, self._counts = torch.cat(features), torch.cat(counts)
+        self._features, self._counts = (
+            torch.cat([own[name] for own in inputs.values()]) for name in ("input_features", "num_windows")
+        )
         self._tasks = [
             (task, data.select([k for k, i in enumerate(data.rows) if i in position])) for task, data in tasks
         ]
@@ -228,7 +227,7 @@ class CorpusClips:
 
     def embed(self, model: MSClapModel) -> torch.Tensor:
         """Unit vectors of all clips, `[clips, projection_dim]`, float32 on the CPU."""
-        return F.normalize(mean_over_windows(embed_windows(model, self._features), self._counts), dim=-1)
+        return embed_clips(model, self._features, self._counts)
 
     def results(self, audio: torch.Tensor, embed_texts: EmbedTexts) -> dict[str, dict[str, Any]]:
         """Results by task; retrieval gives one for R@1 and one for R@10 of each direction.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from ..embedding import class_vectors
 from . import scoring
 from .benchmarks import Task
 from .loading import TaskData
@@ -69,17 +69,6 @@ def class_texts(
 
 def _filled(templates: Sequence[str], name: str) -> list[str]:
     return [template.replace("{}", name) for template in templates]
-
-
-def class_vectors(vectors: torch.Tensor, texts: Sequence[Sequence[str]]) -> torch.Tensor:
-    """Unit vector of every class, `[classes, dim]`: the mean over its texts, normalised again.
-
-    Args:
-        vectors: Unit vectors of all texts, class after class `[texts, dim]`.
-        texts: The texts of every class.
-    """
-    parts = vectors.split([len(own) for own in texts])
-    return F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
 
 
 def score_classification(
