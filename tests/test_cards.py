@@ -1,4 +1,4 @@
-"""Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
+"""Model cards: the embedded checkpoint's again from its stored records, and the cards of other models."""
 
 import contextlib
 import io

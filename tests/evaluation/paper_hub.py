@@ -44,7 +44,7 @@ class Cuts:
 
 
 def key_of(samples: np.ndarray) -> str:
-    """Tells sounds apart by their samples."""
+    """A key of a sound by its samples."""
     return hashlib.sha256(np.ascontiguousarray(samples).tobytes()).hexdigest()
 
 
@@ -63,13 +63,13 @@ class PaperHub:
         self.tasks = {task.name: task for task in PAPER_TASKS}
 
     def sound(self, *texts: str) -> dict[str, object]:
-        """A new sound as an Audio cell, remembered as what the texts say."""
+        """A new sound as an Audio cell, remembered with the texts that describe it."""
         wav = self.cuts.wav()
         self.texts.setdefault(key_of(load_audio(wav).samples), set()).update(texts)
         return {"bytes": wav, "path": "sound.wav"}
 
     def of(self, name: str, *words: str) -> list[str]:
-        """What a task says of its classes: its prompt, filled in."""
+        """A task's prompt, filled in with words of its classes."""
         return [self.tasks[name].templates[0].replace("{}", word) for word in words]
 
     def push(self, source: Source, rows: dict[str, list], path: str, **features: object) -> None:
@@ -130,7 +130,7 @@ class PaperHub:
 
     def captioned(self, source: Source, clips: int, captions: int, column: str, path: str) -> list[list[str]]:
         """One row a caption (with `group`) or one row a clip with a list of captions."""
-        own = [[f"{source.repo} clip {i} says {j}" for j in range(captions)] for i in range(clips)]
+        own = [[f"{source.repo} clip {i} caption {j}" for j in range(captions)] for i in range(clips)]
         sounds = [self.sound(*texts) for texts in own]
         if source.group is not None:
             flat = [(sound, f"id{i}", text) for i, sound in enumerate(sounds) for text in own[i]]
@@ -217,9 +217,9 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
         family = families[i % 11]
         flags = [int(k in (i % 10, (i + 3) % 10)) for k in range(10)]
         own = [quality for quality, flag in zip(qualities, flags, strict=True) if flag]
-        said = [*paper.of("NS_Pitch", pitches[i * 2]), *paper.of("NS_Velocity", velocities[i % 5])]
-        said += [*paper.of("NS_Instr_family", family), *paper.of("NS_Qualities", *own)]
-        notes["audio"].append(paper.sound(*said))
+        texts = [*paper.of("NS_Pitch", pitches[i * 2]), *paper.of("NS_Velocity", velocities[i % 5])]
+        texts += [*paper.of("NS_Instr_family", family), *paper.of("NS_Qualities", *own)]
+        notes["audio"].append(paper.sound(*texts))
         notes["pitch"].append(int(pitches[i * 2]))
         notes["velocity"].append(int(velocities[i % 5]))
         notes["qualities"].append(flags)

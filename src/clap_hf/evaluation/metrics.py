@@ -1,7 +1,7 @@
 """The paper's metrics as `evaluate.Metric` classes: `add_batch`, `combine`, and no Hub at run time.
 
-`summary` makes the metric's numbers of the per-clip scores of `scoring`; the evaluation runner calls it directly,
-`compute` after it has made these.
+Their numbers come from the functions in `scoring` and `captions` that the evaluation runner calls, too. Nothing else
+imports this module: to scripts beside `scripts/evaluate.py`, `import evaluate` would be that file.
 
 Example:
 
@@ -58,17 +58,11 @@ class Accuracy(evaluate.Metric):
             datasets.Value("int64"),
         )
 
-    @staticmethod
-    def summary(confusion: np.ndarray) -> dict[str, float]:
-        """Accuracies from `scoring.confusion_matrix`."""
-        return {
-            "accuracy": float(confusion.trace() / confusion.sum()),
-            "balanced_accuracy": float(np.nanmean(scoring.class_accuracies(confusion))),
-        }
-
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         predicted, truth = np.array(predictions), np.array(references)
-        return self.summary(scoring.confusion_matrix(predicted, truth, int(max(predicted.max(), truth.max())) + 1))
+        return scoring.accuracies(
+            scoring.confusion_matrix(predicted, truth, int(max(predicted.max(), truth.max())) + 1)
+        )
 
 
 class MacroMeanAveragePrecision(evaluate.Metric):
@@ -82,18 +76,10 @@ class MacroMeanAveragePrecision(evaluate.Metric):
             _flags(),
         )
 
-    @staticmethod
-    def summary(precisions: np.ndarray) -> dict[str, float | int]:
-        """The mean over the classes from `scoring.average_precisions`."""
-        empty = np.isnan(precisions)
-        return {
-            "map": float("nan") if empty.all() else float(precisions[~empty].mean()),
-            "classes": int((~empty).sum()),
-            "empty_classes": int(empty.sum()),
-        }
-
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float | int]:
-        return self.summary(scoring.average_precisions(np.array(predictions), np.array(references, dtype=bool)))
+        return scoring.mean_average_precision(
+            scoring.average_precisions(np.array(predictions), np.array(references, dtype=bool))
+        )
 
 
 class MicroF1(evaluate.Metric):
@@ -111,19 +97,16 @@ class MicroF1(evaluate.Metric):
             _flags(),
         )
 
-    @staticmethod
-    def summary(
-        at_threshold: scoring.MicroF1, top1: scoring.MicroF1, name: str = "f1_best_threshold"
-    ) -> dict[str, float]:
-        """Both rules from `scoring.micro_f1` and `scoring.top1_micro_f1`."""
-        return {name: at_threshold.value, "threshold": at_threshold.threshold, "f1_top1": top1.value}
-
     def _compute(
         self, predictions: list[list[float]], references: list[list[int]], threshold: float | None = None
     ) -> dict[str, float]:
         scores, truth = np.array(predictions), np.array(references, dtype=bool)
-        name = "f1_best_threshold" if threshold is None else "f1"
-        return self.summary(scoring.micro_f1(scores, truth, threshold), scoring.top1_micro_f1(scores, truth), name)
+        best = scoring.micro_f1(scores, truth, threshold)
+        return {
+            "f1_best_threshold" if threshold is None else "f1": best.value,
+            "threshold": best.threshold,
+            "f1_top1": scoring.top1_micro_f1(scores, truth).value,
+        }
 
 
 class AudioTextRetrieval(evaluate.Metric):
@@ -141,16 +124,10 @@ class AudioTextRetrieval(evaluate.Metric):
             datasets.List(datasets.Value("int64")),
         )
 
-    @staticmethod
-    def summary(found: scoring.Retrieval) -> dict[str, float]:
-        """Means over the queries from `scoring.retrieval`."""
-        recalls = {f"R@{k}": float(hits.mean()) for k, hits in found.recall.items()}
-        return recalls | {f"mAP@{scoring.MAP_CUTOFF}": float(found.average_precision.mean())}
-
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
         relevant = list(references)
         ranks = scoring.rank_all(lambda start, end: np.array(predictions[start:end]), relevant)
-        return self.summary(scoring.retrieval(ranks))
+        return scoring.retrieval(ranks).means()
 
 
 class AudioCaptioning(evaluate.Metric):
@@ -164,10 +141,6 @@ class AudioCaptioning(evaluate.Metric):
             datasets.List(datasets.Value("string")),
         )
 
-    @staticmethod
-    def summary(scores: captions.CaptionScores) -> dict[str, Any]:
-        """All metrics from `captions.caption_scores`."""
-        return scores.values | {"unavailable": scores.unavailable}
-
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        return self.summary(captions.caption_scores(predictions, references))
+        scores = captions.caption_scores(predictions, references)
+        return scores.values | {"unavailable": scores.unavailable}

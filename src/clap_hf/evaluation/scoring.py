@@ -1,4 +1,4 @@
-"""Scores of predictions per clip or query as plain numpy functions, and their intervals; `metrics` takes the means.
+"""Scores of predictions as plain numpy functions: every number of an evaluation comes from here, with its interval.
 
 R@k, everywhere in this package: the share of queries that have at least one relevant item among their first k. Items
 that are as similar as a relevant one come before it, and items with equal texts are equally relevant.
@@ -93,6 +93,14 @@ def class_accuracies(confusion: np.ndarray) -> np.ndarray:
     return np.divide(confusion.diagonal(), counts, out=empty, where=counts > 0)
 
 
+def accuracies(confusion: np.ndarray) -> dict[str, float]:
+    """`accuracy`, the share of right clips, and `balanced_accuracy`, its mean over the classes."""
+    return {
+        "accuracy": float(confusion.trace() / confusion.sum()),
+        "balanced_accuracy": float(np.nanmean(class_accuracies(confusion))),
+    }
+
+
 class RankedScores:
     """Scores sorted once per class, so that resampled clips need no new sort.
 
@@ -145,6 +153,20 @@ def average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     blocks = range(0, scores.shape[1], 64)  # sorted copies of all classes at once would take gigabytes
     parts = [RankedScores(scores[:, i : i + 64], truth[:, i : i + 64]).average_precisions() for i in blocks]
     return np.concatenate(parts)
+
+
+def mean_average_precision(precisions: np.ndarray) -> dict[str, float | int]:
+    """`map`, the mean over the `classes` that have positives, and `empty_classes`, the number of the others.
+
+    Args:
+        precisions: See `average_precisions`.
+    """
+    empty = np.isnan(precisions)
+    return {
+        "map": float("nan") if empty.all() else float(precisions[~empty].mean()),
+        "classes": int((~empty).sum()),
+        "empty_classes": int(empty.sum()),
+    }
 
 
 def mean_average_precision_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -311,6 +333,11 @@ class Retrieval:
 
     recall: dict[int, np.ndarray]
     average_precision: np.ndarray
+
+    def means(self) -> dict[str, float]:
+        """R@k of every cutoff, and mAP@10."""
+        recalls = {f"R@{k}": float(hits.mean()) for k, hits in self.recall.items()}
+        return recalls | {f"mAP@{MAP_CUTOFF}": float(self.average_precision.mean())}
 
 
 def retrieval(ranks: Sequence[np.ndarray]) -> Retrieval:

@@ -29,7 +29,6 @@ Row = dict[str, Any]  # a corpus row without its audio
 _TABLE = read_table("sound_tasks.yaml")
 TEMPLATES: tuple[str, ...] = tuple(_TABLE["templates"])
 RETRIEVAL_SOURCE: str = _TABLE["retrieval_source"]
-EVENT_CATEGORIES: tuple[str, ...] = tuple(_TABLE["event_categories"])
 RELABELLED_COLUMNS = ("category", "label", "quality")
 
 

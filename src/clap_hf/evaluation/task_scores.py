@@ -13,7 +13,6 @@ from ..embedding import class_vectors
 from . import scoring
 from .benchmarks import Task
 from .loading import TaskData
-from .metrics import Accuracy, AudioTextRetrieval, MacroMeanAveragePrecision, MicroF1
 
 LARGEST_MATRIX = 100  # classes up to which the confusion matrix goes into the JSON
 DETAILED_CLIPS = 30  # clips of a retrieval task that are plotted
@@ -148,7 +147,7 @@ def _class_means(cosines: np.ndarray, truth: Sequence[tuple[int, ...]], classes:
 def _accuracy(logits: np.ndarray, labels: np.ndarray, interval: bool) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     predicted = logits.argmax(axis=1)
     confusion = scoring.confusion_matrix(predicted, labels, logits.shape[1])
-    found = Accuracy.summary(confusion)
+    found = scoring.accuracies(confusion)
     low, high = scoring.bootstrap_interval((predicted == labels).astype(float)) if interval else (None, None)
     result = {
         "value": found["accuracy"],
@@ -164,7 +163,7 @@ def _mean_average_precision(
     logits: np.ndarray, flags: np.ndarray, scores: str, interval: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
     precisions = scoring.average_precisions(logits, flags)
-    found = MacroMeanAveragePrecision.summary(precisions)
+    found = scoring.mean_average_precision(precisions)
     low, high = scoring.mean_average_precision_interval(logits, flags) if interval else (None, None)
     positives = flags.sum(axis=0)[flags.any(axis=0)]
     chance = float(np.mean([scoring.chance_average_precision(int(n), len(flags)) for n in positives]))
@@ -174,8 +173,7 @@ def _mean_average_precision(
 
 def _f1(logits: np.ndarray, flags: np.ndarray, scores: str, interval: bool) -> tuple[dict[str, Any], np.ndarray]:
     best = scoring.micro_f1(logits, flags)
-    found = MicroF1.summary(best, scoring.top1_micro_f1(logits, flags))
-    mean = MacroMeanAveragePrecision.summary(scoring.average_precisions(logits, flags))
+    mean = scoring.mean_average_precision(scoring.average_precisions(logits, flags))
     low, high = scoring.bootstrap_interval(2 * best.hits, best.claims) if interval else (None, None)
     share, threshold = float(flags.mean()), best.threshold
     if scores == "sigmoid":
@@ -183,13 +181,13 @@ def _f1(logits: np.ndarray, flags: np.ndarray, scores: str, interval: bool) -> t
     elif scores == "softmax":
         threshold = np.exp(threshold)
     result = {
-        "value": found["f1_best_threshold"],
+        "value": best.value,
         "low": low,
         "high": high,
         "chance": 2 * share / (1 + share),  # of claiming everything, which the best threshold can always do
         "threshold": float(threshold),
         "threshold_rule": "the best single one on these scores (optimistic)",
-        "f1_top1": found["f1_top1"],
+        "f1_top1": scoring.top1_micro_f1(logits, flags).value,
         "empty_classes": mean["empty_classes"],
         "mAP": mean["map"],
     }
@@ -221,7 +219,7 @@ def score_retrieval(
     else:
         queries, items, relevant, clip_of_query = audio, texts, truth.of_clips, np.arange(len(captions))
     found = scoring.retrieval(scoring.rank_all(lambda start, end: queries[start:end] @ items.T, relevant))
-    means = AudioTextRetrieval.summary(found)
+    means = found.means()
     per_clip = np.bincount(clip_of_query, minlength=len(captions)).astype(float)
 
     def measured(name: str, values: np.ndarray) -> dict[str, Any]:
