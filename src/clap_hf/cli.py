@@ -32,6 +32,7 @@ from ._cli_models import (
 )
 from ._cli_runs import file_columns, finish, length_text, print_failures, print_scores, run_over_files
 from .audio import Audio, load_audio
+from .cli_training import app as training_app
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Microsoft CLAP: sounds and words in one space.",
 )
+app.add_typer(training_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
 EVERYDAY_LABELS = tuple(

@@ -210,7 +210,7 @@ def _contrastive_rows(
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
-        loss += f"; the audio tower also predicts a teacher's states, `{Path(recipe['teacher']['states']).name}`"
+        loss += f"; the audio tower also predicts a teacher's features, `{Path(recipe['teacher']['features']).name}`"
     start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
         (
@@ -243,7 +243,7 @@ def _notes(recipe: dict[str, Any]) -> str:
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
     if recipe.get("teacher"):
-        notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its states."
+        notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its features."
     return notes
 
 

@@ -23,7 +23,7 @@ class Records:
         corpus: Rows, hours and licenses of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
-        average: What `scripts/average_weights.py` wrote, where the weights are a mean.
+        average: What `tools.release.average_weights` wrote, where the weights are a mean.
     """
 
     run: Sequence[dict[str, Any]] = ()

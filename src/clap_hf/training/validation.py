@@ -1,4 +1,4 @@
-"""How good a model is after an epoch: zero-shot tasks of the sound corpus, or retrieval among held-out pairs."""
+"""Evaluations after an epoch: zero-shot tasks of the sound corpus or the paper, retrieval among held-out pairs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class PairValidation:
     Args:
         source: Where the pairs are; the first ones are decoded once, with a fixed choice of crop and text.
         processor: The model's processor.
-        recipe: Says how many pairs, and the loss's batch size.
+        recipe: Its number of pairs, and its batch size, which is the loss's.
 
     Raises:
         ValueError: If fewer than two pairs can be read.
@@ -132,7 +132,7 @@ class PairValidation:
 class PaperTaskValidation:
     """Zero-shot tasks of the paper; the score is the mean over the tasks whose clips are in reach.
 
-    Runs on all processes together.
+    Runs on all ranks together.
 
     Args:
         suite: `"table1"` or `"paper"`.
