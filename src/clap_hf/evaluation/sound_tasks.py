@@ -213,6 +213,8 @@ class CorpusClips:
             return processor.feature_extractor(sound.samples, sound.sampling_rate)
 
         inputs = dict(read_ahead(track(needed, description="Decoding clips"), read, skipped))
+        if not inputs:
+            raise ValueError(f"None of {len(needed)} clips of the corpus' tasks can be read, expected one at least.")
         position = {i: clip for clip, i in enumerate(inputs)}  # row of the split -> clip
         self.skipped = {rows[i]["id"]: reason for i, reason in skipped.items()}
         self.rows = [rows[i] for i in position]
