@@ -1,4 +1,4 @@
-"""Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
+"""Model cards: the embedded checkpoint's again from its stored records, and the cards of other models."""
 
 import contextlib
 import io
@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
+from clap_hf.cards.results import measured
 from clap_hf.evaluation.captioner import score_captions
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_model
 from readme import run_python
@@ -112,8 +113,10 @@ def test_the_script_writes_it_again(tmp_path):
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
     records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
     assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
-    for name, result in records.evaluation["results"].items():
-        assert f"| {name} | {result['metric']} | {result['value']:.1%} |" in embedded_card
+    results = measured(records.evaluation)
+    assert len(results) == 13
+    for result in results:
+        assert f"| {result['task']} | {result['metric']} | {result['value']:.1%} |" in embedded_card
     epochs = [line for line in records.run if "epoch" in line]
     before = [line for line in records.earlier if "epoch" in line]
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
@@ -122,7 +125,7 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
     for entry in records.corpus["licenses"].values():
         assert all(source in embedded_card for source in entry["sources"])
     index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
-    assert index == {name: round(r["value"], 4) for name, r in records.evaluation["results"].items()}
+    assert index == {result["task"]: round(result["value"], 4) for result in results}
 
 
 def test_the_hubs_checks_take_it(hub, embedded_card):
@@ -197,17 +200,17 @@ def test_a_run_of_todays_settings(folder, tmp_path):
 
 def test_results_of_a_suite(folder):
     """What `clap-hf evaluate` writes: values, missing tasks, the paper's figures."""
-    esc = {"task": "ESC50", "status": "done", "reason": "", "place": "own/esc50, test", "metric": "accuracy"}
+    esc = {"task": "ESC50", "status": "done", "reason": "", "location": "own/esc50, test", "metric": "accuracy"}
     evaluation = {
         "title": "26 tasks",
         "score": {"score": 0.5, "tasks": ["ESC50"], "missing": [], "paper": 0.939},
         "tasks": [
             esc | {"value": 0.5, "low": 0.4, "high": 0.6, "paper": 0.939, "clips": 2000},
-            {"task": "AudioCaps", "status": "missing", "reason": "no source in reach", "place": None},
+            {"task": "AudioCaps", "status": "missing", "reason": "no source in reach", "location": None},
         ],
     }
     text = model_card(folder, Records(evaluation=evaluation), repo_id="acme/x")
-    assert "26 tasks. Mean of 1 tasks: 0.500." in text
+    assert "26 tasks. Mean of 1 values: 0.500." in text
     assert "| ESC50 | accuracy | 50.0% | 40.0% – 60.0% | 93.9% | 2000 | own/esc50, test |" in text
     assert "AudioCaps" not in text
     (result,) = ModelCard(text).data.eval_results
@@ -222,7 +225,7 @@ def test_captions_are_shown_as_they_are(captioner, processor):
     examples = scored["examples"]
     assert len(examples) == 20 and examples == score_captions(captions, references)["examples"]
     assert [captions.index(example["caption"]) for example in examples] != list(range(20))
-    task = {"task": "captions", "status": "done", "reason": "", "place": "own/sounds, test", "paper": None}
+    task = {"task": "captions", "status": "done", "reason": "", "location": "own/sounds, test", "paper": None}
     evaluation = {"title": "sounds", "score": {"score": None, "tasks": [], "missing": [], "paper": None}}
     text = model_card(captioner, Records(evaluation=evaluation | {"tasks": [task | scored]}), repo_id="acme/x")
     value = scored["cider_d"]["value"]
@@ -271,7 +274,7 @@ def test_the_small_htsat_gpt2_s_card(tmp_path):
     assert "/work" not in card and "/tmp" not in card
 
 
-def test_paths_are_not_told(folder):
+def test_paths_are_left_out(folder):
     start = json.loads(STORED[0].read_text().splitlines()[0])
     start["recipe"] |= {"dataset": "/home/somebody/sounds", "teacher": {"features": "/home/somebody/t", "weight": 1.0}}
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")

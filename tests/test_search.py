@@ -58,14 +58,14 @@ def test_a_stopped_run_goes_on_where_it_was(files, tmp_path, processor, small_pa
     broken.write_text("not a sound")
     calls = []
 
-    def noted(model, processor, files):
+    def noted(model, processor, files, **options):
         calls.append(files)
-        return embed_files(model, processor, files)
+        return embed_files(model, processor, files, **options)
 
-    def stopped(model, processor, files):
+    def stopped(model, processor, files, **options):
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return noted(model, processor, files)
+        return noted(model, processor, files, **options)
 
     monkeypatch.setattr(clap_hf.search, "embed_files", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_told(files, tmp_path, processor):
         SoundCollection(tmp_path / "empty", make_model(), processor).search("a dog")
     (tmp_path / "other").mkdir()
     datasets.Dataset.from_dict({"file": ["a"]}).to_parquet(tmp_path / "other" / "part-0.parquet")
-    with pytest.raises(ValueError, match="not a part of a collection"):
+    with pytest.raises(ValueError, match="not a part that clap-hf wrote"):
         SoundCollection(tmp_path / "other", make_model(), processor)
 
 

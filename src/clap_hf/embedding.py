@@ -41,7 +41,7 @@ NODES_PER_TREE = 512  # attention over a tree costs its square: a tenth of the l
 # Settings of the front end that shape a vector. Others (`auto_map`, `processor_class`) change when a model is shared.
 FRONT_END = (
     *("feature_size", "sampling_rate", "duration_s", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate"),
-    *("long_audio", "short_audio"),
+    *("long_audio", "short_audio", "max_windows"),
 )
 # Settings of the towers that act in training alone, or record where a model came from.
 NO_EFFECT = {"dtype", "torch_dtype", "architectures", "transformers_version", "use_cache", "initializer_range"}
@@ -197,6 +197,7 @@ def embed_files(
     processor: MSClapProcessor,
     files: Iterable[str | os.PathLike[str]],
     *,
+    max_windows: int | None = None,
     windows_per_batch: int = WINDOWS_PER_BATCH,
     threads: int | None = None,
 ) -> EmbeddedFiles:
@@ -208,6 +209,7 @@ def embed_files(
         model: The model, on its device; in evaluation mode for the duration.
         processor: Its processor.
         files: Sound files; for folders, see `audio_files`.
+        max_windows: Windows of a file at most, evenly spaced over it; the processor's own limit when None.
         windows_per_batch: Windows that go through the model together.
         threads: Threads that decode and resample; 2 when None, and beside a GPU up to 16.
 
@@ -222,7 +224,7 @@ def embed_files(
     def prepare(file: Path) -> torch.Tensor:
         """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
         sound = load_audio(file)
-        (windows,) = extractor.windows(sound.samples, sound.sampling_rate)
+        (windows,) = extractor.windows(sound.samples, sound.sampling_rate, max_windows=max_windows)
         if not on_gpu:
             return extractor.log_mels(windows)
         stacked = torch.stack(windows)
@@ -469,6 +471,7 @@ class ClapEncoder:
         name: Folder or Hub id, for the record.
         long_audio: Policy for clips longer than the window; the processor's own when None.
         short_audio: Policy for shorter ones.
+        max_windows: Windows of a clip at most, evenly spaced over it; the processor's own limit when None.
 
     Raises:
         ValueError: If `long_audio` is "random": such embeddings are not reproducible.
@@ -481,25 +484,30 @@ class ClapEncoder:
         name: str = "",
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
     ):
         extractor = processor.feature_extractor
         self.model, self.processor, self.name = model, processor, name
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
+        self.max_windows = max_windows or extractor.max_windows
         if self.long_audio == "random":
             raise ValueError(
                 "long_audio is 'random', expected 'windows' or 'center': scores would change by themselves."
             )
-        policies = {"long_audio": self.long_audio, "short_audio": self.short_audio}
-        self._front_end = front_end(extractor) | policies
+        self._policies: dict[str, Any] = {
+            "long_audio": self.long_audio,
+            "short_audio": self.short_audio,
+            "max_windows": self.max_windows,
+        }
+        self._front_end = front_end(extractor) | self._policies
         identity = {**self._front_end, "audio_config": tower_settings(model.config.audio_config)}
         self.key = fingerprint(model, identity, ("audio_model.", "audio_projection."))
         self.logit_scale = float(model.logit_scale.detach().float().exp())
 
     def prepare(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
         """Log-mel windows of a sound of any kind that `read_sound` takes; `sampling_rate` in Hz where it has none."""
-        policies = {"long_audio": self.long_audio, "short_audio": self.short_audio}
-        return dict(self.processor.feature_extractor(read_sound(audio), sampling_rate, **policies))
+        return dict(self.processor.feature_extractor(read_sound(audio), sampling_rate, **self._policies))
 
     def embed_audio(self, prepared: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Unit vectors of prepared sounds, `[clips, projection_dim]`: their windows' mean, normalised again."""

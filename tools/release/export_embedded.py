@@ -1,8 +1,8 @@
 """Make the embedded checkpoint of a training run: float16 weights, processor, and a card from the run's records.
 
-    python scripts/evaluate_sound_tasks.py --model RUN/best --dataset sound-corpus --output results.json \\
+    clap-hf evaluate RUN/best --suite sounds --data-dir sound-corpus --output-dir results \\
         --relabelled model_cards/embedded.relabelled.json
-    python -m tools.release.export_embedded --run RUN --results results.json --dataset sound-corpus
+    python -m tools.release.export_embedded --run RUN --results results/results.json --dataset sound-corpus
 
 The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus:
 
@@ -56,7 +56,7 @@ def main(
     weights: Annotated[
         Path | None, typer.Option(help="Folder of tools.release.average_weights; the run's best/ by default.")
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="JSON of scripts/evaluate_sound_tasks.py.")] = None,
+    results: Annotated[Path | None, typer.Option(help="results.json of clap-hf evaluate.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Corpus of the run, for the list of its licenses.")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write.")] = ROOT / "src" / "clap_hf" / "embedded",
     records: Annotated[Path, typer.Option(help="Where the records are kept.")] = ROOT / "model_cards",

@@ -183,6 +183,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             (for training; needs a generator).
         short_audio: What happens to shorter clips: `"repeat"` fills the window with repetitions (as released),
             `"pad"` with zeros.
+        max_windows: Windows of a clip at most under `long_audio="windows"`, evenly spaced over the clip; as many as
+            cover it when None.
         padding_value: Required by the base class; zero-padding is the only kind.
 
     Source: paper Section 3, "Pre-processing"; `msclap.CLAPWrapper` and torchlibrosa for the exact log-mel.
@@ -202,6 +204,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         mel_sampling_rate: int | None = None,
         long_audio: str = "windows",
         short_audio: str = "repeat",
+        max_windows: int | None = None,
         padding_value: float = 0.0,
         **kwargs: Any,  # BASE_CLASS_NAMES, which saved files hold
     ):
@@ -217,7 +220,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         self.mel_sampling_rate = sampling_rate if mel_sampling_rate is None else mel_sampling_rate
         self.long_audio = long_audio
         self.short_audio = short_audio
-        self._check_policies(long_audio, short_audio)
+        self.max_windows = max_windows
+        self._check_policies(long_audio, short_audio, max_windows)
         self.mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=feature_size,
@@ -234,11 +238,13 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         return round(self.duration_s * self.sampling_rate)
 
     @staticmethod
-    def _check_policies(long_audio: str, short_audio: str) -> None:
+    def _check_policies(long_audio: str, short_audio: str, max_windows: int | None) -> None:
         if long_audio not in LONG_AUDIO:
             raise ValueError(f"long_audio is {long_audio!r}, expected one of {LONG_AUDIO}.")
         if short_audio not in SHORT_AUDIO:
             raise ValueError(f"short_audio is {short_audio!r}, expected one of {SHORT_AUDIO}.")
+        if max_windows is not None and (not isinstance(max_windows, int) or max_windows < 1):
+            raise ValueError(f"max_windows is {max_windows!r}, expected 1 or more windows a clip, or None.")
 
     def __call__(
         self,
@@ -247,6 +253,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         *,
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
         return_tensors: str | None = "pt",
@@ -260,6 +267,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Rate of clips that do not carry their own, Hz. Never guessed.
             long_audio: Overrides the extractor's policy for this call.
             short_audio: Overrides the extractor's policy for this call.
+            max_windows: Overrides the extractor's limit for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where the log-mel is computed and returned.
             return_tensors: `"pt"` (also for None) or `"np"`.
@@ -282,6 +290,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
                 sampling_rate,
                 long_audio=long_audio,
                 short_audio=short_audio,
+                max_windows=max_windows,
                 generator=generator,
                 device=device,
             ):
@@ -303,6 +312,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         *,
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
     ) -> Iterator[list[torch.Tensor]]:
@@ -315,6 +325,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Rate of clips that do not carry their own, Hz.
             long_audio: Overrides the extractor's policy for this call.
             short_audio: Overrides the extractor's policy for this call.
+            max_windows: Overrides the extractor's limit for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where clips are resampled.
 
@@ -327,13 +338,14 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         """
         long_audio = self.long_audio if long_audio is None else long_audio
         short_audio = self.short_audio if short_audio is None else short_audio
-        self._check_policies(long_audio, short_audio)
+        max_windows = self.max_windows if max_windows is None else max_windows
+        self._check_policies(long_audio, short_audio, max_windows)
         if long_audio == "random" and generator is None:
             raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
         for name, clip in self._clips(raw_audio):
             samples, rate = self._read_clip(clip, sampling_rate, name)
             samples = resample(samples.to(device), rate, self.sampling_rate)
-            yield self._cut(samples, long_audio, short_audio, generator)
+            yield self._cut(samples, long_audio, short_audio, max_windows, generator)
 
     @staticmethod
     def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
@@ -370,7 +382,12 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         return to_mono(array, name), own_rate
 
     def _cut(
-        self, samples: torch.Tensor, long_audio: str, short_audio: str, generator: torch.Generator | None
+        self,
+        samples: torch.Tensor,
+        long_audio: str,
+        short_audio: str,
+        max_windows: int | None,
+        generator: torch.Generator | None,
     ) -> list[torch.Tensor]:
         """Cut or fill one clip `[samples]` into windows of `window_samples`."""
         length, total = self.window_samples, samples.shape[0]
@@ -380,10 +397,10 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             if short_audio == "pad":
                 return [F.pad(samples, (0, length - total))]
             return [samples.repeat(math.ceil(length / total))[:length]]
-        if long_audio == "windows":
-            count = math.ceil(total / length)
+        count = math.ceil(total / length) if max_windows is None else min(math.ceil(total / length), max_windows)
+        if long_audio == "windows" and count > 1:
             starts = [round(i * (total - length) / (count - 1)) for i in range(count)]
-        elif long_audio == "center":
+        elif long_audio != "random":
             starts = [(total - length) // 2]
         else:
             starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]

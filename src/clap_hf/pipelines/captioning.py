@@ -39,6 +39,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
         audios: Any,
         *,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
@@ -50,6 +51,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             audios: A sound, or a list, tuple, `datasets` column, generator or torch dataset of them, each of any kind
                 that `MSClapZeroShotAudioClassificationPipeline` takes.
             sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            max_windows: Windows of a sound at most, evenly spaced over it; as many as cover it by default.
             max_new_tokens: Longest caption, tokens.
             generate_kwargs: Further options of transformers' `generate`.
             batch_size: Sounds that go through the model together (default 1).
@@ -67,6 +69,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
         """
         options = {
             "sampling_rate": sampling_rate,
+            "max_windows": max_windows,
             "max_new_tokens": max_new_tokens,
             "generate_kwargs": generate_kwargs,
             "batch_size": batch_size,
@@ -76,9 +79,23 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
         outputs = super().__call__(inputs, **options)
         return list(outputs) if many else outputs
 
-    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+    def _sanitize_parameters(
+        self,
+        sampling_rate: int | None = None,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        max_windows: int | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(sampling_rate, max_new_tokens, generate_kwargs)
+        if max_windows is not None:
+            preprocess["max_windows"] = max_windows
+        return preprocess, forward, postprocess
+
+    def preprocess(
+        self, audio: Any, sampling_rate: int | None = None, max_windows: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
-        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate, max_windows=max_windows))
 
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], generate_kwargs: dict[str, Any] | None = None

@@ -87,6 +87,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: str | Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         function_to_apply: str | None = None,
         multi_label: bool | None = None,
         top_k: int | None = None,
@@ -105,6 +106,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             hypothesis_template: Text with "{}" where the label goes, or several: an ensemble, whose unit vectors are
                 averaged and normalised again. "{}" alone takes the labels as they are. Default: `DEFAULT_TEMPLATE`.
             sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            max_windows: Windows of a sound at most, evenly spaced over it; as many as cover it by default.
             function_to_apply: `"softmax"` over the labels (default), `"sigmoid"` of every label by itself, or
                 `"none"` for the logits, exp(logit_scale) x cosine. Sigmoids are not calibrated: choose a threshold for
                 every label on sounds of your own.
@@ -130,6 +132,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "candidate_labels": candidate_labels,
             "hypothesis_template": hypothesis_template,
             "sampling_rate": sampling_rate,
+            "max_windows": max_windows,
             "function_to_apply": function_to_apply,
             "multi_label": multi_label,
             "top_k": top_k,
@@ -145,6 +148,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: str | Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         function_to_apply: str | None = None,
         multi_label: bool | None = None,
         top_k: int | None = None,
@@ -154,6 +158,8 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         postprocess: dict[str, Any] = {}
         if sampling_rate is not None:
             preprocess["sampling_rate"] = sampling_rate
+        if max_windows is not None:
+            preprocess["max_windows"] = max_windows
         if candidate_labels is not None:
             forward["candidate_labels"] = postprocess["candidate_labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
@@ -181,9 +187,11 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             postprocess["top_k"] = top_k
         return preprocess, forward, postprocess
 
-    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, audio: Any, sampling_rate: int | None = None, max_windows: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
-        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate, max_windows=max_windows))
 
     def _forward(
         self,

@@ -192,7 +192,9 @@ class PairSettings(TrainingSettings):
         super().validate()
         if bool(self.dataset) == bool(self.sources):
             raise ValueError("expected exactly one of 'dataset' and 'sources'.")
-        if self.sources:
+        if self.dataset:  # log-mels of all clips are stored ahead: an unreadable one stops the run
+            refuse_unused(self, ("max_skipped",), "dataset")
+        else:
             refuse_unused(self, DATASET_ONLY, "sources")
             self.refuse_in_augmentation(LOG_MELS_ONLY, "sources")
         if self.dataset or self.streaming == "simple":
