@@ -327,7 +327,7 @@ def test_dev_stdout_is_stdout(tmp_path):
 
 
 @pytest.mark.parametrize("peak, silent", [(0.0, True), (0.9e-4, True), (2e-4, False)])
-def test_silence_is_said(run, tmp_path, peak, silent):
+def test_quiet_sounds(run, tmp_path, peak, silent):
     tone = peak * np.sin(np.arange(16_000) * 0.05)
     soundfile.write(tmp_path / "quiet.wav", 0.25 + tone, 16_000, subtype="FLOAT")  # a constant offset is no sound
     out = run("classify", tmp_path, "--labels", "dog,cat", "--json", tmp_path / "out.json")
@@ -376,6 +376,8 @@ def test_prune_and_relative_paths_from_the_command_line(checkpoint, tmp_path):
     assert "0 sounds embedded, 1 known, 1 recognised, 0 dropped, 2 in" in invoke(*command, "--prune").stdout
     (tmp_path / "hound.ogg").unlink()
     assert "0 sounds embedded, 1 known, 1 dropped, 1 in" in invoke(*command, "--prune").stdout
+    counts = {"embedded": 0, "known": 1, "recognised": 0, "dropped": 0, "sounds": 1}
+    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "failures": []}
 
 
 # The Hub out of reach

@@ -102,10 +102,10 @@ def model_facts(model: str) -> dict[str, str]:
             raise
         return {"embedded checkpoint": str(error)}
     config = AutoConfig.from_pretrained(source)
-    audio, text = config.audio_config, config.text_config
     name = (config.architectures or ["none"])[0]
     if name not in MODEL_CLASSES:
         raise ValueError(f"{model} is of the class {name}, expected one of {sorted(MODEL_CLASSES)}.")
+    audio, text = config.audio_config, config.text_config
     with torch.device("meta"):
         parameters = sum(weights.numel() for weights in MODEL_CLASSES[name](config).parameters())
     extractor = AutoFeatureExtractor.from_pretrained(source)

@@ -187,6 +187,7 @@ def test_lists_generators_and_datasets(classify, expected, tmp_path):
         "torch column": classify(rows.with_format("torch")["audio"], **options),
         "KeyDataset": classify(KeyDataset(files, "audio"), **options),
     }
+    assert classify([], **options) == classify((), **options) == []
     assert isinstance(runs["list"], list) and isinstance(runs["column"], list)
     for results in runs.values():
         for result, clip in zip(results, clips, strict=True):
