@@ -204,18 +204,26 @@ class MSClapHtsatAttention(nn.Module):
             The attended states `[batch, image tokens, channels]` and, of eager attention only, weights
             `[batch * windows, heads, window ** 2, window ** 2]`.
         """
-        context, weights = self.attend(hidden_states, **kwargs)
+        windows = hidden_states.index_select(1, self.window_tokens)
+        context, weights = self.attend(self.qkv(windows), **kwargs)
+        context = context.index_select(1, self.image_tokens)
         return self.dropout(self.proj(context)), weights
 
     def attend(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, qkv: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`forward` without the output projection."""
-        batch, image_tokens, channels = hidden_states.shape
+        """Attention of every window's queries to its keys, with the position bias and the mask of the shift.
+
+        Args:
+            qkv: Queries, keys and values `[batch, image tokens, 3 * channels]`, window after window.
+
+        Returns:
+            Context `[batch, image tokens, channels]`, window after window, and weights as of `forward`.
+        """
+        batch, image_tokens, _ = qkv.shape
         tokens = self.window**2
-        windows = hidden_states.index_select(1, self.window_tokens)
-        qkv = self.qkv(windows).view(-1, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch * windows, heads, tokens, head_dim] each
+        # [batch * windows, heads, tokens, head_dim] each
+        query, key, value = qkv.view(-1, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
 
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()[None]
@@ -233,8 +241,7 @@ class MSClapHtsatAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        context = context.reshape(batch, image_tokens, channels)
-        return context.index_select(1, self.image_tokens), weights
+        return context.reshape(batch, image_tokens, -1), weights
 
 
 class MSClapHtsatMLP(nn.Module):
