@@ -299,12 +299,15 @@ class MSClapHtsatPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.reduction(self.norm(self.merge(hidden_states)))
+
+    def merge(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[batch, tokens, channels]` to `[batch, tokens / 4, 4 * channels]`: every square of four tokens in a row."""
         batch, _, channels = hidden_states.shape
         rows, columns = self.resolution
         image = hidden_states.view(batch, rows // 2, 2, columns // 2, 2, channels)
         # Order of the four neighbours: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
-        image = image.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns // 4, 4 * channels)
-        return self.reduction(self.norm(image))
+        return image.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns // 4, 4 * channels)
 
 
 class MSClapHtsatStage(nn.Module):
