@@ -315,6 +315,7 @@ class MSClapHtsatStage(nn.Module):
 
     def __init__(self, config: MSClapAudioConfig, stage: int, resolution: tuple[int, int], drop_paths: list[float]):
         super().__init__()
+        self.config = config
         channels = config.embed_dim * 2**stage
         self.blocks = nn.ModuleList(
             MSClapHtsatBlock(config, channels, resolution, config.num_attention_heads[stage], bool(i % 2), rate)
