@@ -357,8 +357,8 @@ def optimize_for_cpu(model: Model, dtype: torch.dtype | str | None = None) -> Mo
     training and moving to a GPU work as before. One model may serve many threads. Quantise or adapt a model first, or
     after `restore_from_cpu`.
 
-    Large pages of memory are not within its reach: PyTorch decides on them at its first tensor, and importing torchaudio
-    makes one. Start Python with `THP_MEM_ALLOC_ENABLE=1` for them, where Linux gives them on request.
+    Large pages of memory are not within its reach: PyTorch decides on them at its first tensor, and importing
+    torchaudio makes one. Start Python with `THP_MEM_ALLOC_ENABLE=1` where Linux gives them on request.
 
     Args:
         model: A model of this package, or one that holds it, on a CPU.
