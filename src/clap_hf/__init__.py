@@ -18,6 +18,7 @@ from . import _torchaudio, registration  # noqa: F401
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, audio_files, load_audio
     from .embedding import EmbeddedFiles, embed_files
+    from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
         MSClapAudioConfig,
         MSClapCaptioningConfig,
@@ -60,6 +61,8 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "optimize_for_cpu",
+    "restore_from_cpu",
 ]
 
 _MODULES = {
@@ -72,6 +75,10 @@ _MODULES = {
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
+    ),
+    "fast_cpu": (
+        "optimize_for_cpu",
+        "restore_from_cpu",
     ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",
