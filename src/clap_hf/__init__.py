@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
-    from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
     from .embedding import EmbeddedFiles, embed_files
     from .model.configuration_msclap import (
         MSClapAudioConfig,
@@ -39,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "AudioDecodeError",
+    "AudioReader",
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
@@ -60,14 +61,17 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "open_audio",
 ]
 
 _MODULES = {
     "audio": (
         "Audio",
         "AudioDecodeError",
+        "AudioReader",
         "audio_files",
         "load_audio",
+        "open_audio",
     ),
     "embedding": (
         "EmbeddedFiles",
