@@ -215,8 +215,8 @@ class AudioReader:
             if left <= 0:
                 break
             expected, got = left if length is None else min(length - skip, left), 0
-            with first if number == 0 else self._sound(part) as sound:
-                try:
+            try:
+                with first if number == 0 else self._sound(part) as sound:
                     _skip(sound, skip)
                     while got < expected:
                         block = sound.read(int(min(expected - got, BLOCK_FRAMES)), dtype="float32", always_2d=True)
@@ -224,8 +224,8 @@ class AudioReader:
                             break
                         got += len(block)
                         yield block
-                except soundfile.SoundFileError as error:
-                    self.damage.append(f"decoding fails ({sentence(getattr(error, 'error_string', str(error)))})")
+            except soundfile.SoundFileError as error:
+                self.damage.append(f"decoding fails ({sentence(getattr(error, 'error_string', str(error)))})")
             left, skip = left - got, 0
             if math.isfinite(expected) and expected - got > tolerance:
                 self.damage.append(f"{got} samples where the header states {int(expected)}")

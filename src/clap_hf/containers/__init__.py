@@ -35,6 +35,10 @@ def inspect(file: File, until_s: float = math.inf) -> Structure:
         structure = chunks.inspect(reader, 0, size)
     elif magic[:4] == b".snd":
         structure = chunks.inspect_au(reader, size)
+    elif magic == b"Creative Voice F":
+        structure = chunks.inspect_voc(reader, size)
+    elif magic[:7] == b"NIST_1A":
+        structure = chunks.inspect_nist(reader, size)
     elif reader.at(start, 4) == b"fLaC":
         structure = flac.inspect(reader, start, size, until_s)
     else:

@@ -18,6 +18,7 @@ _BITRATES = {  # kbit/s of the indices 1 to 14, by MPEG version (1, or 2 and 2.5
     (2, 3): _LOW_RATES,
 }
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # Hz, by version bits
+_BEFORE = 8192  # bytes in which the first frame is looked for
 _HEADER = 54  # bytes of a frame in which a tag shows
 
 
@@ -76,9 +77,9 @@ def after_tags(reader: Reader, position: int, size: int) -> int:
             length = 0 if end is None else end + 9 - position
         else:
             return position
-        if not length:
+        if not length or position + length > size:
             return position
-        position = min(position + length, size)
+        position += length
 
 
 def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
@@ -93,17 +94,25 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
     Returns:
         Streams and damage; the whole file where its frames cannot be followed.
     """
-    whole = Structure([Part(0, size)])
-    first = _frame(reader.at(start, 4))
-    if first is None or (start + first.size < size and _frame(reader.at(start + first.size, 4)) is None):
-        return whole
     parts: list[Part] = []
     damage: list[Damage] = []
+    if not _frames_follow(reader, start, size, 2):
+        beginning = reader.at(start, _BEFORE)
+        found = beginning.find(b"\xff", 1)
+        while found >= 0 and not _frames_follow(reader, start + found, size, 4):
+            found = beginning.find(b"\xff", found + 1)
+        if found < 0:
+            return Structure([Part(0, size)])
+        if any(beginning[:found]):  # zeros are padding
+            damage.append(Damage(f"{found} bytes before the first frame are no tag"))
+        start += found
+    first = _frame(reader.at(start, 4))
+    assert first is not None
     position, part_start, begin, number, stated, seconds = start, 0, start, 0, None, 0.0
     bitrates: set[int] = set()
 
     def end_part(end: int) -> None:
-        if stated and number < stated:
+        if stated and not stated <= number <= stated + 1:  # some encoders leave out the last one, or count the tag
             damage.append(Damage(f"the tag states {stated} frames, {number} are there", seconds))
         # Of a stream without a tag, decoders estimate the length from the first frame and the size of the file.
         if stated is None and len(bitrates) > 1 and first.layer == 3:
@@ -138,7 +147,7 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
             position = behind
             continue
         lost, position = position, _next_frame(reader, position + 1, size)
-        if position < size or position - lost > TRAILING or data[:1] == b"\xff":
+        if position < size or position - lost > TRAILING or any(reader.at(lost, size - lost)):  # zeros are padding
             damage.append(Damage(f"{position - lost} bytes from byte {lost} on are no frames", seconds, seconds))
         frame = _frame(reader.at(position, 4))
         if frame is not None and frame.rate != first.rate:  # another stream, which its own header describes
@@ -149,11 +158,24 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
     return Structure(parts, damage)
 
 
+def _frames_follow(reader: Reader, position: int, size: int, count: int) -> bool:
+    """Whether `count` frames of one kind, or fewer up to the end of the file, stand at a position."""
+    kinds = set()
+    for _ in range(count):
+        frame = _frame(reader.at(position, 4))
+        if frame is None:
+            return False
+        kinds.add((frame.samples, frame.rate))
+        position += frame.size
+        if position >= size:
+            break
+    return len(kinds) == 1
+
+
 def _next_frame(reader: Reader, position: int, size: int) -> int:
     """Where two frames follow each other next, or the end of the file."""
     while (found := reader.find(b"\xff", position)) is not None:
-        frame = _frame(reader.at(found, 4))
-        if frame is not None and _frame(reader.at(found + frame.size, 4)) is not None:
+        if found + 4 < size and _frames_follow(reader, found, size, 2):
             return found
         position = found + 1
     return size
