@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
-    from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
     from .embedding import EmbeddedFiles, embed_files
     from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
@@ -40,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "AudioDecodeError",
+    "AudioReader",
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
@@ -61,6 +62,7 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "open_audio",
     "optimize_for_cpu",
     "restore_from_cpu",
 ]
@@ -69,8 +71,10 @@ _MODULES = {
     "audio": (
         "Audio",
         "AudioDecodeError",
+        "AudioReader",
         "audio_files",
         "load_audio",
+        "open_audio",
     ),
     "embedding": (
         "EmbeddedFiles",
