@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How results are written on stdout."""
 
     table = "table"

@@ -61,7 +61,7 @@ class BinaryReader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)
+ENCODED: tuple[type, ...] = (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)
 
 
 def read_sound(sound: Any) -> Any:
