@@ -19,18 +19,18 @@ from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.distributed import average_gradients
 from clap_hf.training.factory import build_model
 from clap_hf.training.inputs import streamed_batches
-from clap_hf.training.loop import make_accelerator
+from clap_hf.training.loop import batch_on_device, make_accelerator
 from clap_hf.training.optimization import build_optimizer
-from clap_hf.training.recipe import load_recipe
+from clap_hf.training.recipe import ContrastiveRecipe, load_recipe
 from clap_hf.training.stage import Batch, Position
 
 
-def measure(task: ContrastiveStage, batches: Iterable[Batch], steps: int) -> dict[str, float]:
-    """Clips a second over all processes, and the share of time spent waiting for data."""
-    recipe, accelerator = task.recipe, make_accelerator(task.recipe)
-    optimizer = build_optimizer([task.model, task.criterion], recipe)
+def measure(stage: ContrastiveStage, batches: Iterable[Batch], steps: int) -> dict[str, float]:
+    """Clips a second over all ranks, and the share of time spent waiting for data."""
+    recipe, accelerator = stage.recipe, make_accelerator(stage.recipe)
+    optimizer = build_optimizer([stage.model, stage.criterion], recipe)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    task.train_mode()
+    stage.train_mode()
     iterator, waited, started = iter(batches), 0.0, 0.0
     for step in range(steps + 1):
         if step == 1:
@@ -40,7 +40,8 @@ def measure(task: ContrastiveStage, batches: Iterable[Batch], steps: int) -> dic
         waited += time.perf_counter() - before
         batch.pop("skipped", None)
         position = Position(recipe.seed, step, 0, accelerator.process_index, accelerator.num_processes)
-        task.backward(accelerator, task.prepare_batch(batch, position, accelerator.device), position)
+        batch = batch_on_device(batch, stage.processor.feature_extractor, accelerator.device)
+        stage.backward(accelerator, stage.prepare_batch(batch, position), position)
         average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or float("inf"))
         optimizer.step()
@@ -68,19 +69,21 @@ def main() -> None:
     overrides: dict = {"batch_size": args.batch_size, "audio_tower": ""}  # the weights do not matter here
     if args.source:
         source = {"dataset": args.source, "text": args.text}
-        overrides |= {"dataset": "", "sources": [source], "validation": source}
+        overrides |= {"sources": [source], "validation": source}
     recipe = load_recipe(args.recipe, args.combination, **overrides)
+    if not isinstance(recipe, ContrastiveRecipe):
+        parser.error(f"{args.recipe}: stage is {recipe.stage!r}, expected 'contrastive'.")
     accelerator = make_accelerator(recipe)
     model, processor = build_model(recipe)
     data = streamed_batches(recipe, processor, args.num_workers)
-    task = ContrastiveStage(model.to(accelerator.device), processor, recipe, data, lambda model: {})
-    task.setup(accelerator)
+    stage = ContrastiveStage(model.to(accelerator.device), processor, recipe, data, lambda model: {})
+    stage.setup(accelerator)
     share = (accelerator.process_index, accelerator.num_processes)
     one = next(iter(data.batches(0, 0, *share)))
-    bound = measure(task, itertools.repeat(one), args.steps)
-    loaded = measure(task, data.batches(0, 0, *share), args.steps)
+    bound = measure(stage, itertools.repeat(one), args.steps)
+    loaded = measure(stage, data.batches(0, 0, *share), args.steps)
     if accelerator.is_main_process:
-        print(json.dumps({"recipe": recipe.name, "batch_size": recipe.batch_size, "chunk_size": task.chunk_size}))
+        print(json.dumps({"recipe": recipe.name, "batch_size": recipe.batch_size, "chunk_size": stage.chunk_size}))
         print(json.dumps({"no data": bound, "with data": loaded}))
 
 

@@ -5,9 +5,7 @@ from hub_server.session import HUB
 
 # isort: split
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -45,14 +43,6 @@ TINY_GPT2 = {
     "n_head": 4,
     "n_positions": 128,
 }
-
-
-def load_script(name: str) -> ModuleType:
-    """A file of `scripts/` as a module, whose `main` takes arguments."""
-    spec = importlib.util.spec_from_file_location(name, TESTS.parent / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def make_config(text=None, audio=None, **settings) -> MSClapConfig:

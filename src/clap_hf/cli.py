@@ -32,6 +32,7 @@ from ._cli_models import (
 )
 from ._cli_runs import file_columns, finish, length_text, print_failures, print_scores, run_over_files
 from .audio import Audio, load_audio
+from .cli_training import app as training_app
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Microsoft CLAP: sounds and words in one space.",
 )
+app.add_typer(training_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
 EVERYDAY_LABELS = tuple(
@@ -370,6 +372,10 @@ def evaluate(
     captioner: Annotated[str | None, typer.Option(help="Captioning model, for the captioning tasks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks of the suite, separated by commas.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with TASK.csv files; the corpus for `sounds`.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the corpus for `sounds`: test or validation.")] = "test",
+    relabelled: Annotated[
+        Path | None, typer.Option(help="JSON of clips of `sounds` with their labels before: results by those, too.")
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="Gets the results; a later run goes on from them.")] = Path(
         "results"
     ),
@@ -380,9 +386,8 @@ def evaluate(
     long_audio: Annotated[str | None, typer.Option(help="windows or center; the model's by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Clips a task at most, drawn by a fixed seed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first by default.")] = None,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
     plots: Annotated[bool, typer.Option(help="Draw confusion matrix, bars and similarities.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Score again what is done.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Score what is done and try unreadable sounds again.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only list tasks, sources and sizes.")] = False,
 ) -> None:
     """Measure a model on the paper's tasks, on held-out tasks of the sound corpus, on MAEB, or on one's own sounds.
@@ -391,34 +396,32 @@ def evaluate(
     beside ours. A stopped run goes on where it was. Exit code: 0 all tasks ran, 1 one failed or none ran, 3 some had
     no source in reach. On several processes: accelerate launch scripts/evaluate.py ...
     """
-    from .evaluation.command import EvaluationRequest, evaluate_model
+    from .evaluation.command import evaluate_model, read_descriptions
+    from .evaluation.runner import CACHE_DIR, EvaluationOptions
 
     if data_dir is None:
         go_offline_if_unreachable()
-    request = EvaluationRequest(
+    options = EvaluationOptions(
         model=model,
         captioner=captioner,
         suite=suite,
         tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None,
         data_dir=data_dir,
+        split=split,
+        relabelled=relabelled,
         output_dir=output_dir,
-        cache_dir=cache_dir,
+        cache_dir=cache_dir or CACHE_DIR,
         templates=tuple(template) if template else None,
-        descriptions=descriptions,
+        descriptions=read_descriptions(descriptions) if descriptions else {},
         scores=scores,
         long_audio=long_audio,
         limit=limit,
         device=device,
-        num_workers=num_workers,
         plots=plots,
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    try:
-        code = evaluate_model(request, Console())
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    raise typer.Exit(code)
+    raise typer.Exit(evaluate_model(options, Console()))
 
 
 @app.command()

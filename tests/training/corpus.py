@@ -39,7 +39,7 @@ def write_corpus(folder: Path) -> Path:
                 "label": line["label"],
                 "category": CATEGORIES.get(stem, "nature"),
                 "quality": "named",
-                "source": "examples",
+                "source": "examples" if k < 6 else "elsewhere",
                 "lang": "English" if stem == "speech" else None,
             }
             splits["train" if k % 2 else "validation"].append(row)

@@ -9,7 +9,8 @@ import torch
 from clap_hf import MSClapForAudioClassification
 from clap_hf.audio import load_stored_audio
 from clap_hf.training import classification
-from clap_hf.training.classification import FineTuning, cross_validate
+from clap_hf.training.classification import cross_validate
+from clap_hf.training.recipe import ClassificationRecipe
 from conftest import EXAMPLES
 from evaluation.paper_hub import Cuts
 
@@ -32,7 +33,9 @@ def folder(tmp_path_factory):
 
 
 def settings(checkpoint, folder, **changes):
-    return FineTuning(**{"model": str(checkpoint), "dataset": folder, "label": "kind", "fold": "fold"} | changes)
+    return ClassificationRecipe(
+        **{"model": str(checkpoint), "dataset": folder, "label": "kind", "fold": "fold"} | changes
+    )
 
 
 def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):

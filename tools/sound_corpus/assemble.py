@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Features, List, Value
 
-from clap_hf.atomic_io import replace_folder, write_json, write_text
+from clap_hf.atomic_io import part_facts, replace_folder, write_json, write_text
 from tools.sound_corpus.captions import caption_variants
 from tools.sound_corpus.card import write_card
 from tools.sound_corpus.decode import SAMPLING_RATE
 from tools.sound_corpus.duplicates import find_near_duplicates
 from tools.sound_corpus.manifest import SPLITS, Clip
-from tools.sound_corpus.sounds import PackageJob, Problem, is_finished, sounds_file
+from tools.sound_corpus.sounds import PackageJob, Problem, is_finished
 
 SEED = 2023
 ROWS_PER_GROUP = 200
@@ -50,7 +50,7 @@ FEATURES = Features(
     }
 )
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ def _load(
     for job in jobs:
         if not is_finished(job, work_dir):
             continue
-        path = sounds_file(job.package, work_dir)
-        problems += json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"]
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+        store = job.store(work_dir)
+        table = store.read(store.path(job.part))
+        problems += part_facts(store.path(job.part))["problems"]
         clips = {clip.id: clip for clip in job.clips}
         clips |= {phrase.clip.id: phrase.clip for _, phrases in job.fonts for phrase in phrases}
         facts = table.select(["id", "clip", "duration_s", "original_sampling_rate", "digest"]).to_pylist()

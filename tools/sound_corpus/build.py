@@ -79,7 +79,7 @@ def build_packages(
     waiting.sort(key=lambda job: -job.size)  # largest first, so that the processes end together
     failed: list[Problem] = []
 
-    def finish(job: PackageJob, collect: Callable[[], int]) -> None:
+    def finish(job: PackageJob, collect: Callable[[], None]) -> None:
         try:
             collect()
         except PackageError as error:

@@ -37,7 +37,7 @@ def write_card(
     Args:
         folder: The model's folder.
         target: Folder that gets `README.md` and `curves.png`.
-        records: What the card is made of; what lies in and beside the folder when None.
+        records: Records of the model; those in and beside the folder when None.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title; that of the recipe, the conversion or the repository when None.
         license: License of the weights as the Hub spells it; not stated when None.
@@ -69,7 +69,7 @@ def model_card(
 
     Args:
         folder: The model's folder; its configuration and processor are read.
-        records: What the card is made of.
+        records: Records of the model.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title.
         license: License of the weights.
@@ -106,7 +106,7 @@ def model_card(
         "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
-        "results": parts.results(records.evaluation),
+        "results": parts.results(records.evaluation, repo_id or "embedded"),
         "examples": parts.examples(records.evaluation),
         "license_text": parts.license_text(license, base, base_license, records.conversion),
     }

@@ -25,7 +25,7 @@ from tools.sound_corpus.duplicates import find_near_duplicates, thumbnail
 from tools.sound_corpus.manifest import Clip, load_manifest
 from tools.sound_corpus.packages import SUITES, PackageError, fetch_package, unpack_package
 from tools.sound_corpus.soundfonts import FONTS, Font, plan_phrases
-from tools.sound_corpus.sounds import is_finished, sounds_file
+from tools.sound_corpus.sounds import PackageJob, is_finished
 from tools.sound_corpus.synthesis import render_phrases
 
 from clap_hf.audio import encode_flac
@@ -75,6 +75,11 @@ def make_deb(folder: Path, package: str, files: dict[str, bytes]) -> Path:
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", str(root), str(target)], check=True, capture_output=True)
     shutil.rmtree(root)
     return target
+
+
+def part_of(job: PackageJob, work_dir: Path) -> Path:
+    """The file that keeps a package's sounds."""
+    return job.store(work_dir).path(job.part)
 
 
 @pytest.fixture
@@ -143,13 +148,14 @@ def test_second_run_makes_nothing_again_and_gives_equal_bytes(corpus_jobs) -> No
     work = folder / "work"
     build_packages(jobs, work, processes=1)
     assemble(jobs, work, folder / "first", [])
-    stamps = {job.package: sounds_file(job.package, work).stat().st_mtime_ns for job in jobs}
+    stamps = {job.package: part_of(job, work).stat().st_mtime_ns for job in jobs}
     build_packages(jobs, work, processes=1)
-    assert stamps == {job.package: sounds_file(job.package, work).stat().st_mtime_ns for job in jobs}
+    assert stamps == {job.package: part_of(job, work).stat().st_mtime_ns for job in jobs}
     # One package lost: only that one is made again, and the corpus comes out the same, byte by byte.
-    sounds_file("birds-data", work).unlink()
+    birds, wolves = jobs
+    part_of(birds, work).unlink()
     build_packages(jobs, work, processes=1)
-    assert sounds_file("wolves-data", work).stat().st_mtime_ns == stamps["wolves-data"]
+    assert part_of(wolves, work).stat().st_mtime_ns == stamps["wolves-data"]
     assemble(jobs, work, folder / "second", [])
     files = sorted(path.relative_to(folder / "first") for path in (folder / "first").rglob("*") if path.is_file())
     assert len(files) == 4
@@ -162,13 +168,13 @@ def test_second_run_makes_nothing_again_and_gives_equal_bytes(corpus_jobs) -> No
 def test_several_processes_make_the_same_sounds(corpus_jobs) -> None:
     jobs, folder = corpus_jobs
     build_packages(jobs, folder / "work", processes=1)
-    alone = {job.package: sounds_file(job.package, folder / "work").read_bytes() for job in jobs}
+    alone = {job.package: part_of(job, folder / "work").read_bytes() for job in jobs}
     for job in jobs:
-        sounds_file(job.package, folder / "work").unlink()
+        part_of(job, folder / "work").unlink()
     finished: list[str] = []
     assert build_packages(jobs, folder / "work", 2, lambda job: finished.append(job.package)) == []
     assert sorted(finished) == sorted(alone)
-    assert alone == {job.package: sounds_file(job.package, folder / "work").read_bytes() for job in jobs}
+    assert alone == {job.package: part_of(job, folder / "work").read_bytes() for job in jobs}
 
 
 @needs_dpkg

