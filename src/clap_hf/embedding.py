@@ -61,9 +61,6 @@ class BinaryReader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-ENCODED: tuple[type, ...] = (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)
-
-
 def read_sound(sound: Any) -> Any:
     """Decode a sound of any kind that is not samples yet; the kinds are listed in `docs/inputs.md`.
 
@@ -88,7 +85,8 @@ def read_sound(sound: Any) -> Any:
             sound = encoded[0] if encoded else sound
     if isinstance(sound, str) and "://" in sound:
         raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
-    if isinstance(sound, ENCODED):
+    encoded = isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader))
+    if encoded:
         sound = load_audio(sound)
     if isinstance(sound, Audio):
         sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}

@@ -63,7 +63,7 @@ class PromptValidation:
     def __init__(self, dataset: PromptDataset, processor: MSClapProcessor, clips: int):
         self.processor, self.collate = processor, PromptCollator(processor.tokenizer)
         self.examples = {}
-        for number, task in enumerate(dataset.tasks):
+        for number, task in enumerate(dataset.streams):
             places = list(dataset.examples_of(number))
             places = places[:: max(1, len(places) // clips)][:clips]
             self.examples[task.name] = (task, [dataset[place, 0] for place in places])
