@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
-    from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
     from .embedding import EmbeddedFiles, embed_files
+    from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
         MSClapAudioConfig,
         MSClapCaptioningConfig,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "AudioDecodeError",
+    "AudioReader",
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
@@ -60,18 +62,27 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "open_audio",
+    "optimize_for_cpu",
+    "restore_from_cpu",
 ]
 
 _MODULES = {
     "audio": (
         "Audio",
         "AudioDecodeError",
+        "AudioReader",
         "audio_files",
         "load_audio",
+        "open_audio",
     ),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
+    ),
+    "fast_cpu": (
+        "optimize_for_cpu",
+        "restore_from_cpu",
     ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",

@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from ._prefix_tree import prefix_trees
-from .audio import Audio, BinaryReader, load_audio
+from .audio import Audio, load_audio
+from .fast_cpu import optimize_if_possible
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows
 from .model.processing_msclap import MSClapProcessor
@@ -53,6 +54,13 @@ Result = TypeVar("Result")
 # Reading
 
 
+@runtime_checkable
+class BinaryReader(Protocol):
+    """A binary file object."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 def read_sound(sound: Any) -> Any:
     """Decode a sound of any kind that is not samples yet; the kinds are listed in `docs/inputs.md`.
 
@@ -77,7 +85,8 @@ def read_sound(sound: Any) -> Any:
             sound = encoded[0] if encoded else sound
     if isinstance(sound, str) and "://" in sound:
         raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
-    if isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)):
+    encoded = isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader))
+    if encoded:
         sound = load_audio(sound)
     if isinstance(sound, Audio):
         sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}
@@ -215,7 +224,10 @@ def embed_files(
 
     Returns:
         A vector for every file that can be read, and the reason for every other.
+
+    On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
+    optimize_if_possible(model)
     extractor, device = processor.feature_extractor, model.device
     on_gpu = is_accelerator(device)
     if threads is None:
@@ -487,7 +499,7 @@ class ClapEncoder:
         max_windows: int | None = None,
     ):
         extractor = processor.feature_extractor
-        self.model, self.processor, self.name = model, processor, name
+        self.model, self.processor, self.name = optimize_if_possible(model), processor, name
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
         self.max_windows = max_windows or extractor.max_windows
