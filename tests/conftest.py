@@ -48,7 +48,13 @@ TINY_GPT2 = {
 
 
 # Marks of transformers' common tests.
-UPSTREAM_MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+UPSTREAM_MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
 
 
 def pytest_configure(config):

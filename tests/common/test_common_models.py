@@ -94,9 +94,7 @@ class DualEncoderTester(AudioTester):
     text_model_tester = None
 
     def get_config(self):
-        return MSClapConfig(
-            text_config=GPT2, audio_config=self.audio, projection_dim=16, projection_dropout=0.0
-        )
+        return MSClapConfig(text_config=GPT2, audio_config=self.audio, projection_dim=16, projection_dropout=0.0)
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()

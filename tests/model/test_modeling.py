@@ -12,8 +12,9 @@ from transformers import (
 
 from clap_hf import MSClapForAudioClassification, MSClapModel
 from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows
+from clap_hf.model.modeling_msclap_base import mask_stripes
 from clap_hf.model.modeling_msclap_cnn14 import MSClapCnn14Model
-from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel, mask_stripes
+from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel
 from conftest import TINY_AUDIO, TINY_CNN14, make_config, make_feature_extractor, make_model, sound
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -8,7 +8,7 @@ import torch.multiprocessing
 from steps import BATCH, BERT, CNN14, HTSAT, STEP, cached_step, gradients, make_batch, make_task, work
 from torch import nn
 
-from clap_hf.model.modeling_msclap_htsat import mask_stripes
+from clap_hf.model.modeling_msclap_base import mask_stripes
 from clap_hf.training.batch_norm import prepare_batch_norm
 from clap_hf.training.chunking import bytes_per_pair, largest_chunk, saved_bytes
 

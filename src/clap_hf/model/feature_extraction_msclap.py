@@ -4,7 +4,6 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils.generic import maybe_autocast
 
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
@@ -122,13 +122,6 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
     return samples
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """Context without autocast on a device: half precision loses 16-bit audio and the range of power spectra."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """Resample by windowed-sinc interpolation, equal to `torchaudio.functional.resample` at its defaults.
 
@@ -146,7 +139,7 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """
     if rate == new_rate:
         return samples
-    with full_precision(samples.device):
+    with maybe_autocast(samples.device.type, enabled=False):  # half precision would lose 16-bit audio
         return _resample(samples, rate, new_rate)
 
 
@@ -448,7 +441,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[1 + samples // hop_length, mel]`, dB, floored at -100 dB; for several windows `[windows, ...]`.
         """
-        with full_precision(samples.device):
+        with maybe_autocast(samples.device.type, enabled=False):
             window = torch.hann_window(self.n_fft, device=samples.device, dtype=torch.float32)
             rows = samples.float().view(-1, 1, samples.shape[-1])
             padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)

@@ -11,7 +11,7 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Process
 PADDING_OPTIONS = {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask"}
 
 
-class MSClapAudioKwargs(AudioKwargs, total=False):
+class MSClapAudioKwargs(AudioKwargs, total=False):  # type: ignore[call-arg]
     """Options of `MSClapFeatureExtractor.__call__`."""
 
     long_audio: str | None
@@ -19,7 +19,7 @@ class MSClapAudioKwargs(AudioKwargs, total=False):
     generator: torch.Generator | None
 
 
-class MSClapProcessorKwargs(ProcessingKwargs, total=False):
+class MSClapProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Options of a call, and their defaults where neither the call nor the tokenizer's own settings have them."""
 
     audio_kwargs: MSClapAudioKwargs

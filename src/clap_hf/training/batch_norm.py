@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..model.modeling_msclap_htsat import MSClapBatchNorm
+from ..model.modeling_msclap_base import MSClapBatchNorm
 from .distributed import world_size
 
 BATCH_NORMS = ("exact", "frozen", "per_chunk")
