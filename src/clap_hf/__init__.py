@@ -17,6 +17,7 @@ from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .data.collator import MSClapDataCollator
     from .embedding import EmbeddedFiles, embed_files
     from .model.configuration_msclap import (
         MSClapAudioConfig,
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
         MSClapConfig,
     )
     from .model.feature_extraction_msclap import MSClapFeatureExtractor
-    from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
+    from .model.modeling_msclap import (
+        MSClapAudioModel,
+        MSClapForAudioClassification,
+        MSClapModel,
+        MSClapOutput,
+        MSClapTextModel,
+        split_by_clips,
+    )
     from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
     from .msclap_weights import load_clapcap_checkpoint, load_msclap_checkpoint
@@ -42,9 +50,11 @@ __all__ = [
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
+    "MSClapAudioModel",
     "MSClapCaptioningConfig",
     "MSClapConditionalGenerationConfig",
     "MSClapConfig",
+    "MSClapDataCollator",
     "MSClapFeatureExtractor",
     "MSClapForAudioCaptioning",
     "MSClapForAudioClassification",
@@ -52,6 +62,7 @@ __all__ = [
     "MSClapModel",
     "MSClapOutput",
     "MSClapProcessor",
+    "MSClapTextModel",
     "MSClapZeroShotAudioClassificationPipeline",
     "SoundCollection",
     "audio_files",
@@ -60,6 +71,7 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "split_by_clips",
 ]
 
 _MODULES = {
@@ -69,6 +81,7 @@ _MODULES = {
         "audio_files",
         "load_audio",
     ),
+    "data.collator": ("MSClapDataCollator",),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
@@ -81,9 +94,12 @@ _MODULES = {
     ),
     "model.feature_extraction_msclap": ("MSClapFeatureExtractor",),
     "model.modeling_msclap": (
+        "MSClapAudioModel",
         "MSClapForAudioClassification",
         "MSClapModel",
         "MSClapOutput",
+        "MSClapTextModel",
+        "split_by_clips",
     ),
     "model.modeling_msclap_captioning": (
         "MSClapForAudioCaptioning",

@@ -11,6 +11,7 @@ from transformers_tests.test_modeling_common import ModelTesterMixin, floats_ten
 
 from clap_hf import (
     MSClapAudioConfig,
+    MSClapAudioModel,
     MSClapCaptioningConfig,
     MSClapConditionalGenerationConfig,
     MSClapConfig,
@@ -18,6 +19,7 @@ from clap_hf import (
     MSClapForAudioClassification,
     MSClapForConditionalGeneration,
     MSClapModel,
+    MSClapTextModel,
 )
 from clap_hf.model.modeling_msclap_cnn14 import MSClapCnn14Model
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
@@ -57,6 +59,14 @@ GPT2 = {
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,
 }
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+}
 FRAMES, MEL = 40, 16
 
 
@@ -91,10 +101,12 @@ class ClassifierTester(AudioTester):
 class DualEncoderTester(AudioTester):
     is_training = True
     seq_length = 7
-    text_model_tester = None
+    hidden_size = 32
+    num_attention_heads = 4
+    text = GPT2
 
     def get_config(self):
-        return MSClapConfig(text_config=GPT2, audio_config=self.audio, projection_dim=16, projection_dropout=0.0)
+        return MSClapConfig(text_config=self.text, audio_config=self.audio, projection_dim=16, projection_dropout=0.0)
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
@@ -102,6 +114,14 @@ class DualEncoderTester(AudioTester):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         inputs["return_loss"] = True
         return config, inputs
+
+
+class TextTester(DualEncoderTester):
+    is_training = False
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        return config, {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
 
 MAPPER = {
@@ -117,10 +137,14 @@ MAPPER = {
 class CaptionerTester(AudioTester):
     is_training = True
     seq_length = 7
+    encoder_seq_length = 11  # with the prefix
+    hidden_size = 32
+    num_attention_heads = 4
     config_class = MSClapCaptioningConfig
+    freeze_audio = True
 
     def get_config(self):
-        return self.config_class(text_config=GPT2, audio_config=self.audio, **MAPPER)
+        return self.config_class(text_config=GPT2, audio_config=self.audio, freeze_audio=self.freeze_audio, **MAPPER)
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
@@ -130,17 +154,48 @@ class CaptionerTester(AudioTester):
 
 
 class PromptModelTester(CaptionerTester):
+    encoder_seq_length = 15
+    freeze_audio = False
     config_class = MSClapConditionalGenerationConfig
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
-        inputs["prompt_ids"] = ids_tensor([self.batch_size, 5], 90)
+        inputs["prompt_ids"] = ids_tensor([self.batch_size, 5], 60)  # also after the vocabulary was made smaller
         return config, inputs
 
 
-class HtsatTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (MSClapHtsatModel,)
+class BatchLabels:
+    """Labels for training, which the common tests make for transformers' own classes only."""
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels:
+            tester = self.model_tester
+            shape = [tester.batch_size] if model_class is MSClapForAudioClassification else inputs["input_ids"].shape
+            inputs["labels"] = torch.zeros(tuple(shape), dtype=torch.long)
+        return inputs
+
+
+class WindowAttention:
+    """HTSAT's attention maps are of windows of 4 x 4 tokens, its states of all tokens."""
+
+    def test_attention_outputs(self):
+        self.model_tester.encoder_seq_length = 16
+        super().test_attention_outputs()
+
+
+class NoWords:
+    """Models of audio alone."""
+
     test_resize_embeddings = False
+
+    @unittest.skip(reason="audio has no word embeddings")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
+class HtsatTest(NoWords, WindowAttention, ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (MSClapHtsatModel,)
 
     def setUp(self):
         self.model_tester = AudioTester(self)
@@ -150,9 +205,8 @@ class HtsatTest(ModelTesterMixin, unittest.TestCase):
         self.config_tester.run_common_tests()
 
 
-class Cnn14Test(ModelTesterMixin, unittest.TestCase):
+class Cnn14Test(NoWords, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (MSClapCnn14Model,)
-    test_resize_embeddings = False
     has_attentions = False
 
     def setUp(self):
@@ -164,18 +218,48 @@ class Cnn14Test(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def test_hidden_states_output(self):
+        """States are images `[channels, frames, mel]`, not tokens."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        states = MSClapCnn14Model(config).eval()(**inputs, output_hidden_states=True).hidden_states
+        self.assertEqual([tuple(state.shape[1:]) for state in states], [(1, 40, 16), (4, 20, 8), (8, 20, 8)])
 
-class AudioClassificationTest(ModelTesterMixin, unittest.TestCase):
+
+class AudioModelTest(NoWords, WindowAttention, ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (MSClapAudioModel,)
+    test_missing_keys = False  # the test saves the tower by itself, whose configuration is another
+
+    def setUp(self):
+        self.model_tester = ClassifierTester(self)
+        self.model_tester.is_training = False
+
+
+class AudioClassificationTest(NoWords, WindowAttention, BatchLabels, ModelTesterMixin, unittest.TestCase):
     all_model_classes = (MSClapForAudioClassification,)
-    test_resize_embeddings = False
+    test_missing_keys = False  # the test saves the tower by itself, whose configuration is another
 
     def setUp(self):
         self.model_tester = ClassifierTester(self)
 
 
+class TextModelTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (MSClapTextModel,)
+    test_missing_keys = False  # the test saves the tower by itself, whose configuration is another
+    test_resize_embeddings = False  # a text tower has the vocabulary of its tokenizer
+
+    def setUp(self):
+        self.model_tester = TextTester(self)
+
+    def test_can_init_all_missing_weights(self):
+        self.model_tester.text = BERT
+        super().test_can_init_all_missing_weights()
+
+
 class DualEncoderTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (MSClapModel,)
-    test_resize_embeddings = False
+    additional_model_inputs = ["input_features"]
+    test_resize_embeddings = False  # a text tower has the vocabulary of its tokenizer
+    has_attentions = False  # those of the towers are within their outputs
     _is_composite = True
 
     def setUp(self):
@@ -185,10 +269,36 @@ class DualEncoderTest(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def test_can_init_all_missing_weights(self):
+        # transformers leaves the scaled initialisation of GPT-2's c_proj out in classes that are not its own.
+        self.model_tester.text = BERT
+        super().test_can_init_all_missing_weights()
 
-class CaptionerTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (MSClapForAudioCaptioning,)
+    @unittest.skip(reason="hidden states are within the towers' outputs; the towers' tests look at them")
+    def test_hidden_states_output(self):
+        pass
+
+    @unittest.skip(reason="hidden states are within the towers' outputs; the towers' tests look at them")
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+
+class GenerativeTests(BatchLabels, ModelTesterMixin, GenerationTesterMixin):
     _is_composite = True
+    test_missing_keys = False  # the test saves the language model by itself, whose configuration is another
+
+    @unittest.skip(reason="transformers leaves the scaled c_proj of GPT-2 out in classes that are not its own")
+    def test_can_init_all_missing_weights(self):
+        pass
+
+
+class CaptionerTest(GenerativeTests, unittest.TestCase):
+    all_model_classes = (MSClapForAudioCaptioning,)
+    additional_model_inputs = ["input_ids"]
+
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        self.model_tester.freeze_audio = False  # its first layer is looked at, and nothing frozen is checkpointed
+        super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
 
     def setUp(self):
         self.model_tester = CaptionerTester(self)
@@ -198,9 +308,9 @@ class CaptionerTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
         self.config_tester.run_common_tests()
 
 
-class PromptModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+class PromptModelTest(GenerativeTests, unittest.TestCase):
     all_model_classes = (MSClapForConditionalGeneration,)
-    _is_composite = True
+    additional_model_inputs = ["input_ids", "prompt_ids"]
 
     def setUp(self):
         self.model_tester = PromptModelTester(self)

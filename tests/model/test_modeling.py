@@ -91,11 +91,22 @@ def test_features_are_the_forward_embeddings(model, batch):
     assert torch.equal(similarity, out.logits_per_audio)
 
 
+def test_one_side_alone_is_embedded(model, batch):
+    with torch.no_grad():
+        both = model(**batch)
+        text = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        audio = model(input_features=batch["input_features"], num_windows=batch["num_windows"])
+    assert torch.equal(text.text_embeds, both.text_embeds) and torch.equal(audio.audio_embeds, both.audio_embeds)
+    assert text.logits_per_audio is None and audio.text_embeds is None
+
+
 def test_missing_sides_are_errors(model, batch):
+    with pytest.raises(ValueError, match="neither input_ids nor input_features"):
+        model()
     with pytest.raises(ValueError, match="input_features is missing"):
-        model(input_ids=batch["input_ids"])
+        model(input_ids=batch["input_ids"], return_loss=True)
     with pytest.raises(ValueError, match="input_ids is missing"):
-        model(input_features=batch["input_features"])
+        model(input_features=batch["input_features"], return_loss=True)
     with pytest.raises(ValueError, match="3 texts and 4 clips"):
         model(input_ids=batch["input_ids"], input_features=batch["input_features"], return_loss=True)
 

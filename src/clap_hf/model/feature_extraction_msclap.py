@@ -270,18 +270,19 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             short_audio: Overrides the extractor's policy for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where the log-mel is computed and returned.
-            return_tensors: `"pt"` (also for None) or `"np"`.
+            return_tensors: `"pt"` or `"np"`; None for lists with an item for each clip, as `Dataset.map` needs them.
 
         Returns:
             `input_features` `[windows, 1, frames, mel]`, float32 dB, and `num_windows` `[clips]`, the number of
-            consecutive windows that belong to each clip.
+            consecutive windows that belong to each clip. As lists: an array `[windows, 1, frames, mel]` and a number
+            for each clip, which `clap_hf.MSClapDataCollator` joins.
 
         Raises:
             TypeError: If a clip is not audio.
             ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
         """
         if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt', 'np' or None.")
         num_windows: list[int] = []
 
         def windows() -> Iterator[torch.Tensor]:
@@ -300,9 +301,13 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             "input_features": self.log_mels(windows())[:, None],
             "num_windows": torch.tensor(num_windows, device=device),
         }
-        if return_tensors == "np":
-            return BatchFeature({name: value.cpu().numpy() for name, value in features.items()})
-        return BatchFeature(features)
+        if return_tensors == "pt":
+            return BatchFeature(features)
+        arrays = {name: value.cpu().numpy() for name, value in features.items()}
+        if return_tensors is None:
+            clips = np.split(arrays["input_features"], np.cumsum(num_windows)[:-1])
+            return BatchFeature({"input_features": clips, "num_windows": num_windows})
+        return BatchFeature(arrays)
 
     def windows(
         self,

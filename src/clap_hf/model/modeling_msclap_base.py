@@ -102,7 +102,7 @@ class MSClapPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Save the model, see `PreTrainedModel.save_pretrained`; code that goes with it is found by every Auto class."""
+        """Save the model, see `PreTrainedModel.save_pretrained`, for every Auto class if its code goes with it."""
         if self._auto_class is not None:
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.auto_map}
         return super().save_pretrained(*args, **kwargs)

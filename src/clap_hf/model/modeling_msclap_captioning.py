@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_msclap import MSClapCaptioningConfig, MSClapConditionalGenerationConfig
@@ -228,7 +229,9 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         if not parts:
             raise ValueError("The cache holds the prefix already: pass input_ids or inputs_embeds to continue it.")
         tokens = 0 if inputs_embeds is None else inputs_embeds.shape[1]
-        if attention_mask is not None:
+        if tokens == 0:
+            attention_mask = None
+        elif attention_mask is not None:
             attention_mask = torch.cat(
                 [attention_mask.new_ones(attention_mask.shape[0], prefix_length), attention_mask], dim=1
             )
@@ -337,6 +340,7 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         embeds = self.get_audio_features(input_features, num_windows, **kwargs).pooler_output
         return self.mapper(embeds[:, None].to(next(self.mapper.parameters()).dtype), **kwargs)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -453,6 +457,7 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
         audio_prefix = self.mapper(embeds[:, None].to(dtype), **kwargs)
         return torch.cat([audio_prefix, self.prompt_mapper(words.to(dtype), prompt_mask, **kwargs)], dim=1)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
