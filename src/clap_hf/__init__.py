@@ -17,6 +17,7 @@ from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
+    from .data.collator import MSClapDataCollator
     from .embedding import EmbeddedFiles, embed_files
     from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
         MSClapConfig,
     )
     from .model.feature_extraction_msclap import MSClapFeatureExtractor
-    from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
+    from .model.modeling_msclap import (
+        MSClapAudioModel,
+        MSClapForAudioClassification,
+        MSClapModel,
+        MSClapOutput,
+        MSClapTextModel,
+        split_by_clips,
+    )
     from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
     from .msclap_weights import load_clapcap_checkpoint, load_msclap_checkpoint
@@ -44,9 +52,11 @@ __all__ = [
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
+    "MSClapAudioModel",
     "MSClapCaptioningConfig",
     "MSClapConditionalGenerationConfig",
     "MSClapConfig",
+    "MSClapDataCollator",
     "MSClapFeatureExtractor",
     "MSClapForAudioCaptioning",
     "MSClapForAudioClassification",
@@ -54,6 +64,7 @@ __all__ = [
     "MSClapModel",
     "MSClapOutput",
     "MSClapProcessor",
+    "MSClapTextModel",
     "MSClapZeroShotAudioClassificationPipeline",
     "SoundCollection",
     "audio_files",
@@ -65,6 +76,7 @@ __all__ = [
     "open_audio",
     "optimize_for_cpu",
     "restore_from_cpu",
+    "split_by_clips",
 ]
 
 _MODULES = {
@@ -76,6 +88,7 @@ _MODULES = {
         "load_audio",
         "open_audio",
     ),
+    "data.collator": ("MSClapDataCollator",),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
@@ -92,9 +105,12 @@ _MODULES = {
     ),
     "model.feature_extraction_msclap": ("MSClapFeatureExtractor",),
     "model.modeling_msclap": (
+        "MSClapAudioModel",
         "MSClapForAudioClassification",
         "MSClapModel",
         "MSClapOutput",
+        "MSClapTextModel",
+        "split_by_clips",
     ),
     "model.modeling_msclap_captioning": (
         "MSClapForAudioCaptioning",

@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -25,7 +25,16 @@ from . import _ffmpeg
 from .containers import Damage, File, Part, PartFile, inspect
 
 Blocks = Generator[np.ndarray, None, None]  # float32 `[frames, channels]`
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+
+@runtime_checkable
+class BinaryReader(Protocol):
+    """A binary file object."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader
 
 BLOCK_FRAMES = 16_384  # a decoder that fails costs the block that it fails in
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile's count is larger where a header states none
@@ -311,7 +320,7 @@ def _encoded(source: Source, name: str | None, stack: contextlib.ExitStack) -> t
     return _on_disk(source, stack, beginning + more), name
 
 
-def _on_disk(file: BinaryIO, stack: contextlib.ExitStack, beginning: bytes = b"") -> str:
+def _on_disk(file: BinaryReader, stack: contextlib.ExitStack, beginning: bytes = b"") -> str:
     """Copy a file object to a file that is deleted with the stack; gives its path."""
     path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "sound")
     with open(path, "wb") as copy:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from ._prefix_tree import prefix_trees
 from .audio import Audio, load_audio
+from .audio_reader import BinaryReader
 from .fast_cpu import optimize_if_possible
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows
@@ -54,13 +55,6 @@ Result = TypeVar("Result")
 # Reading
 
 
-@runtime_checkable
-class BinaryReader(Protocol):
-    """A binary file object."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
 def read_sound(sound: Any) -> Any:
     """Decode a sound of any kind that is not samples yet; the kinds are listed in `docs/inputs.md`.
 
@@ -85,8 +79,7 @@ def read_sound(sound: Any) -> Any:
             sound = encoded[0] if encoded else sound
     if isinstance(sound, str) and "://" in sound:
         raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
-    encoded = isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader))
-    if encoded:
+    if isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)):
         sound = load_audio(sound)
     if isinstance(sound, Audio):
         sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}

@@ -12,8 +12,9 @@ from transformers import (
 
 from clap_hf import MSClapForAudioClassification, MSClapModel
 from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows
+from clap_hf.model.modeling_msclap_base import mask_stripes
 from clap_hf.model.modeling_msclap_cnn14 import MSClapCnn14Model
-from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel, mask_stripes
+from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel
 from conftest import TINY_AUDIO, TINY_CNN14, make_config, make_feature_extractor, make_model, sound
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -90,11 +91,22 @@ def test_features_are_the_forward_embeddings(model, batch):
     assert torch.equal(similarity, out.logits_per_audio)
 
 
+def test_one_side_alone_is_embedded(model, batch):
+    with torch.no_grad():
+        both = model(**batch)
+        text = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        audio = model(input_features=batch["input_features"], num_windows=batch["num_windows"])
+    assert torch.equal(text.text_embeds, both.text_embeds) and torch.equal(audio.audio_embeds, both.audio_embeds)
+    assert text.logits_per_audio is None and audio.text_embeds is None
+
+
 def test_missing_sides_are_errors(model, batch):
+    with pytest.raises(ValueError, match="neither input_ids nor input_features"):
+        model()
     with pytest.raises(ValueError, match="input_features is missing"):
-        model(input_ids=batch["input_ids"])
+        model(input_ids=batch["input_ids"], return_loss=True)
     with pytest.raises(ValueError, match="input_ids is missing"):
-        model(input_features=batch["input_features"])
+        model(input_features=batch["input_features"], return_loss=True)
     with pytest.raises(ValueError, match="3 texts and 4 clips"):
         model(input_ids=batch["input_ids"], input_features=batch["input_features"], return_loss=True)
 

@@ -13,64 +13,14 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_msclap import MSClapAudioConfig
-
-
-def mask_stripes(features: torch.Tensor, dim: int, max_width: int, num_stripes: int) -> torch.Tensor:
-    """Zero random stripes of a spectrogram, other ones for every clip (SpecAugment, as torchlibrosa draws them).
-
-    Args:
-        features: Spectrograms `[batch, 1, frames, mel]`.
-        dim: 2 masks frames, 3 masks mel bins.
-        max_width: Stripes are `0 ... max_width - 1` wide.
-        num_stripes: Stripes per clip.
-
-    Returns:
-        Spectrograms of the same shape with the stripes set to 0 (the mean, after normalisation).
-    """
-    batch, length = features.shape[0], features.shape[dim]
-    position = torch.arange(length, device=features.device)
-    keep = torch.ones(batch, length, dtype=torch.bool, device=features.device)
-    for _ in range(num_stripes):
-        width = torch.randint(0, max_width, (batch, 1), device=features.device)
-        start = (torch.rand(batch, 1, device=features.device) * (length - width)).long()
-        keep &= (position < start) | (position >= start + width)
-    shape = [batch, 1, 1, 1]
-    shape[dim] = length
-    return features * keep.view(shape)
-
-
-class MSClapBatchNorm(nn.BatchNorm2d):
-    """Normalises every mel bin of a log-mel `[batch, 1, frames, mel]`, and augments it in training.
-
-    Attributes:
-        statistics: Mean and variance of every mel bin, `[mel]` each, to normalise by in training instead of the
-            batch's own: where a batch is seen in chunks, those of the whole batch.
-    """
-
-    def __init__(self, config: MSClapAudioConfig):
-        super().__init__(config.num_mel_bins)
-        self.config = config
-        self.statistics: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
-        # Decibel values need float32: bfloat16 resolves 0.5 dB at -100 dB.
-        features = input_features.to(self.weight.dtype).transpose(1, 3)
-        if self.training and self.statistics is not None:
-            normed = F.batch_norm(features, *self.statistics, self.weight, self.bias, eps=self.eps).transpose(1, 3)
-        else:
-            normed = super().forward(features).transpose(1, 3)
-        if self.training and self.config.spec_augment:
-            config = self.config
-            normed = mask_stripes(normed, 2, config.spec_augment_time_width, config.spec_augment_time_stripes)
-            normed = mask_stripes(normed, 3, config.spec_augment_freq_width, config.spec_augment_freq_stripes)
-        return normed
+from .modeling_msclap_base import MSClapBatchNorm, MSClapPreTrainedModel, require_gradient, spec_augment
 
 
 def eager_attention_forward(
@@ -330,7 +280,7 @@ class MSClapHtsatStage(nn.Module):
         return hidden_states if self.downsample is None else self.downsample(hidden_states)
 
 
-class MSClapHtsatModel(PreTrainedModel):
+class MSClapHtsatModel(MSClapPreTrainedModel):
     """HTSAT: log-mel spectrogram to one vector, with token and frame-level outputs.
 
     Reference: `msclap.models.htsat`, as released with CLAP 2023.
@@ -340,11 +290,7 @@ class MSClapHtsatModel(PreTrainedModel):
     base_model_prefix = "audio_model"
     main_input_name = "input_features"
     input_modalities = ("audio",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["MSClapHtsatBlock"]
-    _keep_in_fp32_modules_strict = ["batch_norm"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MSClapHtsatBlock, "attentions": MSClapHtsatAttention}
 
     def __init__(self, config: MSClapAudioConfig):
@@ -409,7 +355,10 @@ class MSClapHtsatModel(PreTrainedModel):
 
     def embed_patches(self, input_features: torch.Tensor) -> torch.Tensor:
         """Patches `[batch, tokens, embed_dim]` of log-mel spectrograms `[batch, 1, frames, mel]`."""
-        image = self.fold(self.batch_norm(input_features))
+        features = self.batch_norm(input_features)
+        if self.training and self.config.spec_augment:
+            features = spec_augment(features, self.config)
+        image = self.fold(features)
         patches = self.patch_embed(image.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         return self.dropout(self.patch_norm(patches))
 
@@ -435,7 +384,8 @@ class MSClapHtsatModel(PreTrainedModel):
                 f"input_features are [batch, 1, {frames}, {mel}], this model takes up to {self.config.num_frames} "
                 f"frames of {self.config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
             )
-        hidden_states = self.embed_patches(input_features)
+        blocks = [module for module in self.stages.modules() if isinstance(module, MSClapHtsatBlock)]
+        hidden_states = require_gradient(self.embed_patches(input_features), blocks)
         for stage in self.stages:
             hidden_states = stage(hidden_states, **kwargs)
         hidden_states = self.norm(hidden_states)
