@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         MSClapModel,
         MSClapOutput,
         MSClapTextModel,
-        split_by_clips,
     )
     from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
@@ -76,7 +75,6 @@ __all__ = [
     "open_audio",
     "optimize_for_cpu",
     "restore_from_cpu",
-    "split_by_clips",
 ]
 
 _MODULES = {
@@ -110,7 +108,6 @@ _MODULES = {
         "MSClapModel",
         "MSClapOutput",
         "MSClapTextModel",
-        "split_by_clips",
     ),
     "model.modeling_msclap_captioning": (
         "MSClapForAudioCaptioning",

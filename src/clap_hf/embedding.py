@@ -247,7 +247,8 @@ def embed_files(
         moved = [windows.to(device, non_blocking=True) for windows in batch]
         features = extractor.log_mels(row for windows in moved for row in windows) if on_gpu else torch.cat(moved)
         with evaluation_mode(model):
-            embedded.append(model.get_audio_features(features[:, None], counts).pooler_output)
+            vectors_of_windows = model.get_audio_features(features[:, None]).pooler_output
+            embedded.append(F.normalize(mean_over_windows(vectors_of_windows, counts, len(batch)), dim=-1))
         batch.clear()
 
     def fetch() -> None:
@@ -288,18 +289,19 @@ def embed_windows(model: MSClapModel, input_features: torch.Tensor) -> torch.Ten
     return torch.cat(vectors)
 
 
-def embed_clips(model: MSClapModel, input_features: torch.Tensor, num_windows: torch.Tensor) -> torch.Tensor:
+def embed_clips(model: MSClapModel, clips: Sequence[torch.Tensor]) -> torch.Tensor:
     """Embed clips of one or several log-mel windows, as the mean of their windows' vectors.
 
     Args:
         model: The model, on its device; in evaluation mode for the duration.
-        input_features: `[windows, 1, frames, mel]`, dB.
-        num_windows: Windows of each clip `[clips]`.
+        clips: Log-mels of each clip `[windows, frames, mel]`, dB.
 
     Returns:
         Unit vectors `[clips, projection_dim]`, float32 on the CPU.
     """
-    return F.normalize(mean_over_windows(embed_windows(model, input_features), num_windows.cpu()), dim=-1)
+    windows = embed_windows(model, torch.cat(list(clips))[:, None])
+    counts = torch.tensor([len(clip) for clip in clips])
+    return F.normalize(mean_over_windows(windows, counts, len(clips)), dim=-1)
 
 
 # Texts
@@ -516,8 +518,7 @@ class ClapEncoder:
 
     def embed_audio(self, prepared: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Unit vectors of prepared sounds, `[clips, projection_dim]`: their windows' mean, normalised again."""
-        windows, counts = (torch.cat([item[name] for item in prepared]) for name in ("input_features", "num_windows"))
-        return embed_clips(self.model, windows, counts)
+        return embed_clips(self.model, [item["input_features"][0] for item in prepared])
 
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors of texts, `[texts, projection_dim]`."""

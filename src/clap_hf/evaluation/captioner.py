@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..audio import Audio
 from ..embedding import fingerprint, front_end
+from ..model.feature_extraction_msclap import pad_windows
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
 from . import scoring
@@ -38,7 +39,11 @@ class Captioner(Protocol):
 
 def join_clips(clips: Sequence[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """`input_features` and `num_windows` of clips that went through the feature extractor one by one, as a batch."""
-    return {name: torch.cat([clip[name] for clip in clips]).to(device) for name in ("input_features", "num_windows")}
+    features = pad_windows([clip["input_features"][0] for clip in clips])
+    return {
+        "input_features": features.to(device),
+        "num_windows": torch.cat([clip["num_windows"] for clip in clips]).to(device),
+    }
 
 
 def write_captions(

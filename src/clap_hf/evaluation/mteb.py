@@ -96,8 +96,8 @@ class MtebEncoder(AbsEncoder):
     def _embed(self, batch: dict[str, Any]) -> torch.Tensor:
         vectors = []
         if "audio" in batch:
-            features = self.processor.feature_extractor(list(batch["audio"]))
-            vectors.append(embed_clips(self.model, features["input_features"], features["num_windows"]))
+            clips = self.processor.feature_extractor(list(batch["audio"]), return_tensors=None)["input_features"]
+            vectors.append(embed_clips(self.model, [torch.from_numpy(clip) for clip in clips]))
         if "text" in batch:
             vectors.append(embed_texts(self.model, self.processor.tokenizer, list(batch["text"])).cpu())
         if not vectors:

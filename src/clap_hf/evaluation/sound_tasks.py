@@ -218,9 +218,7 @@ class CorpusClips:
         position = {i: clip for clip, i in enumerate(inputs)}  # row of the split -> clip
         self.skipped = {rows[i]["id"]: reason for i, reason in skipped.items()}
         self.rows = [rows[i] for i in position]
-        self._features, self._counts = (
-            torch.cat([own[name] for own in inputs.values()]) for name in ("input_features", "num_windows")
-        )
+        self._features = [own["input_features"][0] for own in inputs.values()]
         self._tasks = [
             (task, data.select([k for k, i in enumerate(data.rows) if i in position])) for task, data in tasks
         ]
@@ -228,7 +226,7 @@ class CorpusClips:
 
     def embed(self, model: MSClapModel) -> torch.Tensor:
         """Unit vectors of all clips, `[clips, projection_dim]`, float32 on the CPU."""
-        return embed_clips(model, self._features, self._counts)
+        return embed_clips(model, self._features)
 
     def results(self, audio: torch.Tensor, embed_texts: EmbedTexts) -> dict[str, dict[str, Any]]:
         """Results by task; retrieval gives one for R@1 and one for R@10 of each direction.

@@ -173,6 +173,18 @@ def _resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     return torch.cat(blocks)
 
 
+def pad_windows(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack clips of different numbers of windows.
+
+    Args:
+        clips: Log-mels of each clip, `[windows, frames, mel]`.
+
+    Returns:
+        `[clips, most windows, frames, mel]`, with zeros after a clip's last window.
+    """
+    return torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+
+
 class MSClapFeatureExtractor(SequenceFeatureExtractor):
     """Audio to log-mel windows, deterministic unless asked to crop at random.
 
@@ -281,9 +293,9 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: `"pt"` or `"np"`; None for lists with an item for each clip, as `Dataset.map` needs them.
 
         Returns:
-            `input_features` `[windows, 1, frames, mel]`, float32 dB, and `num_windows` `[clips]`, the number of
-            consecutive windows that belong to each clip. As lists: an array `[windows, 1, frames, mel]` and a number
-            for each clip, which `clap_hf.MSClapDataCollator` joins.
+            `input_features` `[clips, windows, frames, mel]`, float32 dB, a row for each clip, and `num_windows`
+            `[clips]`, how many windows a clip has; the rest of its row is padding. As lists: an array
+            `[windows, frames, mel]` and a number for each clip, which `clap_hf.MSClapDataCollator` stacks.
 
         Raises:
             TypeError: If a clip is not audio.
@@ -306,17 +318,18 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
                 num_windows.append(len(clip_windows))
                 yield from clip_windows
 
+        log_mels = self.log_mels(windows())
+        if return_tensors is None:
+            clips = np.split(log_mels.cpu().numpy(), np.cumsum(num_windows)[:-1])
+            return BatchFeature({"input_features": clips, "num_windows": num_windows})
+        one_each = len(log_mels) == len(num_windows)
         features = {
-            "input_features": self.log_mels(windows())[:, None],
+            "input_features": log_mels[:, None] if one_each else pad_windows(log_mels.split(num_windows)),
             "num_windows": torch.tensor(num_windows, device=device),
         }
-        if return_tensors == "pt":
-            return BatchFeature(features)
-        arrays = {name: value.cpu().numpy() for name, value in features.items()}
-        if return_tensors is None:
-            clips = np.split(arrays["input_features"], np.cumsum(num_windows)[:-1])
-            return BatchFeature({"input_features": clips, "num_windows": num_windows})
-        return BatchFeature(arrays)
+        if return_tensors == "np":
+            return BatchFeature({name: value.cpu().numpy() for name, value in features.items()})
+        return BatchFeature(features)
 
     def windows(
         self,

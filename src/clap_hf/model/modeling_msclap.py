@@ -2,9 +2,7 @@
 """Microsoft CLAP: an audio and a text tower in one space (Elizalde et al., 2023)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,72 +69,53 @@ def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
 
 
-def check_num_windows(num_windows: torch.Tensor, windows: int) -> None:
-    """Raise ValueError unless the windows of the clips, `[clips]`, are at least 1 each and `windows` in all."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # values are unknown there
-        return
-    total = int(num_windows.sum())
-    if total != windows or int(num_windows.min()) < 1:
-        raise ValueError(
-            f"num_windows is {num_windows.tolist()}, {total} windows in all, but input_features hold {windows}. "
-            "Every clip has at least one window; split a batch by its clips with split_by_clips."
-        )
-
-
-def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
-    """Average consecutive rows that belong to one clip.
+def unpad_windows(input_features: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
+    """Windows of all clips one after another, without the padding after a clip's last window.
 
     Args:
-        window_values: `[windows, ...]`.
-        num_windows: Windows of each clip `[clips]`, or None for one window per clip.
+        input_features: Log-mels `[clips, windows, frames, mel]`.
+        num_windows: Windows of each clip `[clips]`; None means that no row is padded.
+
+    Returns:
+        `[windows of all clips, 1, frames, mel]`.
+
+    Raises:
+        ValueError: If `num_windows` is not a number from 1 to `windows` for each row.
+    """
+    clips, windows = input_features.shape[:2]
+    if num_windows is None:
+        return input_features if windows == 1 else input_features.flatten(0, 1)[:, None]
+    known = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if num_windows.shape != (clips,) or (known and not (1 <= num_windows.min() and num_windows.max() <= windows)):
+        raise ValueError(
+            f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected numbers "
+            f"from 1 to {windows}, one for each of {clips} clips: a row [windows, frames, mel] is a clip."
+        )
+    if windows == 1:
+        return input_features
+    valid = torch.arange(windows, device=num_windows.device) < num_windows[:, None]
+    return input_features[valid.to(input_features.device)][:, None]
+
+
+def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | None, clips: int) -> torch.Tensor:
+    """Average the windows of each clip.
+
+    Args:
+        window_values: `[windows of all clips, ...]`, a clip's one after another.
+        num_windows: Windows of each clip `[clips]`; None means equally many.
+        clips: Number of clips.
 
     Returns:
         `[clips, ...]`.
-
-    Raises:
-        ValueError: If `num_windows` does not add up to the rows.
     """
+    if window_values.shape[0] == clips:
+        return window_values
     if num_windows is None:
-        return window_values
-    check_num_windows(num_windows, window_values.shape[0])
-    if window_values.shape[0] == num_windows.shape[0]:
-        return window_values
-    clips = torch.arange(num_windows.shape[0], device=num_windows.device)
-    clip_of_window = clips.repeat_interleave(num_windows)
-    sums = window_values.new_zeros(num_windows.shape[0], *window_values.shape[1:])
-    sums = sums.index_add(0, clip_of_window, window_values)
+        return window_values.unflatten(0, (clips, -1)).mean(dim=1)
+    num_windows = num_windows.to(window_values.device)
+    clip_of_window = torch.arange(clips, device=num_windows.device).repeat_interleave(num_windows)
+    sums = window_values.new_zeros(clips, *window_values.shape[1:]).index_add(0, clip_of_window, window_values)
     return sums / num_windows.to(sums.dtype).view(-1, *[1] * (sums.ndim - 1))
-
-
-def split_by_clips(batch: Mapping[str, Any], clips: int) -> list[dict[str, Any]]:
-    """Split a batch into smaller ones, whole clips each, for gradient caching or to save memory.
-
-    `input_features.split(n)` beside `num_windows.split(n)` would tear clips of several windows apart.
-
-    Args:
-        batch: Inputs of a model: `input_features` `[windows, 1, frames, mel]`, `num_windows` `[clips]` if clips have
-            several windows, and any tensors with a row for each clip (`input_ids`, `labels`). Other values are
-            repeated.
-        clips: Clips of each part; the last one may have fewer.
-
-    Returns:
-        The parts, in order.
-
-    Raises:
-        ValueError: If `num_windows` does not add up to the rows of `input_features`.
-    """
-    sizes: int | list[int] = clips
-    num_windows = batch.get("num_windows")
-    if num_windows is not None:
-        check_num_windows(num_windows, batch["input_features"].shape[0])
-        sizes = [int(part.sum()) for part in num_windows.split(clips)]
-    parts = {
-        name: value.split(sizes if name == "input_features" else clips)
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
-    }
-    count = max(len(part) for part in parts.values())
-    return [{name: parts[name][i] if name in parts else value for name, value in batch.items()} for i in range(count)]
 
 
 class MSClapProjection(nn.Module):
@@ -166,15 +145,16 @@ def embed_audio(
     Args:
         audio_model: The audio tower.
         audio_projection: Its projection.
-        input_features: Log-mel windows `[windows, 1, frames, mel]`.
-        num_windows: Windows of each clip `[clips]`; None means one window per clip.
+        input_features: Log-mels `[clips, windows, frames, mel]`.
+        num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
     Returns:
         Output of the audio tower, with the unit vectors `[clips, projection_dim]` as `pooler_output`.
     """
-    outputs = audio_model(input_features, return_dict=True, **kwargs)
+    outputs = audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
     windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
-    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
+    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows, len(input_features)), dim=-1)
     return outputs
 
 
@@ -322,8 +302,9 @@ class MSClapModel(MSClapPreTrainedModel):
         """Embed audio.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             Output of the audio tower, one row per window; its `pooler_output` is the unit vector
@@ -365,8 +346,9 @@ class MSClapModel(MSClapPreTrainedModel):
         Args:
             input_ids: Token ids `[texts, tokens]`.
             attention_mask: `[texts, tokens]`.
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             token_type_ids: See `get_text_features`.
             return_loss: Whether to return the symmetric contrastive loss; the batch is then matching pairs.
 
@@ -509,16 +491,18 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         """Classify clips.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             labels: Class ids `[clips]` (single label), multi-hot floats `[clips, num_labels]` (multi label) or values
                 (regression).
 
         Returns:
             `SequenceClassifierOutput` with `loss` if labels are given and `logits` `[clips, num_labels]`.
         """
-        outputs = self.audio_model(input_features, return_dict=True, **kwargs)
-        logits = mean_over_windows(self.classifier(self.dropout(outputs.pooler_output)), num_windows)
+        outputs = self.audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
+        window_logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = mean_over_windows(window_logits, num_windows, len(input_features))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
@@ -533,5 +517,4 @@ __all__ = [
     "MSClapModel",
     "MSClapPreTrainedModel",
     "MSClapTextModel",
-    "split_by_clips",
 ]

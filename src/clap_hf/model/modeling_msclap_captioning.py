@@ -176,8 +176,9 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         """Embed audio as CLAP does; arguments and result as of `MSClapModel.get_audio_features`.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             Output of the audio tower, one row per window; its `pooler_output` is the unit vector
@@ -331,8 +332,9 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """What stands before a clip's caption.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             `[clips, prefix_length, size]`.
@@ -359,7 +361,8 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
 
         Args:
             input_features: Log-mel windows `[windows, 1, frames, mel]`; None where a cache holds the prefix.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             input_ids: Captions `[clips, tokens]`, with their end token; None predicts the first token only.
             attention_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
             labels: `input_ids` with -100 on padding, `[clips, tokens]`; nothing is learned from the prefix.
@@ -402,8 +405,9 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """Write captions.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             generation_config: Settings of generation; the model's own when None.
             kwargs: Further arguments of transformers' `generate`: `num_beams`, `max_new_tokens`, `do_sample`...
 
@@ -443,10 +447,11 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
         """The 2k vectors before an answer: the audio's, then the prompt's.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
             prompt_ids: Prompts `[clips, tokens]`.
             prompt_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             `[clips, 2 * prefix_length, size]`.

@@ -20,9 +20,10 @@ from transformers import Trainer, TrainingArguments
 
 from ..atomic_io import replace_folder, write_json
 from ..audio import AudioDecodeError, load_stored_audio
+from ..data.collator import MSClapDataCollator
 from ..evaluation.scoring import bootstrap_interval
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
-from ..model.modeling_msclap import MSClapForAudioClassification, mean_over_windows
+from ..model.modeling_msclap import MSClapForAudioClassification
 from ..pretrained import checkpoint_path
 from .recipe import ClassificationRecipe
 
@@ -52,12 +53,7 @@ class _Clips(Dataset):
             {"long_audio": "random", "generator": torch.default_generator} if self.training else {}
         )
         features = self.extractor(sound.samples, sound.sampling_rate, **options)
-        return {**features, "labels": torch.tensor([int(self.labels[row])])}
-
-
-def collate(clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join clips of any number of windows."""
-    return {name: torch.cat([clip[name] for clip in clips]) for name in ("input_features", "num_windows", "labels")}
+        return {**features, "labels": int(self.labels[row])}
 
 
 def cross_validate(
@@ -209,8 +205,8 @@ def _tower_outputs(
     for row in track(rows, "Embedding", console=Console(stderr=True), transient=True):
         sound = load_stored_audio(audio[row]["audio"])
         features = extractor(sound.samples, sound.sampling_rate)
-        states = model.audio_model(features["input_features"].to(model.device)).pooler_output
-        vectors[row] = mean_over_windows(states.cpu(), features["num_windows"])[0].numpy()
+        states = model.audio_model(features["input_features"][0][:, None].to(model.device)).pooler_output
+        vectors[row] = states.mean(dim=0).cpu().numpy()
     return vectors
 
 
@@ -270,7 +266,7 @@ def _fine_tune(
         model,
         arguments,
         train_dataset=_Clips(audio, train, labels, extractor, training=True),
-        data_collator=collate,
+        data_collator=MSClapDataCollator(),
     )
     trainer.train()
     # Clips of several windows: batches are not as long as their features, which Trainer.predict relies on.
@@ -278,7 +274,7 @@ def _fine_tune(
     predicted = []
     clips = _Clips(audio, test, labels, extractor, training=False)
     for start in range(0, len(clips), recipe.batch_size):
-        batch = collate([clips[i] for i in range(start, min(start + recipe.batch_size, len(clips)))])
+        batch = MSClapDataCollator()([clips[i] for i in range(start, min(start + recipe.batch_size, len(clips)))])
         with torch.inference_mode():
             logits = model(batch["input_features"].to(model.device), batch["num_windows"].to(model.device)).logits
         predicted.append(logits.argmax(dim=1).cpu().numpy())
