@@ -221,9 +221,8 @@ def test_a_captioners_weights_are_packed_while_it_generates_and_no_longer():
     types = [type(layer) for layer in layers]
     optimize_for_cpu(model)
     packed: list[int] = []
-    handle = model.language_model.transformer.ln_f.register_forward_hook(
-        lambda *_: packed.append(len(fast_cpu._PACKED))
-    )
+    norm = model.language_model.transformer.ln_f
+    handle = norm.register_forward_hook(lambda *_: packed.append(len(fast_cpu._PACKED)))
     found = model.generate(FEATURES[:2], **options)
     assert set(packed) == {len(layers)} and not fast_cpu._PACKED
     assert found.shape[0] == plain.shape[0] and found.shape[1] <= 4
