@@ -85,8 +85,8 @@ def read_sound(sound: Any) -> Any:
             sound = encoded[0] if encoded else sound
     if isinstance(sound, str) and "://" in sound:
         raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
-    encoded = isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader))
-    if encoded:
+    is_encoded = isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader))
+    if is_encoded:
         sound = load_audio(sound)
     if isinstance(sound, Audio):
         sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}
