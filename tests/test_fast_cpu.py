@@ -234,7 +234,7 @@ def test_a_captioners_weights_are_packed_while_it_generates_and_no_longer():
             torch.testing.assert_close(layers[0](states), expected, atol=0.02, rtol=0.02)
     model.float()
     packed.clear()
-    norm.register_forward_hook(lambda *_: packed.append(len(fast_cpu._PACKED)))
+    model.language_model.transformer.ln_f.register_forward_hook(lambda *_: packed.append(len(fast_cpu._PACKED)))
     model.generate(FEATURES[:2], **options)
     assert set(packed) == {0}  # of few rows in float32, packing takes longer than it saves
     restore_from_cpu(model)

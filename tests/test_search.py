@@ -1,4 +1,4 @@
-"""A collection on disk: resumed, asked in words and by a sound, read by `datasets`, used from the command line."""
+"""Collections on disk: resumed, searched by words and sounds, kept true to their files, read by `datasets`."""
 
 from __future__ import annotations
 

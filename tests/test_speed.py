@@ -7,7 +7,6 @@ from math import prod
 
 import pytest
 import torch
-from clap_hf.model.onednn import ONEDNN_DTYPES, add_linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer

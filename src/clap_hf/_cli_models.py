@@ -89,7 +89,7 @@ def load_collection(folder: Path, model: str, device: str | None, max_windows: i
 
 
 def model_facts(model: str) -> dict[str, str]:
-    """What a model's configuration and front end say of it, without its weights."""
+    """Facts of a model from its configuration and front end, without its weights."""
     import torch
     from transformers import AutoConfig, AutoFeatureExtractor
 

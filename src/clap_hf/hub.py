@@ -227,7 +227,7 @@ class _Job:
 
 
 class BackgroundPush:
-    """Pushes model folders while training goes on; a failed upload is told, retried, and never raises.
+    """Pushes model folders while training goes on; a failed upload is logged, retried, and never raises.
 
     One upload runs at a time. A folder that is submitted while an older one of the same revision still waits takes its
     place. `submit` keeps the files as they are by hard links, so that the folder may be replaced right after.
@@ -266,7 +266,7 @@ class BackgroundPush:
         Args:
             folder: Folder of `save_pretrained`, processor included.
             commit_message: First line of the commit's message.
-            revision: Branch; the main one when None. Say `"last"` for the newest and nothing for the best epoch.
+            revision: Branch; the main one when None. Use `"last"` for the newest and None for the best epoch.
         """
         try:
             snapshot = self._snapshot(Path(folder))
