@@ -45,6 +45,28 @@ TINY_GPT2 = {
 }
 
 
+# Marks of transformers' common tests.
+UPSTREAM_MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config):
+    for mark in UPSTREAM_MARKS:
+        config.addinivalue_line("markers", f"{mark}: a mark of transformers' common tests")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave `common/`, which downloads transformers' tests, alone where slow tests are not asked for."""
+    if collection_path == TESTS / "common" and config.option.markexpr == "not slow":
+        return True
+    return None
+
+
 def make_config(text=None, audio=None, **settings) -> MSClapConfig:
     """A configuration of a few thousand parameters, word embeddings aside."""
     return MSClapConfig(

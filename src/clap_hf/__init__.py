@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
-    from .audio import Audio, AudioDecodeError, audio_files, load_audio
+    from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
+    from .data.collator import MSClapDataCollator
     from .embedding import EmbeddedFiles, embed_files
+    from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
         MSClapAudioConfig,
         MSClapCaptioningConfig,
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
         MSClapConfig,
     )
     from .model.feature_extraction_msclap import MSClapFeatureExtractor
-    from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
+    from .model.modeling_msclap import (
+        MSClapAudioModel,
+        MSClapForAudioClassification,
+        MSClapModel,
+        MSClapOutput,
+        MSClapTextModel,
+        split_by_clips,
+    )
     from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
     from .msclap_weights import load_clapcap_checkpoint, load_msclap_checkpoint
@@ -39,12 +48,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "AudioDecodeError",
+    "AudioReader",
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
+    "MSClapAudioModel",
     "MSClapCaptioningConfig",
     "MSClapConditionalGenerationConfig",
     "MSClapConfig",
+    "MSClapDataCollator",
     "MSClapFeatureExtractor",
     "MSClapForAudioCaptioning",
     "MSClapForAudioClassification",
@@ -52,6 +64,7 @@ __all__ = [
     "MSClapModel",
     "MSClapOutput",
     "MSClapProcessor",
+    "MSClapTextModel",
     "MSClapZeroShotAudioClassificationPipeline",
     "SoundCollection",
     "audio_files",
@@ -60,18 +73,29 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "open_audio",
+    "optimize_for_cpu",
+    "restore_from_cpu",
+    "split_by_clips",
 ]
 
 _MODULES = {
     "audio": (
         "Audio",
         "AudioDecodeError",
+        "AudioReader",
         "audio_files",
         "load_audio",
+        "open_audio",
     ),
+    "data.collator": ("MSClapDataCollator",),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
+    ),
+    "fast_cpu": (
+        "optimize_for_cpu",
+        "restore_from_cpu",
     ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",
@@ -81,9 +105,12 @@ _MODULES = {
     ),
     "model.feature_extraction_msclap": ("MSClapFeatureExtractor",),
     "model.modeling_msclap": (
+        "MSClapAudioModel",
         "MSClapForAudioClassification",
         "MSClapModel",
         "MSClapOutput",
+        "MSClapTextModel",
+        "split_by_clips",
     ),
     "model.modeling_msclap_captioning": (
         "MSClapForAudioCaptioning",

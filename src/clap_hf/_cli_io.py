@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How results are written on stdout."""
 
     table = "table"
@@ -190,9 +190,9 @@ def labels_beside(files: list[Path]) -> dict[Path, str]:
             if not {"file", "label"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"{table} has columns {rows.fieldnames}, expected file and label.")
             for row in rows:
-                if not row["file"] or not row["label"]:
+                if row["file"] is None or row["label"] is None:
                     raise ValueError(f"{table}, line {rows.line_num}: {row}, expected a file and a label.")
-                if folder / row["file"] in wanted:
+                if row["label"] and folder / row["file"] in wanted:
                     labels[folder / row["file"]] = row["label"]
         except csv.Error as error:
             raise ValueError(f"{table} is no CSV file ({error}), expected columns file and label.") from error

@@ -93,7 +93,7 @@ def model_facts(model: str) -> dict[str, str]:
     import torch
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    from .auto import MODEL_CLASSES
+    from .pretrained import model_class
 
     try:
         source = checked_checkpoint(model, ())
@@ -102,12 +102,11 @@ def model_facts(model: str) -> dict[str, str]:
             raise
         return {"embedded checkpoint": str(error)}
     config = AutoConfig.from_pretrained(source)
-    audio, text = config.audio_config, config.text_config
     name = (config.architectures or ["none"])[0]
-    if name not in MODEL_CLASSES:
-        raise ValueError(f"{model} is of the class {name}, expected one of {sorted(MODEL_CLASSES)}.")
+    cls = model_class(name)
+    audio, text = config.audio_config, config.text_config
     with torch.device("meta"):
-        parameters = sum(weights.numel() for weights in MODEL_CLASSES[name](config).parameters())
+        parameters = sum(weights.numel() for weights in cls(config).parameters())
     extractor = AutoFeatureExtractor.from_pretrained(source)
     return {
         "embedded checkpoint" if model == "embedded" else "model": source,

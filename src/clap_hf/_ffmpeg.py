@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 # Containers of sound only: no playlists, devices or text, which can name other files or "decode" as anything.
-_FORMATS = "aac,ac3,aiff,amr,ape,asf,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpegts,ogg,tta,w64,wav,wv"
-_GUARD = ["-v", "error", "-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
+_FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpegts,ogg,tta,voc,w64,wav,wv"
+_ESTIMATED = {"aac", "ac3", "amr", "dts", "eac3", "mp3"}  # formats without a header for the whole
+_GUARD = ["-v", "error", "-protocol_whitelist", "file,subfile", "-format_whitelist", _FORMATS]
 _CONVERT = "convert the file to WAV or FLAC, or leave it out"
+_STALLED_S = 60.0  # without a block; decoding a block takes milliseconds
+_MESSAGES = 20  # lines of FFmpeg's complaints that are kept
+_HARMLESS = re.compile(
+    "Could not update timestamps for (skipped|discarded) samples"  # Opus and MP3 in Matroska: not about the sound
+    "|Could not find codec parameters for stream \\d+ \\((Video|Subtitle|Attachment|Data)"
+    "|Late SEI"
+)
 
 
 class FFmpegError(Exception):
@@ -25,15 +38,27 @@ class FFmpegError(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """A file's first audio stream: sampling rate in Hz, number of channels, length in seconds where it is stated."""
+    """A file's first audio stream: sampling rate in Hz, number of channels, length in seconds where it is stated.
+
+    `estimated` lengths are FFmpeg's guesses from the bitrate.
+    """
 
     sampling_rate: int
     channels: int
     duration_s: float | None
+    estimated: bool
 
 
-def probe(path: str) -> Stream:
+def url(path: str, start: int, end: int | None) -> str:
+    """FFmpeg's name for bytes `start` to `end` of a file; all of them when `end` is None."""
+    return f"file:{path}" if end is None else f"subfile,,start,{start},end,{end},,:file:{path}"
+
+
+def probe(source: str) -> Stream:
     """Read the header of a file's first audio stream.
+
+    Args:
+        source: as `url` gives it.
 
     Raises:
         FFmpegError: FFmpeg is not installed, or finds no audio in the file.
@@ -41,49 +66,91 @@ def probe(path: str) -> Stream:
     for program in ("ffmpeg", "ffprobe"):
         if shutil.which(program) is None:
             raise FFmpegError(f"{program} is not installed", f"put FFmpeg on the PATH, or {_CONVERT}")
-    entries = "stream=sample_rate,channels,duration:format=duration"
-    command = ["ffprobe", *_GUARD, "-select_streams", "a:0", "-show_entries", entries, "-of", "json", f"file:{path}"]
-    found = json.loads(_run(command, timeout_s=60) or "{}")
+    entries = "stream=sample_rate,channels,duration:format=duration,format_name"
+    command = ["ffprobe", *_GUARD, "-select_streams", "a:0", "-show_entries", entries, "-of", "json", source]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_STALLED_S)
+    except subprocess.TimeoutExpired as error:
+        raise FFmpegError(f"ffprobe did not finish within {_STALLED_S:.0f} s") from error
+    found = json.loads(done.stdout.decode(errors="replace") or "{}")
     if not found.get("streams"):
-        raise FFmpegError("FFmpeg finds no audio stream in it")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() if done.returncode else []
+        raise FFmpegError(f"FFmpeg cannot read it ({lines[-1]})" if lines else "FFmpeg finds no audio stream in it")
     stream = found["streams"][0]
-    if "sample_rate" not in stream or not stream.get("channels"):
+    rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
+    if rate <= 0 or channels <= 0:
         raise FFmpegError("FFmpeg finds an audio stream without a sampling rate or channels in it")
-    duration = stream.get("duration", found.get("format", {}).get("duration"))
-    return Stream(int(stream["sample_rate"]), int(stream["channels"]), None if duration is None else float(duration))
+    try:
+        duration = float(stream.get("duration", found.get("format", {}).get("duration", "nan")))
+    except ValueError:
+        duration = math.nan
+    estimated = found.get("format", {}).get("format_name") in _ESTIMATED
+    return Stream(rate, channels, duration if 0 < duration < math.inf else None, estimated)
 
 
-def decode(path: str, stream: Stream, start_s: float, duration_s: float | None) -> np.ndarray:
-    """Decode a window of a file's first audio stream.
+class Decoding:
+    """The samples of a file's first audio stream, decoded by a process of its own.
 
     Args:
-        path: the file.
-        stream: what `probe` said about it.
+        source: as `url` gives it.
+        stream: what `probe` found.
         start_s: start of the window, seconds.
         duration_s: length of the window, seconds; None for the rest of the file.
 
-    Returns:
-        float32 samples `[channels, samples]`, at the stream's own sampling rate.
-
-    Raises:
-        FFmpegError: nothing could be decoded.
+    Attributes:
+        complaints: FFmpeg's error messages, complete when the blocks are.
     """
-    window = ["-ss", f"{start_s:.6f}"] + ([] if duration_s is None else ["-t", f"{duration_s:.6f}"])
-    pcm = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-ar", str(stream.sampling_rate), "-ac", str(stream.channels)]
-    command = ["ffmpeg", "-nostdin", *_GUARD, *window, "-i", f"file:{path}", *pcm, "-f", "f32le", "pipe:1"]
-    # Decoding runs many times faster than playing; an hour covers what states no length.
-    raw = _run(command, timeout_s=60 + (duration_s or 3600))
-    frame = 4 * stream.channels
-    flat = np.frombuffer(raw[: len(raw) // frame * frame], dtype="<f4")
-    return np.ascontiguousarray(flat.reshape(-1, stream.channels).T)
 
+    def __init__(self, source: str, stream: Stream, start_s: float, duration_s: float | None) -> None:
+        self.complaints: deque[str] = deque(maxlen=_MESSAGES)
+        self._channels = stream.channels
+        window = ["-ss", f"{start_s:.6f}"] if start_s else []
+        window += [] if duration_s is None else ["-t", f"{duration_s:.6f}"]
+        pcm = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-ar", str(stream.sampling_rate), "-ac", str(stream.channels)]
+        command = ["ffmpeg", "-nostdin", *_GUARD, *window, "-i", source, *pcm, "-f", "f32le", "pipe:1"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._drain = threading.Thread(target=self._keep_complaints, name="ffmpeg-stderr", daemon=True)
+        self._drain.start()
 
-def _run(command: list[str], timeout_s: float) -> bytes:
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise FFmpegError(f"{command[0]} did not finish within {timeout_s:.0f} s") from error
-    if done.returncode and not done.stdout.strip(b"{} \n"):
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise FFmpegError(f"FFmpeg cannot read it ({said[-1] if said else f'exit status {done.returncode}'})")
-    return done.stdout
+    def _keep_complaints(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            message = re.sub(r" @ 0x[0-9a-f]+", "", line[:500].decode(errors="replace").strip())
+            if message and not _HARMLESS.search(message):
+                self.complaints.append(message)
+
+    def blocks(self, frames: int) -> Iterator[np.ndarray]:
+        """Float32 blocks `[frames, channels]`, the last one shorter, at the stream's own sampling rate."""
+        assert self._process.stdout is not None
+        frame = 4 * self._channels
+        while True:
+            watch = threading.Timer(_STALLED_S, self._stop_stalled)
+            watch.start()
+            try:
+                raw = self._process.stdout.read(frames * frame)
+            finally:
+                watch.cancel()
+            if len(raw) >= frame:
+                yield np.frombuffer(raw, "<f4", len(raw) // 4 // self._channels * self._channels).reshape(
+                    -1, self._channels
+                )
+            if len(raw) < frames * frame:
+                break
+        self._drain.join(_STALLED_S)
+        if self._process.wait() and not self.complaints:
+            self.complaints.append(f"FFmpeg ended with exit status {self._process.returncode}")
+
+    def _stop_stalled(self) -> None:
+        self.complaints.append(f"FFmpeg gave nothing for {_STALLED_S:.0f} s")
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._drain.join(_STALLED_S)
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()

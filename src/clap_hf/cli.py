@@ -189,12 +189,15 @@ def embed(
     model: ModelName = "embedded",
     max_windows: MaxWindows = None,
     prune: Annotated[bool, typer.Option("--prune", help="Then drop the sounds whose files are gone.")] = False,
+    json_path: JsonPath = None,
     device: Device = None,
 ) -> None:
     """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was.
 
     Changed files are embedded again, moved ones are recognised by their content.
     """
+    report = Output(Format.table, json_path)
+    report.check()
     files = input_files(paths)
     collection = load_collection(output, model, device, max_windows)
     try:
@@ -205,15 +208,25 @@ def embed(
             f"Interrupted: {len(collection):,} sounds are in {output}. The same command again goes on.", err=True
         )
         raise typer.Exit(INTERRUPTED) from error
-    console = Console()
-    recognised = f"{added.recognised:,} recognised, " if added.recognised else ""
-    dropped = f"{pruned:,} dropped, " if prune else ""
-    console.print(
-        f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{len(collection):,} in "
-        f"{escape(str(output))}."
-    )
     failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
-    print_failures(console, failures, len(files))
+    counts = {
+        "embedded": added.embedded,
+        "known": added.known,
+        "recognised": added.recognised,
+        "dropped": pruned,
+        "sounds": len(collection),
+    }
+
+    def print_counts(console: Console) -> None:
+        recognised = f"{added.recognised:,} recognised, " if added.recognised else ""
+        dropped = f"{pruned:,} dropped, " if prune else ""
+        console.print(
+            f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{counts['sounds']:,} in "
+            f"{escape(str(output))}."
+        )
+        print_failures(console, failures, len(files))
+
+    report.write({**counts, "failures": failures}, [counts], print_counts)
     if not len(collection):
         raise typer.Exit(FAILED)
 

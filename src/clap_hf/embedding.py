@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from ._prefix_tree import prefix_trees
-from .audio import Audio, BinaryReader, load_audio
+from .audio import Audio, load_audio
+from .audio_reader import BinaryReader
+from .fast_cpu import optimize_if_possible
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows
 from .model.processing_msclap import MSClapProcessor
@@ -215,7 +217,10 @@ def embed_files(
 
     Returns:
         A vector for every file that can be read, and the reason for every other.
+
+    On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
+    optimize_if_possible(model)
     extractor, device = processor.feature_extractor, model.device
     on_gpu = is_accelerator(device)
     if threads is None:
@@ -487,7 +492,7 @@ class ClapEncoder:
         max_windows: int | None = None,
     ):
         extractor = processor.feature_extractor
-        self.model, self.processor, self.name = model, processor, name
+        self.model, self.processor, self.name = optimize_if_possible(model), processor, name
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
         self.max_windows = max_windows or extractor.max_windows

@@ -1,7 +1,13 @@
-"""The small trained checkpoint that ships inside the package."""
+"""Find checkpoints: the embedded one, those that a user names, and the class of a saved one."""
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -41,3 +47,21 @@ def checkpoint_path(name: str) -> str:
             "organisation/name."
         )
     return name
+
+
+def model_class(name: str) -> type[PreTrainedModel]:
+    """The model class that a configuration names as its architecture.
+
+    Args:
+        name: Such as `"MSClapModel"`.
+
+    Raises:
+        ValueError: If it is none of this package's.
+    """
+    from .model import modeling_msclap, modeling_msclap_captioning
+
+    modules = (modeling_msclap, modeling_msclap_captioning)
+    classes = {known: getattr(module, known) for module in modules for known in module.__all__}
+    if name not in classes:
+        raise ValueError(f"the architecture is {name!r}, expected one of {sorted(classes)}.")
+    return classes[name]

@@ -1,5 +1,7 @@
 """Stock pipelines on our models, and our own zero-shot pipeline."""
 
+import io
+import warnings
 from types import SimpleNamespace
 
 import datasets
@@ -123,7 +125,13 @@ def test_every_kind_of_input_gives_the_same_scores(classify, expected, tmp_path)
         "str": str(path),
         "Path": path,
         "bytes": path.read_bytes(),
+        "bytearray": bytearray(path.read_bytes()),
+        "memoryview": memoryview(path.read_bytes()),
+        "BytesIO": io.BytesIO(path.read_bytes()),
+        "file object": path.open("rb"),
         "Audio": load_audio(path),
+        "row": {"audio": {"path": str(path), "bytes": None}, "label": 3},
+        "row with a decoder": {"audio": decoder, "label": 3},
         "array dict": {"array": clip, "sampling_rate": RATE, "path": None},
         "raw dict": {"raw": clip, "sampling_rate": RATE},
         "path dict": {"path": str(path), "bytes": None},
@@ -134,8 +142,12 @@ def test_every_kind_of_input_gives_the_same_scores(classify, expected, tmp_path)
     for kind in own_rate.values():
         assert_same(classify(kind, candidate_labels=LABELS), scores)
     stereo = np.stack([clip, clip])
-    for kind in (clip, clip.astype(np.float64), torch.from_numpy(clip), stereo, stereo.T, torch.from_numpy(stereo)):
+    numbers = clip.tolist(), tuple(clip.tolist()), list(clip)
+    arrays = clip, clip.astype(np.float64), torch.from_numpy(clip), stereo, stereo.T, torch.from_numpy(stereo)
+    for kind in (*numbers, *arrays):
         assert_same(classify(kind, candidate_labels=LABELS, sampling_rate=RATE), scores)
+    for name in ("BytesIO", "file object"):
+        own_rate[name].seek(0)  # they were read to their end
     listed = classify(list(own_rate.values()), candidate_labels=LABELS, batch_size=4)
     assert len(listed) == len(own_rate)
     for result in listed:
@@ -175,6 +187,7 @@ def test_lists_generators_and_datasets(classify, expected, tmp_path):
         "torch column": classify(rows.with_format("torch")["audio"], **options),
         "KeyDataset": classify(KeyDataset(files, "audio"), **options),
     }
+    assert classify([], **options) == classify((), **options) == []
     assert isinstance(runs["list"], list) and isinstance(runs["column"], list)
     for results in runs.values():
         for result, clip in zip(results, clips, strict=True):
@@ -195,6 +208,9 @@ def test_lists_generators_and_datasets(classify, expected, tmp_path):
         ({"sampling_rate": 8_000}, ValueError, "expected 'array'"),
         ({"path": None, "bytes": None}, ValueError, "expected 'array'"),
         (7, TypeError, "is a int"),
+        (io.StringIO("RIFF"), TypeError, "binary mode"),
+        (io.BytesIO(b""), AudioDecodeError, "0 bytes"),
+        (bytearray(b"not a sound"), AudioDecodeError, "bytes"),
     ],
 )
 def test_bad_sounds_are_errors(classify, audio, error, message):
@@ -255,6 +271,28 @@ def test_many_labels_go_through_in_batches(classify, text_calls, expected):
     scores = classify(clip, candidate_labels=labels, sampling_rate=RATE)
     assert text_calls == [168, 132]  # as many as make 512 different beginnings
     assert_same(scores, expected(clip, labels))
+
+
+def test_labels_that_read_alike_are_named(classify):
+    """GPT-2 has a token for every byte: only one and the same label reads alike."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classify(sound(0.5), candidate_labels=["🐶", "🦄", "狗"], sampling_rate=RATE)
+
+
+def test_max_windows(classify, expected):
+    clip = sound(6.5)
+    middle = clip[round(2.75 * RATE) : round(3.75 * RATE)]
+    scores = classify(clip, candidate_labels=LABELS, sampling_rate=RATE, max_windows=1)
+    assert_same(scores, expected(middle))
+    assert as_dict(scores) != pytest.approx(as_dict(expected(clip)), abs=1e-3)
+
+
+def test_a_model_in_train_mode_scores_as_in_evaluation_mode(checkpoint, expected):
+    classify, clip = make_pipeline(checkpoint), sound(0.9)
+    classify.model.train()
+    assert_same(classify(clip, candidate_labels=LABELS, sampling_rate=RATE), expected(clip))
+    assert classify.model.training
 
 
 def test_a_string_of_labels_is_split_at_commas(classify):

@@ -8,7 +8,6 @@ import torch.multiprocessing
 from steps import BATCH, BERT, CNN14, HTSAT, STEP, cached_step, gradients, make_batch, make_stage, work
 from torch import nn
 
-from clap_hf.model.modeling_msclap_htsat import mask_stripes
 from clap_hf.training.cached_step import prepare_batch_norm
 from clap_hf.training.chunking import bytes_per_pair, largest_chunk, saved_bytes
 
@@ -16,19 +15,17 @@ TOLERANCE = 1e-5
 
 
 class WholeBatchNorm(nn.Module):
-    """The reference's input normalisation: torch's own BatchNorm over the whole batch, then every chunk's masks."""
+    """The reference's input normalisation: torch's own BatchNorm over the whole batch."""
 
     def __init__(self, layer, features, size):
         super().__init__()
-        self.layer, self.size, self.calls = layer, size, 0
+        self.calls = 0
         whole = nn.BatchNorm2d.forward(nn.BatchNorm2d.train(layer), features.transpose(1, 3))
         self.normed = whole.transpose(1, 3).split(size)
 
     def forward(self, features):
-        normed, config = self.normed[self.calls], self.layer.config
         self.calls += 1
-        normed = mask_stripes(normed, 2, config.spec_augment_time_width, config.spec_augment_time_stripes)
-        return mask_stripes(normed, 3, config.spec_augment_freq_width, config.spec_augment_freq_stripes)
+        return self.normed[self.calls - 1]
 
 
 def full_batch_step(stage, batch, size):

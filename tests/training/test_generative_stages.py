@@ -50,7 +50,7 @@ def tasks_recipe(corpus, tmp_path_factory):
     settings = {
         "stage": "prompts",
         "name": "tiny-tasks",
-        "streams": [{"task": task, "dataset": corpus} for task in TASKS],
+        "streams": [{"prompts": name, "dataset": corpus} for name in TASKS],
         "audio": AUDIO,
         "features": FEATURES,
         "language_model": LANGUAGE_MODEL,
@@ -203,9 +203,9 @@ def test_wrong_recipes_are_named(tmp_path, stage, change, message):
         load_recipe(write_recipe(tmp_path, settings | change))
 
 
-def test_unknown_tasks_are_named(tasks_recipe, tmp_path):
-    with pytest.raises(ValueError, match="task is 'humming', expected one of"):
-        train_recipe(replace(tasks_recipe, streams=[{"task": "humming", "dataset": "d"}]), tmp_path)
+def test_unknown_prompts_are_named(tasks_recipe, tmp_path):
+    with pytest.raises(ValueError, match="prompts is 'humming', expected one of"):
+        train_recipe(replace(tasks_recipe, streams=[{"prompts": "humming", "dataset": "d"}]), tmp_path)
 
 
 def test_a_language_model_must_end_its_texts(tmp_path):

@@ -30,17 +30,19 @@ GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positi
 TEXT = {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}
 MAPPER = {"prefix_length": 4, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 2}
 LOOP = {"batch_size": 8, "steps": 4, "steps_per_epoch": 2, "warmup_steps": 1, "learning_rate": 3e-3, "ema_decay": 0.5}
+LOOP |= {"best_metric": "step"}
 
 # What each setting is changed to. Settings of a part are named `part.setting`.
 CHANGES = {
     "seed": 5, "batch_size": 4, "steps": 6, "epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-2,
     "optimizer": "adam", "rate_factors": {"audio_": 0.1}, "betas": [0.5, 0.5], "weight_decay": 0.9,
-    "schedule": "constant", "warmup_steps": 3, "plateau_metric": "nonsense", "plateau_mode": "min",
+    "schedule": "constant", "warmup_steps": 3, "plateau_metric": "nonsense", "plateau_mode": None,
     "plateau_factor": 0.5, "plateau_patience": 5, "best_metric": "nonsense", "best_mode": None, "max_grad_norm": 1e-3,
-    "ema_decay": 0.9, "precision": "bf16", "gradient_checkpointing": True, "checkpoint_steps": 1, "max_skipped": 0,
-    "dataset": "", "split": "train+validation", "balance": 0.0, "source_balance": 3.0,
-    "category_weights": {"animal": 9.0}, "sources": [], "validation": {}, "streaming": "simple", "lanes": 2,
-    "shuffle_block": 1, "augmentation": None, "validation_pairs": 4, "evaluation_tasks": "nonsense",
+    "ema_decay": 0.05, "precision": "bf16", "gradient_checkpointing": True, "checkpoint_steps": 1, "max_skipped": 0,
+    "dataset": "gone", "split": "train+validation", "balance": 0.0, "source_balance": 3.0,
+    "category_weights": {"animal": 9.0}, "sources": [{"dataset": "gone"}], "validation": {},
+    "streaming": "simple", "lanes": 2, "shuffle_block": 1, "augmentation": None,
+    "validation_pairs": 4, "evaluation_tasks": "nonsense",
     "audio": HTSAT | {"depths": [1, 2]}, "audio_tower": "{tower}", "weights": "{weights}",
     "features": FEATURES | {"fmax": 7000.0}, "text": TEXT | {"max_length": 3}, "model": {"projection_dim": 8},
     "loss": "sigmoid", "mask_shared": True, "text_bank": True, "teacher": {"features": "{teacher}"}, "chunk_size": 2,
@@ -64,14 +66,20 @@ def runs(tmp_path_factory):
     """The runs that settings are changed in, by name."""
     folder = tmp_path_factory.mktemp("runs")
     corpus = str(write_corpus(folder / "corpus"))
-    pairs = write_pairs(folder / "pairs", bad=(13, 40))
+    pairs = write_pairs(folder / "pairs", bad=tuple(range(0, 60, 4)))
     write_pairs(pairs, rows=16, files=1, split="validation")
     source = {"dataset": str(pairs), "text": "text", "id": "id"}
     contrastive = {
         "stage": "contrastive", "name": "x", "audio": HTSAT, "features": FEATURES, "text": TEXT,
         "model": {"projection_dim": 32}, **LOOP,
     }  # fmt: skip
-    streams = {"sources": [source], "validation": source, "validation_pairs": 12, "best_metric": "recall_at_10"}
+    shared = {"dataset": corpus, "text": "captions", "id": "id", "weight": 2.0}  # of few texts, and short
+    streams = {
+        "sources": [source, shared],
+        "validation": source,
+        "validation_pairs": 12,
+        "best_metric": "recall_at_10",
+    }
     captioning = {
         "stage": "captioning", "name": "x", "clap": "{weights}", "language_model": TEXT, "model": MAPPER,
         "validation": {"dataset": corpus, "text": "captions"}, "validation_clips": 3,
@@ -81,7 +89,7 @@ def runs(tmp_path_factory):
     found = {
         "dataset": contrastive | {"dataset": corpus},
         "sources": contrastive | streams | {"lanes": 4, "loss": "contrastive"},
-        "simple": contrastive | streams | {"streaming": "simple"},
+        "simple": contrastive | streams | {"streaming": "simple", "sources": [source]},
         "bank": contrastive | {"dataset": corpus, "text_bank": True, "text": TEXT | {"freeze": True}},
         "cnn14": contrastive | {"dataset": corpus, "audio": CNN14},
         "weights": {
@@ -93,7 +101,7 @@ def runs(tmp_path_factory):
         "captioning sources": captioning | {"sources": [source | {"dataset": corpus, "text": "captions"}], "lanes": 4},
         "prompts": {
             "stage": "prompts", "name": "x", "audio": HTSAT, "features": FEATURES, "language_model": TEXT,
-            "streams": [{"task": f"corpus_{task}", "dataset": corpus} for task in ("events", "language")],
+            "streams": [{"prompts": f"corpus_{name}", "dataset": corpus} for name in ("events", "language")],
             "model": {"projection_dim": 32, **MAPPER}, "validation_clips": 3, **LOOP,
         },
         "classification": {
@@ -188,6 +196,8 @@ def test_a_setting_takes_effect_or_is_refused(runs, unchanged, name, setting, mo
         change = "{cnn14}" if settings["stage"] == "classification" else settings["model"] | {"prefix_length": 3}
     elif setting == "best_mode":
         change = "min" if settings["stage"] != "prompts" else "max"
+    elif setting == "plateau_mode":
+        change = "max" if settings.get(setting) != "max" else "min"
     else:
         change = CHANGES[setting]
     changed = settings | {part: change}

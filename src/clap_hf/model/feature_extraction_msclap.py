@@ -2,6 +2,7 @@
 """Feature extractor of Microsoft CLAP: audio at any stated sampling rate to log-mel windows, in torch."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,13 +12,12 @@ import torch.nn.functional as F
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-
-from .memory import keep_freed_memory
+from transformers.utils.generic import maybe_autocast
 
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
-MAX_CHANNELS = 32  # a 2-D array's shorter side up to this is its channels
+MAX_CHANNELS = 8  # a 2-D array's shorter side up to this is its channels: 7.1 surround has the most in use
 MAX_AMPLITUDE = 100.0  # float audio is in [-1, 1]; far beyond it, integer samples were not scaled
 MAX_CONVOLUTION = 2**22  # weights of a resampling convolution
 GPU_WINDOWS = 64  # that are transformed at once: 7 s each take half a gigabyte
@@ -94,7 +94,7 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
             raise ValueError(
                 f"{name} has shape {tuple(audio.shape)}: neither side can be its channels (at most {MAX_CHANNELS}, "
                 "and fewer than samples). One clip is [samples], [channels, samples] or [samples, channels]; "
-                "pass several clips as a list."
+                "pass several clips as a list, list(array) for the rows of an array."
             )
     elif audio.ndim != 1:
         raise ValueError(
@@ -139,10 +139,16 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """
     if rate == new_rate:
         return samples
+    with maybe_autocast(samples.device.type, enabled=False):  # half precision would lose 16-bit audio
+        return _resample(samples, rate, new_rate)
+
+
+def _resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """`resample` between different rates, in the samples' own precision."""
     divisor = math.gcd(rate, new_rate)
     rate, new_rate = rate // divisor, new_rate // divisor
     cutoff = min(1.0, new_rate / rate) * 0.99
-    width = math.ceil(6 / cutoff)  # input samples on each side that an output sample hears
+    width = math.ceil(6 / cutoff)  # input samples on each side that an output sample depends on
     total = math.ceil(new_rate * samples.shape[0] / rate)
 
     def kernels(offset: torch.Tensor) -> torch.Tensor:
@@ -172,7 +178,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
         feature_size: Mel bins.
-        sampling_rate: Rate the model hears, Hz; other rates are resampled to it.
+        sampling_rate: Rate of the model's input, Hz; other rates are resampled to it.
         duration_s: Length of a window, s.
         n_fft: Length of the Fourier transform and of its Hann window, samples.
         hop_length: Hop between frames, samples.
@@ -272,18 +278,19 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             max_windows: Overrides the extractor's limit for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where the log-mel is computed and returned.
-            return_tensors: `"pt"` (also for None) or `"np"`.
+            return_tensors: `"pt"` or `"np"`; None for lists with an item for each clip, as `Dataset.map` needs them.
 
         Returns:
             `input_features` `[windows, 1, frames, mel]`, float32 dB, and `num_windows` `[clips]`, the number of
-            consecutive windows that belong to each clip.
+            consecutive windows that belong to each clip. As lists: an array `[windows, 1, frames, mel]` and a number
+            for each clip, which `clap_hf.MSClapDataCollator` joins.
 
         Raises:
             TypeError: If a clip is not audio.
             ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
         """
         if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt', 'np' or None.")
         num_windows: list[int] = []
 
         def windows() -> Iterator[torch.Tensor]:
@@ -303,9 +310,13 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             "input_features": self.log_mels(windows())[:, None],
             "num_windows": torch.tensor(num_windows, device=device),
         }
-        if return_tensors == "np":
-            return BatchFeature({name: value.cpu().numpy() for name, value in features.items()})
-        return BatchFeature(features)
+        if return_tensors == "pt":
+            return BatchFeature(features)
+        arrays = {name: value.cpu().numpy() for name, value in features.items()}
+        if return_tensors is None:
+            clips = np.split(arrays["input_features"], np.cumsum(num_windows)[:-1])
+            return BatchFeature({"input_features": clips, "num_windows": num_windows})
+        return BatchFeature(arrays)
 
     def windows(
         self,
@@ -353,6 +364,13 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
         """Name and value of every clip; a list whose first item is a number is itself one clip."""
         if not isinstance(raw_audio, (list, tuple)):
+            shape = tuple(getattr(raw_audio, "shape", ()))
+            if len(shape) == 2 and 1 < shape[0] <= MAX_CHANNELS and shape[0] < shape[1]:
+                warnings.warn(
+                    f"An array of shape {shape} is one clip of {shape[0]} channels, which are averaged. "
+                    "For several clips pass list(array); for one clip [array] or a dict, without this warning.",
+                    stacklevel=6,
+                )
             return [("The audio", raw_audio)]
         if len(raw_audio) == 0:
             raise ValueError("The list of clips is empty, expected at least one clip.")
@@ -420,7 +438,6 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
         """
-        keep_freed_memory()
         log_mels: list[torch.Tensor] = []
         waiting: list[torch.Tensor] = []
         for window in windows:
@@ -438,21 +455,24 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram: Hann window, centred frames with reflected edges, power, Slaney mel filters, dB.
 
+        In float32 also within `torch.autocast` and whatever torch's default dtype is.
+
         Args:
             samples: `[samples]` or `[windows, samples]`, float32 at `sampling_rate`; any device.
 
         Returns:
             `[1 + samples // hop_length, mel]`, dB, floored at -100 dB; for several windows `[windows, ...]`.
         """
-        window = torch.hann_window(self.n_fft, device=samples.device)
-        rows = samples.view(-1, 1, samples.shape[-1])
-        padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)
-        heard = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
-        spectrum = torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop_length) * window)[..., :heard]
-        squares = torch.view_as_real(spectrum).square()
-        power = squares[..., 0] + squares[..., 1]
-        mel = power @ torch.from_numpy(self.mel_filters[:heard]).to(samples.device)
-        return 10.0 * torch.log10(mel.clamp(min=1e-10))
+        with maybe_autocast(samples.device.type, enabled=False):
+            window = torch.hann_window(self.n_fft, device=samples.device, dtype=torch.float32)
+            rows = samples.float().view(-1, 1, samples.shape[-1])
+            padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)
+            bins = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
+            spectrum = torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop_length) * window)[..., :bins]
+            squares = torch.view_as_real(spectrum).square()
+            power = squares[..., 0] + squares[..., 1]
+            mel = power @ torch.from_numpy(self.mel_filters[:bins]).to(samples.device)
+            return 10.0 * torch.log10(mel.clamp(min=1e-10))
 
 
 __all__ = ["MSClapFeatureExtractor"]

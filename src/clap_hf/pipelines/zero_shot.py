@@ -16,6 +16,7 @@ import torch
 from transformers import ZeroShotAudioClassificationPipeline
 
 from ..embedding import embed_classes, evaluation_mode, read_sound, warn_of_unreadable_labels
+from ..fast_cpu import optimize_if_possible
 from ._sounds import pipeline_inputs
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
@@ -79,6 +80,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         # Never changed, always replaced by another: threads with other labels read and write it at the same time.
         self._label_embeds: dict[LabelSet, torch.Tensor] = {}
         super().__init__(**kwargs)
+        optimize_if_possible(self.model)
 
     def __call__(
         self,

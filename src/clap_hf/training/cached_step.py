@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..model.modeling_msclap_htsat import MSClapBatchNorm
+from ..model.modeling_msclap_base import MSClapBatchNorm
 from .distributed import gather, world_size
 from .recipe import BATCH_NORMS
 from .stage import Metrics

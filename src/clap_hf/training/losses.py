@@ -16,7 +16,7 @@ TEXTS_PER_BATCH = 64
 def multi_positive_contrastive_loss(logits_per_text: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Symmetric cross-entropy in which all pairs of one group are positives of each other.
 
-    With short, templated captions many pairs of a batch say the same; calling them negatives punishes the right
+    With short, templated captions many pairs of a batch have the same text; calling them negatives punishes the right
     answer. Every row's target is spread evenly over its group, as in WavCaps (Mei et al., 2023) for captions that
     share audio. With all groups distinct it equals the paper's loss (Eq. 4).
 

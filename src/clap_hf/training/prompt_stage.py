@@ -28,63 +28,63 @@ def load_streams(recipe: PromptRecipe, split: str) -> list[tuple[PromptStream, d
 
     Args:
         recipe: The recipe.
-        split: `"train"` or `"validation"`; a stream's `split` and `validation_split` say what these are called.
+        split: `"train"` or `"validation"`; a stream's `split` and `validation_split` rename these.
 
     Raises:
-        ValueError: If a task is unknown, or a stream has unknown settings.
+        ValueError: If the prompts are unknown, or a stream has unknown settings.
     """
-    known = {"task", "dataset", "split", "validation_split", "config", "revision", "weight"}
+    known = {"prompts", "dataset", "split", "validation_split", "config", "revision", "weight"}
     streams = []
     for settings in recipe.streams:
-        if set(settings) - known or not {"task", "dataset"} <= set(settings):
+        if set(settings) - known or not {"prompts", "dataset"} <= set(settings):
             raise ValueError(
-                f"A stream has the settings {sorted(settings)}, expected task, dataset and some of {known}."
+                f"A stream has the settings {sorted(settings)}, expected prompts, dataset and some of {known}."
             )
-        if settings["task"] not in PROMPT_STREAMS:
-            raise ValueError(f"task is {settings['task']!r}, expected one of {sorted(PROMPT_STREAMS)}.")
-        task = PROMPT_STREAMS[settings["task"]]
+        if settings["prompts"] not in PROMPT_STREAMS:
+            raise ValueError(f"prompts is {settings['prompts']!r}, expected one of {sorted(PROMPT_STREAMS)}.")
+        stream = PROMPT_STREAMS[settings["prompts"]]
         name = settings.get("split" if split == "train" else "validation_split", split)
         loaded = datasets.load_dataset(
             settings["dataset"], settings.get("config"), split=name, revision=settings.get("revision")
         )
-        streams.append((replace(task, weight=settings.get("weight", task.weight)), loaded))
+        streams.append((replace(stream, weight=settings.get("weight", stream.weight)), loaded))
     return streams
 
 
 class PromptValidation:
-    """Loss of held-out answers by task, and how often a greedy answer to a closed question is exactly right.
+    """Loss of held-out answers by stream, and how often a greedy answer to a closed question is exactly right.
 
     Args:
         dataset: Held-out rows.
         processor: The model's processor.
-        clips: Clips of every task, evenly spaced over its rows, with a fixed crop and answer each.
+        clips: Clips of every stream, evenly spaced over its rows, with a fixed crop and answer each.
     """
 
     def __init__(self, dataset: PromptDataset, processor: MSClapProcessor, clips: int):
         self.processor, self.collate = processor, PromptCollator(processor.tokenizer)
         self.examples = {}
-        for number, task in enumerate(dataset.tasks):
+        for number, stream in enumerate(dataset.streams):
             places = list(dataset.examples_of(number))
             places = places[:: max(1, len(places) // clips)][:clips]
-            self.examples[task.name] = (task, [dataset[place, 0] for place in places])
+            self.examples[stream.name] = (stream, [dataset[place, 0] for place in places])
 
     @torch.inference_mode()
     def __call__(self, model: MSClapForConditionalGeneration) -> dict[str, Any]:
         losses, accuracies = {}, {}
-        for name, (task, examples) in self.examples.items():
+        for name, (stream, examples) in self.examples.items():
             total, right = 0.0, 0
             for start in range(0, len(examples), CLIPS_PER_BATCH):
                 part = examples[start : start + CLIPS_PER_BATCH]
                 batch = {key: value for key, value in self.collate(part).items() if key != "skipped"}
                 batch = {key: value.to(model.device) for key, value in batch.items()}
                 total += model(**batch, labels=labels_of(batch)).loss.item() * len(part)
-                if task.closed:
+                if stream.closed:
                     asked = {key: batch[key] for key in ("input_features", "prompt_ids", "prompt_mask")}
                     tokens = model.generate(**asked, num_beams=1, max_new_tokens=batch["input_ids"].shape[1])
                     answers = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                     right += sum(a.strip() == e.answer for a, e in zip(answers, part, strict=True))
             losses[name] = total / len(examples)
-            if task.closed:
+            if stream.closed:
                 accuracies[name] = right / len(examples)
         return {
             "validation_loss": sum(losses.values()) / len(losses),

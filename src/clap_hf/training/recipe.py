@@ -192,8 +192,8 @@ class PromptRecipe(TrainingSettings):
     """Recipe of prompt pretraining (paper Section 2.2); see `TrainingSettings` for what all stages share.
 
     Args:
-        streams: What is trained on: `task` (a name of `clap_hf.data.prompts.PROMPT_STREAMS`), `dataset` (folder or
-            Hub id), and optionally `split`, `validation_split`, `config`, `revision`, `weight` (for the task's).
+        streams: What is trained on: `prompts` (a name of `clap_hf.data.prompts.PROMPT_STREAMS`), `dataset` (folder or
+            Hub id), and optionally `split`, `validation_split`, `config`, `revision`, `weight` (for their own).
         audio: Settings of `MSClapAudioConfig`.
         features: Settings of `MSClapFeatureExtractor`.
         language_model: The language model.

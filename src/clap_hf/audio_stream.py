@@ -1,0 +1,107 @@
+"""Mono sound of any length at the model's sampling rate, in blocks and in windows with a hop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from .audio_reader import AudioDecodeError, AudioReader
+from .model.feature_extraction_msclap import MAX_AMPLITUDE, resample
+
+_RESAMPLED_FRAMES = 1 << 18  # of the file, at a time
+_MARGIN_S = 0.02  # of the neighbouring blocks, beside the 6 zero crossings of the resampling kernel
+
+
+def mono_blocks(reader: AudioReader, sampling_rate: int) -> Iterator[torch.Tensor]:
+    """The mean of a file's channels at another rate, equal to `resample` on the whole of it.
+
+    Args:
+        reader: the file; iterated to its end.
+        sampling_rate: Hz.
+
+    Returns:
+        Blocks `[samples]`, float32, which joined are `[ceil(frames * sampling_rate / reader.sampling_rate)]`.
+
+    Raises:
+        AudioDecodeError: as for iterating over the reader, or samples are far outside [-1, 1].
+    """
+    mono = _mono(reader)
+    rate = reader.sampling_rate
+    if rate == sampling_rate:
+        yield from mono
+        return
+    divisor = math.gcd(rate, sampling_rate)
+    cycle, new_cycle = rate // divisor, sampling_rate // divisor  # after `cycle` samples the kernels repeat
+    crossings = math.ceil(6 / (0.99 * min(1.0, sampling_rate / rate)))
+    margin = cycle * math.ceil((crossings + _MARGIN_S * rate) / cycle)
+    step = cycle * math.ceil(_RESAMPLED_FRAMES / cycle)
+    new_margin, new_step = margin // cycle * new_cycle, step // cycle * new_cycle
+    held = torch.zeros(0)
+    before = 0  # samples at the beginning of `held` that earlier blocks have been made of
+    waiting: list[torch.Tensor] = []
+    count = 0
+    for block in mono:
+        waiting.append(block)
+        count += len(block)
+        if len(held) + count >= before + step + margin:
+            held, waiting, count = torch.cat([held, *waiting]), [], 0
+            while len(held) >= before + step + margin:
+                resampled = resample(held[: before + step + margin], rate, sampling_rate)
+                skip = new_margin if before else 0
+                yield resampled[skip : skip + new_step]
+                held = held[before + step - margin :]
+                before = margin
+    held = torch.cat([held, *waiting])
+    if len(held) > before:
+        yield resample(held, rate, sampling_rate)[new_margin if before else 0 :]
+
+
+def windows(
+    reader: AudioReader, sampling_rate: int, window_s: float, hop_s: float
+) -> Iterator[tuple[float, float, torch.Tensor]]:
+    """Mono windows of one length, a hop apart; what is left behind the last whole one is a shorter one.
+
+    Args:
+        reader: the file; iterated to its end.
+        sampling_rate: of the windows, Hz.
+        window_s: length of a window, seconds.
+        hop_s: from the start of a window to that of the next, seconds.
+
+    Returns:
+        Start and end of every window in what the reader reads, seconds, and its samples `[samples]`, float32. The last
+        one is shorter than `window_s` where the sound ends before it does.
+
+    Raises:
+        ValueError: `window_s` or `hop_s` is shorter than a sample.
+        AudioDecodeError: as for `mono_blocks`.
+    """
+    length, hop = round(window_s * sampling_rate), hop_s * sampling_rate
+    if length < 1 or hop < 1:
+        raise ValueError(
+            f"window_s is {window_s} and hop_s is {hop_s}; expected at least a sample, 1/{sampling_rate} s"
+        )
+    held = torch.zeros(0)
+    first = number = end = 0  # where `held` starts; the window to come; the end of the last one
+    for block in mono_blocks(reader, sampling_rate):
+        held = torch.cat([held, block])
+        while (start := round(number * hop)) + length <= first + len(held):
+            end = start + length
+            yield start / sampling_rate, end / sampling_rate, held[start - first : end - first]
+            number += 1
+        passed = min(round(number * hop) - first, len(held))
+        held, first = held[passed:], first + passed
+    total = first + len(held)
+    start = round(number * hop)
+    if total > end and start < total:
+        yield start / sampling_rate, total / sampling_rate, held[start - first :]
+
+
+def _mono(reader: AudioReader) -> Iterator[torch.Tensor]:
+    for block in reader:
+        samples = torch.from_numpy(block).mean(dim=0)
+        peak = float(samples.abs().max())
+        if peak > MAX_AMPLITUDE:
+            raise AudioDecodeError(reader.path, f"samples up to {peak:g}", "[-1, 1]", "write the file again, scaled")
+        yield samples
