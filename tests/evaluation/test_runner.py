@@ -21,10 +21,11 @@ from clap_hf.embedding import ClapEncoder
 from clap_hf.evaluation.benchmarks import PAPER_TASKS, Task
 from clap_hf.evaluation.cache import EmbeddingCache, encode_clips
 from clap_hf.evaluation.command import sound_jobs
+from clap_hf.evaluation.corpus_clips import CorpusClips, zero_shot_score
 from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData, own_tasks
 from clap_hf.evaluation.report import suite_score
 from clap_hf.evaluation.runner import EvaluationOptions, Job, find_locations, paper_jobs, run
-from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE, CorpusClips, zero_shot_score
+from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE
 from clap_hf.evaluation.task_scores import class_texts, score_classification, score_retrieval
 from conftest import EXAMPLES, make_model
 

@@ -1,4 +1,4 @@
-"""Scores of one task from embeddings: zero-shot classification and retrieval (paper Section 2.3), and captions."""
+"""Scores of one task from embeddings: zero-shot classification and retrieval (paper Section 2.3)."""
 
 from __future__ import annotations
 

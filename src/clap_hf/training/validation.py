@@ -20,9 +20,9 @@ from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
 from ..embedding import ClapEncoder, embed_texts
 from ..evaluation import scoring
 from ..evaluation.benchmarks import SUITES
+from ..evaluation.corpus_clips import CorpusClips, zero_shot_score
 from ..evaluation.loading import DataLocation
 from ..evaluation.runner import EvaluationOptions, find_locations, paper_jobs, run
-from ..evaluation.sound_tasks import CorpusClips, zero_shot_score
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
 from .recipe import ContrastiveRecipe
