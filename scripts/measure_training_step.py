@@ -7,13 +7,15 @@
 The first step of each is left out. Measure on a quiet machine.
 """
 
-import argparse
 import itertools
 import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.distributed import average_gradients
@@ -56,36 +58,36 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML recipe")
-    parser.add_argument("--combination", help="which pair of encoders, where the recipe lists several")
-    parser.add_argument("--source", help="a dataset of pairs, instead of the recipe's data")
-    parser.add_argument("--text", default="text", help="that dataset's column of texts")
-    parser.add_argument("--batch-size", type=int, help="pairs per step, instead of the recipe's")
-    parser.add_argument("--steps", type=int, default=20, help="steps to measure")
-    parser.add_argument("--num-workers", type=int, default=1, help="loader processes")
-    args = parser.parse_args()
-    overrides: dict = {"batch_size": args.batch_size, "audio_tower": ""}  # the weights do not matter here
-    if args.source:
-        source = {"dataset": args.source, "text": args.text}
-        overrides |= {"sources": [source], "validation": source}
-    recipe = load_recipe(args.recipe, args.combination, **overrides)
+def main(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe, see configs/.")],
+    combination: Annotated[str | None, typer.Option(help="Pair of encoders, where the recipe lists several.")] = None,
+    source: Annotated[str | None, typer.Option(help="A dataset of pairs, instead of the recipe's data.")] = None,
+    text: Annotated[str, typer.Option(help="That dataset's column of texts.")] = "text",
+    batch_size: Annotated[int | None, typer.Option(help="Pairs per step, instead of the recipe's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure.")] = 20,
+    num_workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 1,
+) -> None:
+    """Print clips a second, and the share of time spent waiting, without and with the recipe's data."""
+    overrides: dict[str, Any] = {"batch_size": batch_size, "audio_tower": ""}  # the weights do not matter here
+    if source is not None:
+        pairs = {"dataset": source, "text": text}
+        overrides |= {"sources": [pairs], "validation": pairs}
+    recipe = load_recipe(path, combination, **overrides)
     if not isinstance(recipe, ContrastiveRecipe):
-        parser.error(f"{args.recipe}: stage is {recipe.stage!r}, expected 'contrastive'.")
+        raise typer.BadParameter(f"{path}: stage is {recipe.stage!r}, expected 'contrastive'.")
     accelerator = make_accelerator(recipe)
     model, processor = build_model(recipe)
-    data = streamed_batches(recipe, processor, args.num_workers)
+    data = streamed_batches(recipe, processor, num_workers)
     stage = ContrastiveStage(model.to(accelerator.device), processor, recipe, data, lambda model: {})
     stage.setup(accelerator)
     share = (accelerator.process_index, accelerator.num_processes)
     one = next(iter(data.batches(0, 0, *share)))
-    bound = measure(stage, itertools.repeat(one), args.steps)
-    loaded = measure(stage, data.batches(0, 0, *share), args.steps)
+    bound = measure(stage, itertools.repeat(one), steps)
+    loaded = measure(stage, data.batches(0, 0, *share), steps)
     if accelerator.is_main_process:
         print(json.dumps({"recipe": recipe.name, "batch_size": recipe.batch_size, "chunk_size": stage.chunk_size}))
         print(json.dumps({"no data": bound, "with data": loaded}))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -9,28 +9,28 @@ import soundfile
 import torch
 
 from clap_hf import embed_files, load_audio
-from clap_hf.embedding import results, work_ahead
+from clap_hf.embedding import read_ahead
 from conftest import make_model, sound
 
 RATE = 16_000
 
 
-def test_items_come_in_order_with_what_became_of_them():
-    def work(item: int) -> int:
-        if item == 3:
-            raise ValueError("three")
+def test_items_come_in_order_and_errors_are_kept_or_raised():
+    def square(item: int) -> int:
+        if item in (3, 4):
+            raise {3: ValueError, 4: FileNotFoundError}[item](f"item {item}")
         return item * item
 
-    found = list(work_ahead(range(50), work))
-    assert [item for item, _ in found] == list(range(50))
-    assert [future.result() for item, future in found if item != 3] == [i * i for i in range(50) if i != 3]
-    with pytest.raises(ValueError, match="three"):
-        found[3][1].result()
-    with pytest.raises(ValueError, match="three"):
-        list(results(range(5), work))
+    skipped: dict[int, str] = {}
+    assert list(read_ahead(range(50), square, skipped)) == [(i, i * i) for i in range(50) if i not in (3, 4)]
+    assert skipped == {3: "item 3", 4: "item 4"}
+    with pytest.raises(ValueError, match="item 3"):
+        list(read_ahead(range(5), square))
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead([1, 0], lambda item: 1 / item, {}))
 
 
-def test_the_next_items_are_under_way_and_no_more_than_allowed():
+def test_the_next_items_are_read_and_no_more_than_allowed():
     taken = []
 
     def items():
@@ -39,10 +39,9 @@ def test_the_next_items_are_under_way_and_no_more_than_allowed():
             yield item
 
     later = threading.Event()
-    work = lambda item: later.wait(60) if item == 0 else later.set()  # noqa: E731
-    stream = work_ahead(items(), work, threads=2, ahead=5)
-    _, first = next(stream)
-    assert first.result()  # which waited for the second item's work, not asked for yet
+    read = lambda item: later.wait(60) if item == 0 else later.set()  # noqa: E731
+    stream = read_ahead(items(), read, threads=2, ahead=5)
+    assert next(stream) == (0, True)  # which waited until the second item was read, not asked for yet
     assert taken == [0, 1, 2, 3, 4]
     for _ in range(10):
         next(stream)

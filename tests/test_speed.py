@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear, add_linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
@@ -21,7 +22,6 @@ from clap_hf.embedding import embed_texts, prefix_trees
 from clap_hf.model.configuration_msclap import MSClapAudioConfig
 from clap_hf.model.modeling_msclap import CPU_WINDOWS
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.model.onednn import ONEDNN_DTYPES, MSClapFusedLinear, add_linear
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_config, make_model
 
 # Operators that move values and compute none; `cat` joins windows of several masks, the rest permutes tokens.
@@ -306,7 +306,7 @@ def test_trees_take_a_text_longer_than_they_are_and_one_that_begins_another():
         found = {}
         for tree in trees:
             for text, end in zip(tree.texts, tree.ends.tolist(), strict=True):
-                path = tree.sees[end].nonzero()[:, 0]
+                path = tree.visible[end].nonzero()[:, 0]
                 assert tree.depths[path].tolist() == list(range(len(path)))
                 found[text] = tree.tokens[path].tolist()
         assert [found[i] for i in range(len(ids))] == ids

@@ -63,7 +63,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         folder: The folder to replace or make.
-        write: Told where to write; makes that folder itself.
+        write: Called with where to write; makes that folder itself.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
@@ -226,7 +226,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def part_facts(path: Path) -> dict[str, Any]:
-    """What a part of a `PartStore` says of itself: `identity`, and what its writer added.
+    """Facts kept in a part of a `PartStore`: `identity`, and what its writer added.
 
     Args:
         path: The file.

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -49,6 +49,13 @@ class AudioDecodeError(ValueError):
         return f"{self.name}: {self.found}; expected {self.expected}; {self.remedy}"
 
 
+@runtime_checkable
+class BinaryReader(Protocol):
+    """A binary file object."""
+
+    def read(self) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Audio:
     """Decoded sound.
@@ -72,7 +79,7 @@ class Audio:
 
 
 def load_audio(
-    source: str | os.PathLike[str] | bytes | BinaryIO,
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader,
     *,
     start_s: float = 0.0,
     duration_s: float | None = None,
@@ -95,6 +102,7 @@ def load_audio(
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: a file object is open in text mode.
         AudioDecodeError: the file is missing, empty, of an unknown format, damaged beyond decoding, longer than
             `max_duration_s`, ends before `start_s`, or holds values that are not finite.
     """
@@ -184,13 +192,19 @@ def _sounds_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _encoded(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[str | bytes, str]:
+def _encoded(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader,
+) -> tuple[str | bytes, str]:
     """Give a path as a string or the encoded bytes, and a name for messages."""
-    if isinstance(source, bytes):
-        return source, "<bytes>"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), "<bytes>"
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source), os.fspath(source)
-    return source.read(), str(getattr(source, "name", "<file object>"))  # only real files have a name
+    name = str(getattr(source, "name", "<file object>"))  # only real files have a name
+    encoded = source.read()
+    if not isinstance(encoded, bytes):
+        raise TypeError(f"{name} gives {type(encoded).__name__}, expected bytes. Open the file in binary mode: 'rb'.")
+    return encoded, name
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def classify(
 
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
-    for file, audio, scores in _listen(files, classifier, failures):
+    for file, audio, scores in _run_pipeline(classifier, files, failures):
         result = {"file": str(file), "duration_s": audio.duration_s, "truncated": audio.truncated, "scores": scores}
         if expected.get(file) in candidates:
             result["expected"] = expected[file]
@@ -104,7 +104,7 @@ def caption(
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     table = Table("file", "length", "caption")
-    for file, audio, [found] in _listen(files, describe, failures):
+    for file, audio, [found] in _run_pipeline(describe, files, failures):
         text = found["generated_text"]
         results.append({"file": str(file), "duration_s": audio.duration_s, "caption": text})
         table.add_row(escape(str(file)), f"{audio.duration_s:.1f} s", escape(text))
@@ -381,23 +381,17 @@ def info() -> None:
     Console().print(table)
 
 
-def _listen(
-    files: list[Path], pipeline: Any, failures: list[dict[str, str]]
+def _run_pipeline(
+    pipeline: Any, files: list[Path], failures: list[dict[str, str]]
 ) -> Iterator[tuple[Path, Audio, list[dict[str, Any]]]]:
-    """What a pipeline says of every file; those that cannot be heard go into `failures`, with the reason."""
-    from .embedding import work_ahead
+    """Output of a pipeline for every file; files that cannot be read go into `failures`, with the reason."""
+    from .embedding import read_ahead
 
-    decoded = track(
-        work_ahead(files, load_audio), "Listening", total=len(files), console=Console(stderr=True), transient=True
-    )
-    for file, future in decoded:
-        try:
-            audio = future.result()
-            answer = pipeline(audio)
-        except (OSError, ValueError) as error:
-            failures.append({"file": str(file), "error": str(error)})
-        else:
-            yield file, audio, answer
+    skipped: dict[Path, str] = {}
+    progress = track(files, "Reading", console=Console(stderr=True), transient=True)
+    for file, audio in read_ahead(progress, load_audio, skipped):
+        yield file, audio, pipeline(audio)
+    failures += [{"file": str(file), "error": reason} for file, reason in skipped.items()]
 
 
 def _expected_labels(files: list[Path]) -> dict[Path, str]:

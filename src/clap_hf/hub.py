@@ -18,9 +18,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Revi
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .auto import MODEL_CLASSES
 from .cards import CARD, check_card, write_card
 from .model.processing_msclap import MSClapProcessor
+from .pretrained import model_class
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +180,12 @@ def _hidden(path: Path) -> bool:
 def _code(folder: Path, target: Path) -> dict[str, Path]:
     """The code of a model and its processor, and the JSON files that point to it, for a folder saved without."""
     config = AutoConfig.from_pretrained(folder)
-    name = (config.architectures or ["none"])[0]
-    if name not in MODEL_CLASSES:
-        raise ValueError(f"{folder}/config.json names the class {name}, expected one of {sorted(MODEL_CLASSES)}.")
+    try:
+        architecture = model_class((config.architectures or ["none"])[0])
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
     with torch.device("meta"):
-        model = MODEL_CLASSES[name](config)
+        model = architecture(config)
     custom_object_save(model, target, config=config)
     config.save_pretrained(target)
     MSClapProcessor.from_pretrained(folder).save_pretrained(target)

@@ -1,6 +1,12 @@
-"""The small trained checkpoint that ships inside the package."""
+"""Find checkpoints: the embedded one, those that a user names, and the class of a saved one."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def embedded_checkpoint() -> Path:
@@ -28,3 +34,21 @@ def checkpoint_path(name: str) -> str:
         FileNotFoundError: See `embedded_checkpoint`.
     """
     return str(embedded_checkpoint()) if name == "embedded" else name
+
+
+def model_class(name: str) -> type[PreTrainedModel]:
+    """The model class that a configuration names as its architecture.
+
+    Args:
+        name: Such as `"MSClapModel"`.
+
+    Raises:
+        ValueError: If it is none of this package's.
+    """
+    from .model import modeling_msclap, modeling_msclap_captioning
+
+    modules = (modeling_msclap, modeling_msclap_captioning)
+    classes = {known: getattr(module, known) for module in modules for known in module.__all__}
+    if name not in classes:
+        raise ValueError(f"the architecture is {name!r}, expected one of {sorted(classes)}.")
+    return classes[name]

@@ -85,7 +85,8 @@ def fake_space(monkeypatch):
 
     rows = corpus_rows()
     labels = {r["label"] for r in rows}
-    monkeypatch.setattr(zero_shot, "embed_texts", embed_texts)
+    for module in ("evaluation.zero_shot", "embedding"):
+        monkeypatch.setattr(f"clap_hf.{module}.embed_texts", embed_texts)
     return rows, torch.stack([axis(r["label"]) for r in rows])
 
 

@@ -46,7 +46,7 @@ def text_calls(classify):
     """Number of texts that each call of the text side encoded."""
     calls: list[int] = []
     hook = classify.model.text_projection.register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
-    classify._label_key = None
+    classify._label_embeds = {}
     yield calls
     hook.remove()
 
@@ -217,6 +217,8 @@ def test_labels_are_encoded_once(classify, text_calls):
     assert text_calls == [3, 2]
     classify(clips[0], candidate_labels=LABELS[:2], sampling_rate=RATE, hypothesis_template=["{}", "hear {}"])
     assert text_calls == [3, 2, 4]
+    classify(clips[0], candidate_labels=LABELS, sampling_rate=RATE)
+    assert text_calls == [3, 2, 4], "label sets that take turns, too"
 
 
 def test_the_default_template(classify, expected):
@@ -290,7 +292,8 @@ def test_labels_with_braces_are_taken_as_they_are(classify):
         ({"candidate_labels": LABELS, "hypothesis_template": []}, ValueError, "where the label goes"),
         ({"candidate_labels": LABELS, "function_to_apply": "relu"}, ValueError, "'relu', expected one of"),
         ({"candidate_labels": LABELS, "top_k": 0}, ValueError, "top_k is 0"),
-        ({"candidate_labels": LABELS, "multi_label": True, "function_to_apply": "none"}, ValueError, "one of them"),
+        ({"candidate_labels": LABELS, "multi_label": True}, ValueError, "calibrated.*function_to_apply='sigmoid'"),
+        ({"candidate_labels": LABELS, "multi_label": False, "function_to_apply": "none"}, ValueError, "one of them"),
         ({"candidate_labels": LABELS, "topk": 1}, TypeError, "topk"),
         ({"candidate_labels": LABELS, "sampling_rate": 3}, ValueError, "has sampling rate 3"),
     ],
@@ -319,8 +322,7 @@ def test_functions(classify):
     logits = scores(function_to_apply="none")
     values = torch.tensor(list(logits.values()))
     assert list(scores().values()) == pytest.approx(values.softmax(0).tolist(), abs=1e-6)
-    assert list(scores(multi_label=True).values()) == pytest.approx(values.sigmoid().tolist(), abs=1e-6)
-    assert scores(multi_label=True) == scores(function_to_apply="sigmoid")
+    assert list(scores(function_to_apply="sigmoid").values()) == pytest.approx(values.sigmoid().tolist(), abs=1e-6)
     assert scores(multi_label=False) == scores(function_to_apply="softmax") == scores()
 
 
@@ -334,7 +336,9 @@ def test_best_first_and_top_k(classify):
 
 
 def test_options_of_the_pipeline_hold_until_a_call_changes_them(checkpoint):
-    classify = make_pipeline(checkpoint, candidate_labels=LABELS, top_k=1, sampling_rate=RATE, multi_label=True)
+    classify = make_pipeline(
+        checkpoint, candidate_labels=LABELS, top_k=1, sampling_rate=RATE, function_to_apply="sigmoid"
+    )
     clip = sound(0.9)
     first = classify(clip)
     assert len(first) == 1

@@ -16,6 +16,8 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+import typer
+from tools.sound_corpus import __main__ as command
 from tools.sound_corpus.archives import read_clonk_group, read_doom_wad, read_ttd_catalogue, read_zip
 from tools.sound_corpus.assemble import FEATURES, assemble
 from tools.sound_corpus.build import build_packages, plan_jobs
@@ -27,6 +29,7 @@ from tools.sound_corpus.packages import SUITES, PackageError, fetch_package, unp
 from tools.sound_corpus.soundfonts import FONTS, Font, plan_phrases
 from tools.sound_corpus.sounds import PackageJob, is_finished
 from tools.sound_corpus.synthesis import render_phrases
+from typer.testing import CliRunner
 
 from clap_hf.audio import encode_flac
 
@@ -241,9 +244,24 @@ def test_fetch_takes_the_file_at_hand_and_names_what_it_cannot_get(
         unpack_package(tmp_path / "bad-1.0.tgz", lambda _: True, tmp_path / "out")
 
 
-def test_plan_refuses_unknown_packages() -> None:
+def test_plan_refuses_unknown_packages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="typo-data"):
         plan_jobs([a_clip("birds-data", "owl.wav")], fonts=(), packages=["typo-data"])
+    app = typer.Typer()
+    app.command()(command.main)
+    folders = ["--work-dir", str(tmp_path / "work"), "--output-dir", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*folders, "--packages", "typo-data"])
+    assert result.exit_code == 2 and "typo-data" in result.output and not list(tmp_path.iterdir())
+
+
+@needs_dpkg
+def test_the_command_builds_a_corpus_of_chosen_packages(tmp_path: Path) -> None:
+    clip = next(clip for clip in load_manifest() if clip.archive is None and clip.category != "music")
+    (tmp_path / "work" / "packages").mkdir(parents=True)
+    make_deb(tmp_path / "work" / "packages", clip.package, {clip.path: wav_bytes(chirp(400, 900))})
+    command.main(tmp_path / "work", tmp_path / "out", packages=[clip.package], processes=1)
+    report = json.loads((tmp_path / "out" / "build_report.json").read_text())
+    assert report["rows"][clip.split] == 1 and set(report["reasons"]) <= {"missing from the package"}
 
 
 def test_long_files_are_cut_after_their_silence_and_music_is_spread(tmp_path: Path) -> None:
@@ -265,7 +283,7 @@ def test_long_files_are_cut_after_their_silence_and_music_is_spread(tmp_path: Pa
     assert len(read_excerpts(tmp_path / "music.wav")) == 1
 
 
-def test_unusable_sounds_say_why(tmp_path: Path) -> None:
+def test_unusable_sounds_are_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 8_000)
     soundfile.write(tmp_path / "nan.wav", np.full(8_000, np.nan, np.float32), 8_000, subtype="FLOAT")
     for name in ("empty.wav", "nan.wav"):
@@ -274,7 +292,7 @@ def test_unusable_sounds_say_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_raw_gsm_is_told_by_its_name(tmp_path: Path) -> None:
+def test_raw_gsm_is_recognised_by_its_name(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "prompt.wav", chirp(300, 900, seconds=1, rate=8_000), 8_000, subtype="GSM610")
     # Microsoft packs two 33-byte frames into 65 bytes; ffmpeg unpacks them into the raw form of telephone exchanges.
     convert = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "prompt.wav"), "-c:a", "libgsm", "-f", "gsm"]
@@ -360,7 +378,7 @@ def test_clonk_groups_nest(tmp_path: Path) -> None:
         list(read_clonk_group(tmp_path / "other.ocg"))
 
 
-def test_captions_lead_with_the_manifest_and_never_claim_loudness() -> None:
+def test_captions_start_with_the_manifests_and_never_claim_loudness() -> None:
     clip = a_clip("qabcs-data", "owl.ogg", raw_label="Barn_owl.")
     assert caption_variants(clip)[:3] == ["an owl hooting", "the sound of barn owl", "owl"]
     drum = a_clip("kit", "k.flac", category="drum", label="open hi-hat", caption="a soft open hi-hat")

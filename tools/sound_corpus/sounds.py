@@ -48,9 +48,9 @@ class PackageJob:
     """The clips that one package gives.
 
     Args:
-        package: the package.
-        clips: recorded clips.
-        fonts: soundfonts in the package, each with the phrases to render.
+        package: The package.
+        clips: Recorded clips.
+        fonts: Soundfonts in the package, each with the phrases to render.
     """
 
     package: str
@@ -102,7 +102,7 @@ def _problem(clip: Clip, reason: str) -> Problem:
 
 
 def _open_archives(job: PackageJob, folder: Path) -> list[Problem]:
-    """Puts the wanted members of the package's archives beside its plain files."""
+    """Put the wanted members of the package's archives beside its plain files."""
     problems = []
     for kind in sorted({clip.archive for clip in job.clips if clip.archive}):
         suffixes, reader = ARCHIVE_READERS[kind]

@@ -104,7 +104,7 @@ def extract_features(
     Raises:
         ValueError: If a weights' file holds something else.
     """
-    names = list(teachers.load())  # refuses a wrong file before any process starts
+    names = list(teachers.load())  # raises for a wrong file before any process starts
     ids = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
     schema = pa.schema({name: pa.list_(pa.float16()) for name in names})
     store = PartStore(folder, f"{ids} {teachers.fingerprint()} {ROWS_PER_PART}", schema)

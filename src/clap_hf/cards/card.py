@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
 from ..atomic_io import write_text
-from ..auto import MODEL_CLASSES
 from ..model.processing_msclap import MSClapProcessor
+from ..pretrained import model_class
 from . import parts
 from .curves import draw_curves
 from .records import Records, epochs_of, records_of_folder, starts_of
@@ -79,7 +79,7 @@ def model_card(
     architecture = (config.architectures or ["MSClapModel"])[0]
     kind = parts.KINDS[architecture]
     with torch.device("meta"):
-        model = MODEL_CLASSES[architecture](config)
+        model = model_class(architecture)(config)
     starts = starts_of(records.run)
     recipe = starts[-1]["recipe"] if starts else None
     title = name or (recipe["name"] if recipe else str(repo_id).rsplit("/", 1)[-1])

@@ -18,8 +18,8 @@ from mteb.models.abs_encoder import AbsEncoder
 from rich.console import Console
 from rich.table import Table
 
-from ..embedding import ClapEncoder, embed_texts, embed_windows
-from ..model.modeling_msclap import MSClapModel, mean_over_windows
+from ..embedding import ClapEncoder, embed_clips, embed_texts
+from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 
 BENCHMARK = "MAEB(v1)"
@@ -97,8 +97,7 @@ class MtebEncoder(AbsEncoder):
         vectors = []
         if "audio" in batch:
             features = self.processor.feature_extractor(list(batch["audio"]))
-            windows = embed_windows(self.model, features["input_features"])
-            vectors.append(F.normalize(mean_over_windows(windows, features["num_windows"]), dim=-1))
+            vectors.append(embed_clips(self.model, features["input_features"], features["num_windows"]))
         if "text" in batch:
             vectors.append(embed_texts(self.model, self.processor.tokenizer, list(batch["text"])).cpu())
         if not vectors:

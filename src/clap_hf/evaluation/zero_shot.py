@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 
-from ..audio import AudioDecodeError, load_stored_audio
-from ..embedding import embed_texts, embed_windows
-from ..model.modeling_msclap import MSClapModel, mean_over_windows
+from ..audio import load_stored_audio
+from ..embedding import embed_classes, embed_clips, embed_texts, read_ahead
+from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .scoring import bootstrap_interval, relevant_ranks, retrieval
 from .sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, select_clips
@@ -73,38 +72,22 @@ def load_clips(split: datasets.Dataset, processor: MSClapProcessor) -> Evaluatio
     needed = {i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE}.union(*chosen.values())
     encoded = split.cast_column("audio", datasets.Audio(decode=False))
     position: dict[int, int] = {}  # row of the split -> clip
-    features, counts, skipped = [], [], {}
-    for i in track(sorted(needed), description="Decoding clips"):
-        try:
-            audio = load_stored_audio(encoded[i]["audio"])
-            inputs = processor.feature_extractor(audio.samples, audio.sampling_rate)
-        except (AudioDecodeError, ValueError) as error:
-            skipped[rows[i]["id"]] = str(error)
-            continue
+    features, counts = [], []
+    skipped: dict[int, str] = {}
+
+    def prepare(i: int) -> Any:
+        audio = load_stored_audio(encoded[i]["audio"])
+        return processor.feature_extractor(audio.samples, audio.sampling_rate)
+
+    for i, inputs in read_ahead(track(sorted(needed), description="Decoding clips"), prepare, skipped):
         position[i] = len(position)
         features.append(inputs["input_features"])
         counts.append(inputs["num_windows"])
     classes = {
         task: {position[i]: name for i, name in members.items() if i in position} for task, members in chosen.items()
     }
-    return EvaluationClips([rows[i] for i in position], classes, torch.cat(features), torch.cat(counts), skipped)
-
-
-def embed_clips(model: MSClapModel, clips: EvaluationClips) -> torch.Tensor:
-    """Unit vectors of all clips, `[clips, projection_dim]`, float32 on the CPU."""
-    windows = embed_windows(model, clips.input_features)
-    return F.normalize(mean_over_windows(windows, clips.num_windows), dim=-1)
-
-
-def class_vectors(vectors: torch.Tensor, texts: Sequence[Sequence[str]]) -> torch.Tensor:
-    """Unit vector of every class, `[classes, dim]`: the mean over its texts, normalised again.
-
-    Args:
-        vectors: Unit vectors of all texts, class after class `[texts, dim]`.
-        texts: The texts of every class.
-    """
-    parts = vectors.split([len(own) for own in texts])
-    return F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
+    reasons = {rows[i]["id"]: reason for i, reason in skipped.items()}
+    return EvaluationClips([rows[i] for i in position], classes, torch.cat(features), torch.cat(counts), reasons)
 
 
 def _metric(hits: np.ndarray) -> dict[str, Any]:
@@ -128,8 +111,8 @@ def classify(
             continue
         names = sorted(set(chosen.values()))
         texts = [task.texts(name) for name in names]
-        vectors = embed_texts(model, processor.tokenizer, [text for group in texts for text in group]).cpu()
-        predicted = (audio[list(chosen)] @ class_vectors(vectors, texts).t()).argmax(dim=1)
+        vectors = embed_classes(model, processor.tokenizer, texts).cpu()
+        predicted = (audio[list(chosen)] @ vectors.t()).argmax(dim=1)
         truth = np.array([names.index(name) for name in chosen.values()])
         hits = (predicted.numpy() == truth).astype(float)
         per_class = {
@@ -173,12 +156,8 @@ def retrieve(
 
 def evaluate(model: MSClapModel, processor: MSClapProcessor, clips: EvaluationClips) -> dict[str, dict[str, Any]]:
     """All tasks that the clips cover; see `classify` and `retrieve`."""
-    was_training = model.training
-    model.eval()
-    audio = embed_clips(model, clips)
-    results = classify(model, processor, clips, audio) | retrieve(model, processor, clips, audio)
-    model.train(was_training)
-    return results
+    audio = embed_clips(model, clips.input_features, clips.num_windows)
+    return classify(model, processor, clips, audio) | retrieve(model, processor, clips, audio)
 
 
 def zero_shot_score(results: dict[str, dict[str, Any]]) -> float:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..embedding import Encoder
+from ..embedding import Encoder, class_vectors
 from . import scoring
 from .benchmarks import Task
-from .zero_shot import class_vectors
 
 LARGEST_MATRIX = 100  # classes up to which the confusion matrix goes into the JSON
 

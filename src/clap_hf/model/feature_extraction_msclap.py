@@ -12,8 +12,6 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from .memory import keep_freed_memory
-
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
@@ -403,7 +401,6 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
         """
-        keep_freed_memory()
         log_mels: list[torch.Tensor] = []
         waiting: list[torch.Tensor] = []
         for window in windows:

@@ -17,13 +17,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_msclap import MSClapAudioConfig, MSClapConfig
-from .memory import keep_freed_memory
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
-
-# Windows that a CPU takes at once: of more, each is slower, since what one layer makes no longer fits the cache.
-CPU_WINDOWS = 4
-RECORDED = ("output_hidden_states", "output_attentions")
 
 AUDIO_TOWERS: dict[str, type[PreTrainedModel]] = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
 
@@ -87,58 +82,19 @@ def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | N
     return sums / num_windows.to(sums.dtype).view(-1, *[1] * (sums.ndim - 1))
 
 
-class MSClapProjectionLinear(nn.Linear):
-    """A linear layer of a projection: weights are initialised by the class of the module that owns them."""
-
-
 class MSClapProjection(nn.Module):
     """Two-layer residual projection into the shared space (released code, `msclap.models.clap.Projection`)."""
 
     def __init__(self, in_features: int, config: PreTrainedConfig):
         super().__init__()
-        self.linear1 = MSClapProjectionLinear(in_features, config.projection_dim, bias=False)
-        self.linear2 = MSClapProjectionLinear(config.projection_dim, config.projection_dim, bias=False)
+        self.linear1 = nn.Linear(in_features, config.projection_dim, bias=False)
+        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
         self.layer_norm = nn.LayerNorm(config.projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.linear1(hidden_states)
         return self.layer_norm(projected + self.dropout(self.linear2(F.gelu(projected))))
-
-
-def run_audio_tower(
-    audio_model: PreTrainedModel, input_features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-) -> BaseModelOutputWithPooling:
-    """Run an audio tower, on a CPU a few windows at a time where nothing but the speed depends on it.
-
-    Args:
-        audio_model: The audio tower.
-        input_features: Log-mel windows `[windows, 1, frames, mel]`.
-
-    Returns:
-        Its output, one row per window.
-    """
-    recorded = any(kwargs.get(name, getattr(audio_model.config, name)) for name in RECORDED)
-    if (
-        torch.compiler.is_compiling()  # first: the number of windows may be a symbol
-        or torch.is_grad_enabled()
-        or audio_model.training  # batch norm looks at the whole batch
-        or recorded
-        or input_features.device.type != "cpu"
-    ):
-        return audio_model(input_features, return_dict=True, **kwargs)
-    keep_freed_memory()
-    at_once = CPU_WINDOWS
-    if audio_model.config.architecture == "htsat":  # twice as many in half of the bytes
-        kwargs["windows_at_once"] = CPU_WINDOWS * 4 // audio_model.dtype.itemsize
-        at_once = kwargs["windows_at_once"] << (len(audio_model.config.depths) - 1)
-    parts = [audio_model(part, return_dict=True, **kwargs) for part in input_features.split(at_once)]
-    if len(parts) == 1:
-        return parts[0]
-    return BaseModelOutputWithPooling(
-        last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
-        pooler_output=torch.cat([part.pooler_output for part in parts]),
-    )
 
 
 def embed_audio(
@@ -159,7 +115,7 @@ def embed_audio(
     Returns:
         Output of the audio tower, with the unit vectors `[clips, projection_dim]` as `pooler_output`.
     """
-    outputs = run_audio_tower(audio_model, input_features, **kwargs)
+    outputs = audio_model(input_features, return_dict=True, **kwargs)
     windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
     outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
     return outputs
@@ -180,8 +136,8 @@ class MSClapPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MSClapProjectionLinear):
-            # torch's default for linear layers, as released: 0.02 would shrink both residual paths.
+        if isinstance(module, nn.Linear):
+            # torch's default, as released: 0.02 would shrink the residual paths of projections and mappers.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, MSClapModel):
             init.constant_(module.logit_scale, math.log(module.config.logit_scale_init_value))
@@ -386,6 +342,13 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         self.classifier = nn.Linear(config.audio_config.hidden_size, config.num_labels)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.classifier:
+            PreTrainedModel._init_weights(self, module)
+        else:
+            super()._init_weights(module)
+
     @can_return_tuple
     def forward(
         self,
@@ -405,7 +368,7 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         Returns:
             `SequenceClassifierOutput` with `loss` if labels are given and `logits` `[clips, num_labels]`.
         """
-        outputs = run_audio_tower(self.audio_model, input_features, **kwargs)
+        outputs = self.audio_model(input_features, return_dict=True, **kwargs)
         logits = mean_over_windows(self.classifier(self.dropout(outputs.pooler_output)), num_windows)
         loss = None
         if labels is not None:

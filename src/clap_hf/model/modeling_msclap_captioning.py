@@ -27,12 +27,10 @@ from .modeling_msclap import (
     MSClapModel,
     MSClapPreTrainedModel,
     MSClapProjection,
-    MSClapProjectionLinear,
     build_audio_tower,
     embed_audio,
 )
 from .modeling_msclap_htsat import eager_attention_forward
-from .onednn import packed_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies what it sees imported, so captioners carry their pipeline
     from .pipeline_msclap import MSClapCaptioningPipeline  # noqa: F401
@@ -52,9 +50,9 @@ class MSClapMapperAttention(nn.Module):
         self.head_dim = size // config.mapper_num_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.to_queries = MSClapProjectionLinear(size, size, bias=False)
-        self.to_keys_values = MSClapProjectionLinear(size, 2 * size, bias=False)
-        self.project = MSClapProjectionLinear(size, size)
+        self.to_queries = nn.Linear(size, size, bias=False)
+        self.to_keys_values = nn.Linear(size, 2 * size, bias=False)
+        self.project = nn.Linear(size, size)
 
     def forward(
         self,
@@ -76,8 +74,8 @@ class MSClapMapperMLP(nn.Module):
 
     def __init__(self, size: int, hidden: int):
         super().__init__()
-        self.fc1 = MSClapProjectionLinear(size, hidden)
-        self.fc2 = MSClapProjectionLinear(hidden, size)
+        self.fc1 = nn.Linear(size, hidden)
+        self.fc2 = nn.Linear(hidden, size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.relu(self.fc1(hidden_states)))
@@ -117,7 +115,7 @@ class MSClapTransformerMapper(nn.Module):
     def __init__(self, config: MSClapCaptioningConfig, input_size: int, input_length: int):
         super().__init__()
         self.size = config.text_config.hidden_size
-        self.linear = MSClapProjectionLinear(input_size, input_length * self.size)
+        self.linear = nn.Linear(input_size, input_length * self.size)
         self.prefix_const = nn.Parameter(torch.zeros(config.prefix_length, self.size))
         self.layers = nn.ModuleList(MSClapMapperLayer(config, self.size) for _ in range(config.mapper_num_layers))
 
@@ -158,8 +156,8 @@ class MSClapMlpMapper(nn.Module):
         super().__init__()
         self.size = config.text_config.hidden_size
         total = self.size * config.prefix_length
-        self.fc1 = MSClapProjectionLinear(config.projection_dim, total // 2)
-        self.fc2 = MSClapProjectionLinear(total // 2, total)
+        self.fc1 = nn.Linear(config.projection_dim, total // 2)
+        self.fc2 = nn.Linear(total // 2, total)
 
     def forward(self, vectors: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Map `[batch, 1, projection_dim]` to `[batch, prefix_length, size]`."""
@@ -385,10 +383,9 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         if self.config.beam_scores == "average" and (config.num_beams or 1) > 1 and not config.do_sample:
             kwargs.setdefault("custom_generate", average_beam_search)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-        with packed_weights(self.language_model, len(prefix) * (config.num_beams or 1), torch.bfloat16):
-            return self.language_model.generate(
-                inputs_embeds=prefix, attention_mask=mask, generation_config=config, **kwargs
-            )
+        return self.language_model.generate(
+            inputs_embeds=prefix, attention_mask=mask, generation_config=config, **kwargs
+        )
 
 
 class MSClapForAudioCaptioning(MSClapGenerativeModel):

@@ -91,7 +91,7 @@ class MSClapCnn14Model(PreTrainedModel):
                 f"input_features have {input_features.shape[-1]} mel bins, this model takes "
                 f"{self.config.num_mel_bins}. Use the feature extractor saved with the model."
             )
-        hidden_states = self.batch_norm(input_features).to(self.fc.weight.dtype)
+        hidden_states = self.batch_norm(input_features).to(next(self.blocks.parameters()).dtype)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.mean(dim=3).transpose(1, 2)  # [batch, steps, channels]

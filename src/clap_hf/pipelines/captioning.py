@@ -6,13 +6,13 @@ package is not installed, the same task with `trust_remote_code=True` captions s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..embedding import evaluation_mode, read_sound
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
-from .zero_shot import decoded_ahead, read_sound
+from ._sounds import pipeline_inputs
 
 TASK = "audio-captioning"
 
@@ -72,11 +72,16 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             "batch_size": batch_size,
             "num_workers": num_workers,
         }
-        if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            processes = self._num_workers if num_workers is None else num_workers
-            return list(super().__call__(decoded_ahead(audios, processes), **options))
-        return super().__call__(audios, **options)
+        inputs, many = pipeline_inputs(audios, self._num_workers if num_workers is None else num_workers)
+        outputs = super().__call__(inputs, **options)
+        return list(outputs) if many else outputs
 
     def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
         return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], generate_kwargs: dict[str, Any] | None = None
+    ) -> dict[str, torch.Tensor]:
+        with evaluation_mode(self.model):
+            return super()._forward(model_inputs, generate_kwargs)

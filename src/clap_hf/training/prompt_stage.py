@@ -63,7 +63,7 @@ class PromptValidation:
     def __init__(self, dataset: PromptDataset, processor: MSClapProcessor, clips: int):
         self.processor, self.collate = processor, PromptCollator(processor.tokenizer)
         self.examples = {}
-        for number, stream in enumerate(dataset.tasks):
+        for number, stream in enumerate(dataset.streams):
             places = list(dataset.examples_of(number))
             places = places[:: max(1, len(places) // clips)][:clips]
             self.examples[stream.name] = (stream, [dataset[place, 0] for place in places])

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from ..data.simple_stream import stream_rows
 from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
-from ..embedding import ClapEncoder
+from ..embedding import ClapEncoder, embed_clips, embed_texts
 from ..evaluation.benchmarks import SUITES
 from ..evaluation.loading import DataLocation
 from ..evaluation.runner import Options, find_places, paper_jobs, run
-from ..evaluation.zero_shot import classify, embed_clips, embed_texts, load_clips, retrieve, zero_shot_score
+from ..evaluation.zero_shot import classify, load_clips, retrieve, zero_shot_score
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
 from .recipe import ContrastiveRecipe
@@ -62,7 +62,7 @@ class CorpusValidation:
         self.clips = load_clips(split, processor)
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
-        audio = embed_clips(model, self.clips)
+        audio = embed_clips(model, self.clips.input_features, self.clips.num_windows)
         results = classify(model, self.processor, self.clips, audio)
         results |= retrieve(model, self.processor, self.clips, audio)
         text = embed_texts(model, self.processor.tokenizer, [row["captions"][0] for row in self.clips.rows]).cpu()
