@@ -41,7 +41,7 @@ CHANGES = {
     "plateau_factor": 0.5, "plateau_patience": 5, "best_metric": "nonsense", "best_mode": None, "max_grad_norm": 1e-3,
     "ema_decay": 0.05, "precision": "bf16", "gradient_checkpointing": True, "checkpoint_steps": 1, "max_skipped": 0,
     "dataset": "gone", "split": "train+validation", "balance": 0.0, "source_balance": 3.0,
-    "category_weights": {"animal": 9.0}, "sources": [{"dataset": "gone"}], "validation": {},
+    "category_weights": {"animal": 9.0}, "sources": [{"dataset": "gone"}], "validation": {"dataset": "gone"},
     "streaming": "simple", "lanes": 2, "shuffle_block": 1, "augmentation": None,
     "validation_pairs": 4, "evaluation_tasks": "nonsense",
     "audio": HTSAT | {"depths": [1, 2]}, "audio_tower": "{tower}", "weights": "{weights}",
