@@ -38,11 +38,23 @@ def recipe(tmp_path):
 
 def test_training_by_a_recipe_with_options(recipe, tmp_path):
     options = ["--output-dir", tmp_path / "run", "--trackers", "", "--num-workers", 0]
-    result = invoke("train", recipe, *options, "--seed", 7, "--set", "balance=0.25", "--set", "betas=[0.9, 0.99]")
+    result = invoke(
+        "train",
+        recipe,
+        *options,
+        "--seed",
+        7,
+        "--set",
+        "balance=0.25",
+        "--set",
+        "betas=[0.9, 0.99]",
+        "--set",
+        "augmentation=null",
+    )
     assert result.exit_code == 0, result.output
     start, epoch = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
-    found = [start["recipe"][name] for name in ("seed", "balance", "betas")]
-    assert found == [7, 0.25, [0.9, 0.99]] and epoch["step"] == 2
+    found = [start["recipe"][name] for name in ("seed", "balance", "betas", "augmentation")]
+    assert found == [7, 0.25, [0.9, 0.99], None] and epoch["step"] == 2
     again = invoke("train", recipe, *options)
     assert again.exit_code == 2 and "--resume" in again.stderr
 

@@ -65,7 +65,7 @@ def train(
         "checkpoint_steps": checkpoint_steps,
     }
     try:
-        loaded = load_recipe(recipe, combination, **(overrides | _settings(settings or [])))
+        loaded = load_recipe(recipe, combination, _settings(settings or []), **overrides)
         if isinstance(loaded, ClassificationRecipe):
             unused = {
                 "--resume": resume,

@@ -39,7 +39,7 @@ def settings(checkpoint, folder, **changes):
 
 
 def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
-    found = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, "cpu")
+    found = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, device="cpu")
     assert [fold["fold"] for fold in found["folds"]] == [1, 2, 3]
     assert [fold["clips"] for fold in found["folds"]] == [12, 13, 12]
     assert list(found["skipped"]) == ["36"] and "not a sound" in found["skipped"]["36"]
@@ -63,10 +63,10 @@ def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
     # A second run trains nothing; other settings do.
     fitted = []
     monkeypatch.setattr(classification, "_probe", lambda *arguments: fitted.append(1) or 1 / 0)
-    again = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, "cpu")
+    again = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, device="cpu")
     assert again["folds"] == found["folds"] and again["pooled"] == found["pooled"] and not fitted
     with pytest.raises(ZeroDivisionError):
-        cross_validate(settings(checkpoint, folder, frozen=True, seed=1), tmp_path, "cpu")
+        cross_validate(settings(checkpoint, folder, frozen=True, seed=1), tmp_path, device="cpu")
 
 
 def test_the_whole_tower_trains(checkpoint, folder, tmp_path):

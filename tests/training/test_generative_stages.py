@@ -136,7 +136,7 @@ def test_a_tower_that_does_not_fit_is_refused(corpus, tasks_run, tmp_path):
 
 def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_path):
     best = contrastive_run / "best"
-    settings = contrastive_settings(corpus, weights=str(best), steps=1, steps_per_epoch=1)
+    settings = contrastive_settings(corpus, weights=str(best), text={}, steps=1, steps_per_epoch=1)
     recipe = load_recipe(write_recipe(tmp_path, settings))
     trained = MSClapModel.from_pretrained(best).state_dict()
     for name, value in build_model(recipe)[0].state_dict().items():

@@ -33,7 +33,7 @@ def launch(*command):
 
 @pytest.mark.slow
 def test_torchrun_trains_on_two_processes(command, tmp_path):
-    done = launch("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", *command)
+    done = launch("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command)
     assert done.returncode == 0, done.stderr
     start, epoch = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
     assert start["processes"] == 2 and epoch["step"] == 6

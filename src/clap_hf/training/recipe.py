@@ -271,14 +271,17 @@ RECIPES: dict[str, type[Recipe]] = {
 PARTS = {"text": TextTower, "language_model": LanguageModel, "augmentation": Augmentation, "teacher": Teacher}
 
 
-def load_recipe(path: str | Path, combination: str | None = None, **overrides: Any) -> Recipe:
+def load_recipe(
+    path: str | Path, combination: str | None = None, settings: dict[str, Any] | None = None, **overrides: Any
+) -> Recipe:
     """Read a recipe; its `stage` names which.
 
     Args:
         path: YAML file. Where it names another under `extends`, it replaces top-level settings of that one.
         combination: Where the file lists several pairs of encoders under `combinations`, which of them: its settings
             replace the file's.
-        overrides: Top-level settings that replace the file's; None values are ignored. `dataset` replaces `sources`
+        settings: Top-level settings that replace the file's.
+        overrides: The same, but None values are ignored. `dataset` replaces `sources`
             with all that belongs to them, and the other way round; `weights` replaces the towers; `steps` replaces
             `epochs`; an empty `audio_tower` trains it from scratch.
 
@@ -296,7 +299,7 @@ def load_recipe(path: str | Path, combination: str | None = None, **overrides: A
             raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
         values |= combinations[combination]
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
-    _override(kind, values, {name: value for name, value in overrides.items() if value is not None})
+    _override(kind, values, {name: value for name, value in overrides.items() if value is not None} | (settings or {}))
     if issubclass(kind, TrainingSettings) and values.get("epochs") is not None:
         values.setdefault("steps", None)
     if values.get("audio_tower") == "":
