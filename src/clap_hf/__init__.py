@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, audio_files, load_audio
     from .data.collator import MSClapDataCollator
     from .embedding import EmbeddedFiles, embed_files
+    from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
         MSClapAudioConfig,
         MSClapCaptioningConfig,
@@ -71,6 +72,8 @@ __all__ = [
     "load_audio",
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
+    "optimize_for_cpu",
+    "restore_from_cpu",
     "split_by_clips",
 ]
 
@@ -85,6 +88,10 @@ _MODULES = {
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
+    ),
+    "fast_cpu": (
+        "optimize_for_cpu",
+        "restore_from_cpu",
     ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",

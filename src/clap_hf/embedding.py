@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .audio import Audio, AudioDecodeError, load_audio
+from .fast_cpu import optimize_if_possible
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 
@@ -104,7 +105,10 @@ def embed_files(
 
     Returns:
         A vector for every file that can be read, and the reason for every other.
+
+    On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
+    optimize_if_possible(model)
     extractor, device = processor.feature_extractor, model.device
     on_gpu = is_accelerator(device)
     if threads is None:
@@ -343,7 +347,7 @@ class ClapEncoder:
         short_audio: str | None = None,
     ):
         extractor = processor.feature_extractor
-        self.model, self.processor, self.name = model, processor, name
+        self.model, self.processor, self.name = optimize_if_possible(model), processor, name
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
         if self.long_audio == "random":

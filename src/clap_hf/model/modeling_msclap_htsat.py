@@ -154,18 +154,26 @@ class MSClapHtsatAttention(nn.Module):
             The attended states `[batch, image tokens, channels]` and, of eager attention only, weights
             `[batch * windows, heads, window ** 2, window ** 2]`.
         """
-        context, weights = self.attend(hidden_states, **kwargs)
+        windows = hidden_states.index_select(1, self.window_tokens)
+        context, weights = self.attend(self.qkv(windows), **kwargs)
+        context = context.index_select(1, self.image_tokens)
         return self.dropout(self.proj(context)), weights
 
     def attend(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, qkv: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`forward` without the output projection."""
-        batch, image_tokens, channels = hidden_states.shape
+        """Attention of every window's queries to its keys, with the position bias and the mask of the shift.
+
+        Args:
+            qkv: Queries, keys and values `[batch, image tokens, 3 * channels]`, window after window.
+
+        Returns:
+            Context `[batch, image tokens, channels]`, window after window, and weights as of `forward`.
+        """
+        batch, image_tokens, _ = qkv.shape
         tokens = self.window**2
-        windows = hidden_states.index_select(1, self.window_tokens)
-        qkv = self.qkv(windows).view(-1, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch * windows, heads, tokens, head_dim] each
+        # [batch * windows, heads, tokens, head_dim] each
+        query, key, value = qkv.view(-1, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
 
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()[None]
@@ -183,8 +191,7 @@ class MSClapHtsatAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        context = context.reshape(batch, image_tokens, channels)
-        return context.index_select(1, self.image_tokens), weights
+        return context.reshape(batch, image_tokens, -1), weights
 
 
 class MSClapHtsatMLP(nn.Module):
@@ -242,12 +249,15 @@ class MSClapHtsatPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.reduction(self.norm(self.merge(hidden_states)))
+
+    def merge(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[batch, tokens, channels]` to `[batch, tokens / 4, 4 * channels]`: every square of four tokens in a row."""
         batch, _, channels = hidden_states.shape
         rows, columns = self.resolution
         image = hidden_states.view(batch, rows // 2, 2, columns // 2, 2, channels)
         # Order of the four neighbours: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
-        image = image.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns // 4, 4 * channels)
-        return self.reduction(self.norm(image))
+        return image.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns // 4, 4 * channels)
 
 
 class MSClapHtsatStage(nn.Module):
@@ -255,6 +265,7 @@ class MSClapHtsatStage(nn.Module):
 
     def __init__(self, config: MSClapAudioConfig, stage: int, resolution: tuple[int, int], drop_paths: list[float]):
         super().__init__()
+        self.config = config
         channels = config.embed_dim * 2**stage
         self.blocks = nn.ModuleList(
             MSClapHtsatBlock(config, channels, resolution, config.num_attention_heads[stage], bool(i % 2), rate)

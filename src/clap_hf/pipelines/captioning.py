@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
 from .zero_shot import decoded_ahead, read_sound
 
@@ -33,6 +34,10 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
     `generate_kwargs`. Clips longer than the model's window are covered by several windows, whose embeddings are
     averaged.
     """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        optimize_if_possible(self.model)
 
     def __call__(
         self,

@@ -19,6 +19,7 @@ from transformers import ZeroShotAudioClassificationPipeline
 
 from ..audio import Audio, load_audio
 from ..embedding import embed_texts, results
+from ..fast_cpu import optimize_if_possible
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
@@ -123,6 +124,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         self._label_key: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._label_embeds = torch.empty(0)
         super().__init__(**kwargs)
+        optimize_if_possible(self.model)
 
     def __call__(
         self,
