@@ -88,8 +88,8 @@ def unpad_windows(input_features: torch.Tensor, num_windows: torch.Tensor | None
     known = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if num_windows.shape != (clips,) or (known and not (1 <= num_windows.min() and num_windows.max() <= windows)):
         raise ValueError(
-            f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected numbers "
-            f"from 1 to {windows}, one for each of {clips} clips: a row [windows, frames, mel] is a clip."
+            f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected "
+            f"numbers from 1 to {windows}, one for each of {clips} clips: a row [windows, frames, mel] is a clip."
         )
     if windows == 1:
         return input_features
