@@ -34,9 +34,13 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
         tail = reader.at(max(begin, end - _TAIL), min(_TAIL, end - begin))
         there, whole = _last_frame(tail, int.from_bytes(head[8:10], "big"))
         part = Part(begin, end)
-        if len(head) == _HEAD and there and not 0 < stated <= there:
-            if stated or not whole:
+        if len(head) == _HEAD and there and (stated != there if whole else not 0 < stated <= there):
+            if not whole:
                 structure.damage.append(Damage("the file ends inside a frame or too early", there / rate))
+            elif stated:
+                structure.damage.append(
+                    Damage(f"the header states {stated} samples, frames hold {there}", there / rate)
+                )
             head[21:26] = (head[21] >> 4 << 36 | there).to_bytes(5, "big")  # decoders need the right length
             part = Part(begin + _HEAD, end, bytes(head))
         structure.parts.append(part)
