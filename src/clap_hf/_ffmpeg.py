@@ -72,14 +72,16 @@ def probe(source: str) -> Stream:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_STALLED_S)
     except subprocess.TimeoutExpired as error:
         raise FFmpegError(f"ffprobe did not finish within {_STALLED_S:.0f} s") from error
-    found = json.loads(done.stdout.decode(errors="replace") or "{}")
-    if not found.get("streams"):
+    try:
+        found = json.loads(done.stdout.decode(errors="replace"))
+        stream = found["streams"][0]
+        rate, channels = int(stream["sample_rate"]), int(stream["channels"])
+        if rate <= 0 or channels <= 0:
+            raise ValueError
+    except (ValueError, LookupError) as error:  # a JSONDecodeError is a ValueError
         lines = done.stderr.decode(errors="replace").strip().splitlines() if done.returncode else []
-        raise FFmpegError(f"FFmpeg cannot read it ({lines[-1]})" if lines else "FFmpeg finds no audio stream in it")
-    stream = found["streams"][0]
-    rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
-    if rate <= 0 or channels <= 0:
-        raise FFmpegError("FFmpeg finds an audio stream without a sampling rate or channels in it")
+        reason = f"FFmpeg cannot read it ({lines[-1]})" if lines else "FFmpeg finds no audio stream with a rate in it"
+        raise FFmpegError(reason) from error
     try:
         duration = float(stream.get("duration", found.get("format", {}).get("duration", "nan")))
     except ValueError:

@@ -38,6 +38,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader
 
 BLOCK_FRAMES = 16_384  # a decoder that fails costs the block that it fails in
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile's count is larger where a header states none
+_MP3_PADDING = 4608  # samples that encoders add at both ends, at most
 _IN_MEMORY = 1 << 24  # bytes of a file object; a larger one is copied to disk
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
@@ -169,6 +170,9 @@ class AudioReader:
                 continue
             if self._differs(number, sound.samplerate, sound.channels):
                 break
+            if part.coded is not None and sound.frames < part.coded - _MP3_PADDING:
+                reason = f"the tag leaves {sound.frames} of {part.coded} samples"
+                self._found.append(Damage(reason, sound.frames / sound.samplerate))
             lengths.append(part.frames or (sound.frames if sound.frames < _UNKNOWN_FRAMES else None))
             if number > 1:
                 sound.close()
@@ -176,7 +180,7 @@ class AudioReader:
         return self._libsndfile_blocks(first, lengths)
 
     def _sound(self, part: Part) -> soundfile.SoundFile:
-        whole = part == Part(0, self._size)
+        whole = (part.start, part.end, part.head) == (0, self._size, b"")
         if whole and not isinstance(self._file, io.BytesIO):
             # By number: soundfile and libsndfile would take the format of a file from its name.
             return soundfile.SoundFile(self._file.fileno(), closefd=False)

@@ -30,14 +30,19 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
     structure = Structure([])
     for begin, end in zip(starts, [*starts[1:], size], strict=True):
         head = bytearray(reader.at(begin, _HEAD))
+        stated = _length(head)[1]
+        tail = reader.at(max(begin, end - _TAIL), min(_TAIL, end - begin))
+        there, whole = _last_frame(tail, int.from_bytes(head[8:10], "big"))
         part = Part(begin, end)
-        if len(head) == _HEAD and not _length(head)[1]:
-            tail = reader.at(max(begin, end - _TAIL), min(_TAIL, end - begin))
-            total, whole = _last_frame(tail, int.from_bytes(head[8:10], "big"))
-            head[21:26] = (head[21] >> 4 << 36 | total).to_bytes(5, "big")
-            part = Part(begin + _HEAD, end, bytes(head))
+        if len(head) == _HEAD and there and (stated != there if whole else not 0 < stated <= there):
             if not whole:
-                structure.damage.append(Damage("the file ends inside a frame"))
+                structure.damage.append(Damage("the file ends inside a frame or too early", there / rate))
+            elif stated:
+                structure.damage.append(
+                    Damage(f"the header states {stated} samples, frames hold {there}", there / rate)
+                )
+            head[21:26] = (head[21] >> 4 << 36 | there).to_bytes(5, "big")  # decoders need the right length
+            part = Part(begin + _HEAD, end, bytes(head))
         structure.parts.append(part)
     if len(starts) == 1 and not structure.parts[0].head:
         structure.parts = [Part(0, size)]
@@ -59,7 +64,7 @@ def _last_frame(tail: bytes, fixed_block: int) -> tuple[int, bool]:
         fixed_block: samples in a frame, for streams that number their frames.
 
     Returns:
-        Number of samples up to the end of the last whole frame, and whether it ends the stream.
+        Number of samples up to the end of the last whole frame, 0 where none is found, and whether it ends the stream.
     """
     at = len(tail)
     firsts: list[int] = []
@@ -70,7 +75,7 @@ def _last_frame(tail: bytes, fixed_block: int) -> tuple[int, bool]:
             firsts.append(number if tail[at + 1] & 1 else number * fixed_block)
             if _crc(tail[at:], _CRC_16, 16) == 0:
                 return firsts[-1] + block, True
-    return max(firsts[:1], default=0), False
+    return max(firsts, default=0), False
 
 
 def _frame_header(data: bytes) -> tuple[int, int] | None:

@@ -118,7 +118,9 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
         if stated is None and len(bitrates) > 1 and first.layer == 3:
             parts.append(Part(begin, end, _tag(reader.at(begin, 4), number)))
         else:
-            parts.append(Part(part_start, end, frames=number * first.samples if stated is None else None))
+            samples = number * first.samples
+            known = stated is None  # not from a tag, which states what to cut off
+            parts.append(Part(part_start, end, frames=samples if known else None, coded=None if known else samples))
 
     while position < size:
         data = reader.at(position, _HEADER)

@@ -25,13 +25,15 @@ class Damage:
 class Part:
     """One stream of a file: the bytes `head`, then the file's bytes from `start` to `end`.
 
-    `frames` is its number of samples a channel where its own header does not state it and a check has found it.
+    `frames` is its number of samples a channel where its own header does not state it and a check has found it;
+    `coded`, for MP3, that number before decoders cut off what the encoder added at both ends.
     """
 
     start: int
     end: int
     head: bytes = b""
     frames: int | None = None
+    coded: int | None = None
 
 
 @dataclass
