@@ -62,7 +62,7 @@ def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
     assert hits == result["hits"]
     # A second run trains nothing; other settings do.
     fitted = []
-    monkeypatch.setattr(classification, "_probe", lambda *arguments: fitted.append(1) or 1 / 0)
+    monkeypatch.setattr(classification, "_probe", lambda *arguments, **options: fitted.append(1) or 1 / 0)
     again = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, device="cpu")
     assert again["folds"] == found["folds"] and again["pooled"] == found["pooled"] and not fitted
     with pytest.raises(ZeroDivisionError):
