@@ -117,7 +117,7 @@ def embed_files(
     def prepare(file: Path) -> torch.Tensor:
         """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
         sound = load_audio(file)
-        (windows,) = extractor.windows(sound.samples, sound.sampling_rate)
+        (windows,) = extractor.windows([sound.samples], sound.sampling_rate)
         if not on_gpu:
             return extractor.log_mels(windows)
         stacked = torch.stack(windows)
@@ -368,7 +368,7 @@ class ClapEncoder:
         """Log-mel windows of a sound."""
         extractor = self.processor.feature_extractor
         policies = {"long_audio": self.long_audio, "short_audio": self.short_audio}
-        return dict(extractor(audio.samples, audio.sampling_rate, **policies))
+        return dict(extractor([audio.samples], audio.sampling_rate, **policies))
 
     def embed_audio(self, prepared: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Unit vectors of prepared sounds, `[clips, projection_dim]`: their windows' mean, normalised again."""

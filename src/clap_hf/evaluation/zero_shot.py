@@ -77,7 +77,7 @@ def load_clips(split: datasets.Dataset, processor: MSClapProcessor) -> Evaluatio
     for i in track(sorted(needed), description="Decoding clips"):
         try:
             audio = load_stored_audio(encoded[i]["audio"])
-            inputs = processor.feature_extractor(audio.samples, audio.sampling_rate)
+            inputs = processor.feature_extractor([audio.samples], audio.sampling_rate)
         except (AudioDecodeError, ValueError) as error:
             skipped[rows[i]["id"]] = str(error)
             continue
