@@ -229,7 +229,7 @@ def embed_files(
     def prepare(file: Path) -> torch.Tensor:
         """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
         sound = load_audio(file)
-        (windows,) = extractor.windows(sound.samples, sound.sampling_rate, max_windows=max_windows)
+        (windows,) = extractor.windows([sound.samples], sound.sampling_rate, max_windows=max_windows)
         if not on_gpu:
             return extractor.log_mels(windows)
         stacked = torch.stack(windows)

@@ -231,7 +231,7 @@ class PromptDataset(Dataset):
         sound = load_stored_audio(audio)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         extracted = self.feature_extractor(
-            sound.samples, sound.sampling_rate, long_audio="random", generator=generator
+            [sound.samples], sound.sampling_rate, long_audio="random", generator=generator
         )
         return extracted["input_features"][0]
 

@@ -76,7 +76,7 @@ class ClapCaptioner:
 
     def prepare(self, audio: Audio) -> dict[str, torch.Tensor]:
         """Log-mel windows of a sound."""
-        return dict(self.processor.feature_extractor(audio.samples, audio.sampling_rate))
+        return dict(self.processor.feature_extractor([audio.samples], audio.sampling_rate))
 
     @torch.inference_mode()
     def caption(self, prepared: Sequence[dict[str, torch.Tensor]]) -> list[str]:

@@ -41,7 +41,7 @@ class CorpusClips:
 
         def read(i: int) -> BatchFeature:
             sound = load_stored_audio(audio[i])
-            return processor.feature_extractor(sound.samples, sound.sampling_rate)
+            return processor.feature_extractor([sound.samples], sound.sampling_rate)
 
         inputs = dict(read_ahead(track(needed, description="Decoding clips"), read, skipped))
         if not inputs:

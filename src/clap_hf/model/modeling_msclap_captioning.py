@@ -114,6 +114,7 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
 
     config: MSClapCaptioningConfig
     base_model_prefix = "language_model"
+    num_mappers = 1  # each makes `prefix_length` vectors
     main_input_name = "input_features"
     _no_split_modules = ["MSClapHtsatBlock", "MSClapCnn14Block", "MSClapProjection", "MSClapMapperLayer"]
 
@@ -189,7 +190,6 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
     def continue_prefix(
         self,
         prefix: torch.Tensor | None,
-        prefix_length: int,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -204,7 +204,6 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
 
         Args:
             prefix: `[clips, prefix, size]`; None if the cache holds it.
-            prefix_length: Vectors of a prefix.
             input_ids: Tokens `[clips, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[clips, tokens]`, those in the cache included.
             labels: Tokens to predict, -100 where none is, `[clips, tokens]`.
@@ -233,9 +232,8 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         if tokens == 0:
             attention_mask = None
         elif attention_mask is not None:
-            attention_mask = torch.cat(
-                [attention_mask.new_ones(attention_mask.shape[0], prefix_length), attention_mask], dim=1
-            )
+            length = self.num_mappers * self.config.prefix_length
+            attention_mask = torch.cat([attention_mask.new_ones(len(attention_mask), length), attention_mask], dim=1)
         layers = [module for module in self.language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
         # The prefix' own positions predict nothing: their logits, most of the work in a short caption, are left out.
         predicted = tokens + (prefix is not None)
@@ -383,7 +381,6 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
             prefix = self.get_prefix(input_features, num_windows)
         return self.continue_prefix(
             prefix,
-            self.config.prefix_length,
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
@@ -427,6 +424,7 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
     """
 
     config: MSClapConditionalGenerationConfig
+    num_mappers = 2
 
     def __init__(self, config: MSClapConditionalGenerationConfig):
         super().__init__(config)
@@ -489,7 +487,6 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
             prefix = self.get_prefix(input_features, prompt_ids, prompt_mask, num_windows)
         return self.continue_prefix(
             prefix,
-            2 * self.config.prefix_length,
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,

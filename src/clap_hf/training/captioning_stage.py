@@ -69,7 +69,7 @@ class CaptionValidation:
                 sound = load_audio(encoded)
             except (RowError, AudioDecodeError):
                 continue
-            self.features.append(dict(processor.feature_extractor(sound.samples, sound.sampling_rate)))
+            self.features.append(dict(processor.feature_extractor([sound.samples], sound.sampling_rate)))
             self.references.append(texts)
         if not self.features:
             raise ValueError(f"{source.dataset}, {source.split}: no readable clips with captions, expected some.")

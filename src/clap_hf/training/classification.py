@@ -52,7 +52,7 @@ class _Clips(Dataset):
         options: dict[str, Any] = (
             {"long_audio": "random", "generator": torch.default_generator} if self.training else {}
         )
-        features = self.extractor(sound.samples, sound.sampling_rate, **options)
+        features = self.extractor([sound.samples], sound.sampling_rate, **options)
         return {**features, "labels": int(self.labels[row])}
 
 
@@ -204,7 +204,7 @@ def _tower_outputs(
     vectors = np.zeros((len(audio), model.config.audio_config.hidden_size), dtype=np.float32)
     for row in track(rows, "Embedding", console=Console(stderr=True), transient=True):
         sound = load_stored_audio(audio[row]["audio"])
-        features = extractor(sound.samples, sound.sampling_rate)
+        features = extractor([sound.samples], sound.sampling_rate)
         states = model.audio_model(features["input_features"][0][:, None].to(model.device)).pooler_output
         vectors[row] = states.mean(dim=0).cpu().numpy()
     return vectors
