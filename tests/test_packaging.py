@@ -50,7 +50,7 @@ def test_no_source_file_is_long():
 
 def test_no_circular_imports():
     graph = {name: imports(name) & SOURCES.keys() for name in SOURCES}
-    assert graph["clap_hf.audio"] >= {"clap_hf._ffmpeg"}  # the graph sees imports at all
+    assert graph["clap_hf.audio_reader"] >= {"clap_hf._ffmpeg"}  # the graph sees imports at all
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
