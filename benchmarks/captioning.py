@@ -76,6 +76,7 @@ def measure(files: list[Path], rounds: int, max_new_tokens: int, seed: int) -> d
         torch.save({"model": official_state(random_captioner(seed), "clapcap", "current")}, path)
         wrapper = reference_wrapper(path, "clapcap")
         model, processor = load_clapcap_checkpoint(path, TOKENIZER["clapcap"])
+    clap_hf.optimize_for_cpu(model)
     small = in_bfloat16(model)
     for ours in (model, small):  # first calls set things up
         own_tokens(ours, processor, files[0], 3)

@@ -9,6 +9,7 @@ import clap_hf  # first: it makes a torchaudio built for another torch importabl
 
 # isort: split
 
+import copy
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import soundfile
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedModel
+
+from clap_hf.fast_cpu import optimize_if_possible
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -45,9 +48,10 @@ RECORDINGS = (
 
 @dataclass
 class Peers:
-    """The models, in evaluation mode."""
+    """The models, in evaluation mode: ours by the fast path and as plain PyTorch, with the same weights."""
 
     model: clap_hf.MSClapModel
+    plain: clap_hf.MSClapModel
     processor: clap_hf.MSClapProcessor
     msclap: Any
     laion: ClapModel
@@ -75,14 +79,16 @@ def build() -> Peers:
         model, processor = clap_hf.load_msclap_checkpoint(path, "2023", TOKENIZER["2023"])
     torch.manual_seed(SEED)
     laion = ClapModel(ClapConfig()).eval()
-    return Peers(model.eval(), processor, msclap, laion, ClapFeatureExtractor(truncation="rand_trunc"))
+    plain = model.eval()
+    fast = clap_hf.optimize_for_cpu(copy.deepcopy(plain))
+    return Peers(fast, plain, processor, msclap, laion, ClapFeatureExtractor(truncation="rand_trunc"))
 
 
 def in_bfloat16(model: PreTrainedModel) -> Any:
-    """A model as `from_pretrained(..., dtype=torch.bfloat16)` gives it."""
+    """A model as `from_pretrained(..., dtype=torch.bfloat16)` gives it, by the fast path where it is on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
+        return optimize_if_possible(type(model).from_pretrained(folder, dtype=torch.bfloat16).eval())
 
 
 def waveforms(clips: int, seconds: float, rate: int) -> torch.Tensor:

@@ -112,6 +112,7 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
         clips = waveforms(batch, WINDOW_S, RATE)
         candidates: dict[str, Callable[[], Any]] = {
             "ours": lambda clips=clips: peers.embed(peers.model, clips),
+            "ours, plain": lambda clips=clips: peers.embed(peers.plain, clips),
             **(large_squares() if batch == 32 else {}),
             "ours, bfloat16": lambda clips=clips: peers.embed(small, clips),
             "msclap": lambda clips=clips: encoder(clips)[0],
@@ -143,13 +144,13 @@ def operations(peers: Peers, seconds: float) -> dict[str, Any]:
     """What the audio tower's time goes to."""
     clips = waveforms(4, WINDOW_S, RATE)
     features = peers.processor.feature_extractor(list(clips), RATE)["input_features"]
-    models = {"float32": peers.model, "bfloat16": in_bfloat16(peers.model)}
+    models = {"float32": peers.model, "float32, plain": peers.plain, "bfloat16": in_bfloat16(peers.model)}
     return {"shares": {name: shares_of_time(model, features) for name, model in models.items()}}
 
 
 def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
     """Waveform to embedding, the tower by `torch.compile` with its weights frozen, and what the warm-up takes."""
-    fast, small = copy.deepcopy(peers.model), in_bfloat16(peers.model)
+    fast, small = copy.deepcopy(peers.plain), in_bfloat16(peers.model)
     extractor = peers.processor.feature_extractor
     clips = waveforms(32, WINDOW_S, RATE)
     features = extractor(list(clips), RATE)["input_features"]

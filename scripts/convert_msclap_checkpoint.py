@@ -1,12 +1,9 @@
 #!/usr/bin/env python
-"""Convert an official Microsoft CLAP checkpoint, as `clap-hf convert` does.
+"""`clap-hf convert`: `scripts/convert_msclap_checkpoint.py 2023 --output clap-2023`."""
 
-`python scripts/convert_msclap_checkpoint.py 2023 --output clap-2023`
-"""
+import sys
 
-import typer
-
-from clap_hf.cli import convert
+from clap_hf.cli import app
 
 if __name__ == "__main__":
-    typer.run(convert)
+    app(["convert", *sys.argv[1:]])

@@ -7,9 +7,10 @@ Counts what autograd saves (two and four pairs, and their difference), which a c
 gradients and Adam's two means come on top.
 """
 
-import argparse
+from typing import Annotated, Literal
 
 import torch
+import typer
 
 from clap_hf import MSClapConfig, MSClapModel
 from clap_hf.training.chunking import bytes_per_pair, saved_bytes
@@ -18,36 +19,37 @@ FRAMES = 1 + 7 * 44_100 // 320
 GIB, MIB = 2**30, 2**20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=20, help="tokens of the longest caption of a chunk")
-    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=1536, help="pairs of a process")
-    args = parser.parse_args()
+def main(
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest caption of a chunk.")] = 20,
+    precision: Annotated[Literal["no", "bf16"], typer.Option(help="Of the forward pass.")] = "bf16",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Recompute layers.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a process.")] = 1536,
+) -> None:
+    """Print the bytes a pair and a chunk, and what a card needs for chunks of several sizes."""
     model = MSClapModel(MSClapConfig()).train()
-    if args.gradient_checkpointing:
+    if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     batch = {
         "input_features": torch.randn(4, 1, FRAMES, 64) * 20 - 40,
-        "input_ids": torch.randint(0, 50_000, (4, args.tokens)),
-        "attention_mask": torch.ones(4, args.tokens, dtype=torch.long),
+        "input_ids": torch.randint(0, 50_000, (4, tokens)),
+        "attention_mask": torch.ones(4, tokens, dtype=torch.long),
     }
-    with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         pair = bytes_per_pair(model, batch)
         once = saved_bytes(model, batch, 2) - 2 * pair
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state = 16 * parameters  # float32 weight, gradient and two means
-    share = args.batch_size
-    held = share * (FRAMES * 64 * 4 + 7 * 44_100 * 4 + 2 * 2 * 1024 * 4) + 3 * share**2 * 4
-    print(f"{parameters / 1e6:.1f} M parameters, {FRAMES} frames, {args.tokens} tokens, precision {args.precision}")
+    held = batch_size * (FRAMES * 64 * 4 + 7 * 44_100 * 4 + 2 * 2 * 1024 * 4) + 3 * batch_size**2 * 4
+    print(f"{parameters / 1e6:.1f} M parameters, {FRAMES} frames, {tokens} tokens, precision {precision}")
     print(f"saved per pair {pair / MIB:.1f} MiB, once per chunk {once / MIB:.1f} MiB")
     print(f"weights, gradients and Adam {state / GIB:.2f} GiB")
     print(f"waveforms, log-mels, embeddings and logits of the batch {held / GIB:.2f} GiB")
-    for chunk in (32, 64, 128, 256, 512, share):
+    for chunk in (32, 64, 128, 256, 512, batch_size):
         saved = chunk * pair + once
         print(f"chunk {chunk}: saved {saved / GIB:.1f} GiB, in all {(saved + state + held) / GIB:.1f} GiB")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,15 +7,16 @@ Clips of 10 s are read, cropped to 7 s and, where they are not at 44.1 kHz, resa
 Measure on a quiet machine.
 """
 
-import argparse
 import io
 import json
 import platform
 import time
+from typing import Annotated
 
 import numpy as np
 import soundfile
 import torch
+import typer
 
 from clap_hf import MSClapFeatureExtractor, load_audio
 from clap_hf.data.stream import CROP_ONLY, StreamSource, make_example
@@ -45,21 +46,20 @@ def clips_per_second(row: dict, extractor: MSClapFeatureExtractor, seconds: floa
     return done / (time.perf_counter() - started)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--audio", default="examples/music.mp3", help="a recording, repeated to 10 s")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time per format")
-    args = parser.parse_args()
+def main(
+    audio: Annotated[str, typer.Option(help="A recording, repeated to 10 s.")] = "examples/music.mp3",
+    seconds: Annotated[float, typer.Option(help="Time per format, s.")] = 20.0,
+) -> None:
+    """Print clips a second for every format."""
     torch.set_num_threads(1)
     extractor = MSClapFeatureExtractor()
-    audio = load_audio(args.audio)
+    mono = load_audio(audio).samples.mean(axis=0)
     print(json.dumps({"machine": f"{platform.processor() or platform.machine()}", "torch": torch.__version__}))
     for name, (format, subtype, rate) in FORMATS.items():
-        samples = np.tile(audio.samples.mean(axis=0), 10)[: 10 * rate]
+        samples = np.tile(mono, 10)[: 10 * rate]
         data = encoded(samples, rate, format, subtype)
         row = {"audio": data, "text": "a sound"}
-        crop = clips_per_second(row, extractor, args.seconds, log_mel=False)
-        mel = clips_per_second(row, extractor, args.seconds, log_mel=True)
+        crop, mel = (clips_per_second(row, extractor, seconds, log_mel=log_mel) for log_mel in (False, True))
         result = {
             "format": name,
             "kB": len(data) // 1000,
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

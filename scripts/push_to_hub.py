@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Upload a model or dataset folder to the Hub: `python scripts/push_to_hub.py FOLDER ORGANISATION/NAME --dry-run`."""
+"""`clap-hf push`: `scripts/push_to_hub.py FOLDER ORGANISATION/NAME --dry-run`."""
 
-import typer
+import sys
 
-from clap_hf.cli import push
+from clap_hf.cli import app
 
 if __name__ == "__main__":
-    typer.run(push)
+    app(["push", *sys.argv[1:]])

@@ -7,31 +7,31 @@ A new language model has no use for GPT-2's 50,257 tokens: most never occur in c
 weights and its share of every softmax.
 """
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
 import datasets
+import typer
 from transformers import AutoTokenizer
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of a dataset with captions")
-    parser.add_argument("--column", default="captions", help="its column of texts, or of lists of texts")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--tokenizer", default="gpt2", help="folder or Hub id: splits texts as this one does")
-    parser.add_argument("--size", type=int, default=4096, help="tokens")
-    parser.add_argument("--output", type=Path, required=True, help="folder for from_pretrained")
-    args = parser.parse_args(arguments)
-    values = datasets.load_dataset(args.dataset, split=args.split)[args.column]
+def main(
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of a dataset with captions.")],
+    output: Annotated[Path, typer.Option(help="Folder to write, for from_pretrained.")],
+    column: Annotated[str, typer.Option(help="Its column of texts, or of lists of texts.")] = "captions",
+    split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    tokenizer: Annotated[str, typer.Option(help="Folder or Hub id; texts are split as this one does.")] = "gpt2",
+    size: Annotated[int, typer.Option(min=257, help="Tokens.")] = 4096,
+) -> None:
+    """Train and save the tokenizer."""
+    values = datasets.load_dataset(dataset, split=split)[column]
     texts = {text for value in values for text in ([value] if isinstance(value, str) else value)}
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    trained = tokenizer.train_new_from_iterator(iter([sorted(texts)]), args.size)
-    trained.save_pretrained(args.output)
+    trained = AutoTokenizer.from_pretrained(tokenizer).train_new_from_iterator(iter([sorted(texts)]), size)
+    trained.save_pretrained(output)
     words = sum(len(text.split()) for text in texts)
     tokens = sum(len(trained(text)["input_ids"]) for text in texts)
-    print(f"{len(texts):,} texts, {len(trained):,} tokens, {tokens / words:.2f} tokens a word: {args.output}")
+    print(f"{len(texts):,} texts, {len(trained):,} tokens, {tokens / words:.2f} tokens a word: {output}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

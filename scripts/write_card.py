@@ -6,24 +6,24 @@
 `clap-hf push` writes the same card where a folder has none.
 """
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-from clap_hf.cards import write_card
+import typer
+
+from clap_hf import cards
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of save_pretrained; weights are not needed")
-    parser.add_argument("--repo-id", required=True, help="what the snippets load")
-    parser.add_argument("--license", help="of the weights, as the Hub spells it")
-    parser.add_argument("--output", type=Path, help="gets README.md and curves.png (default: the folder)")
-    args = parser.parse_args(arguments)
-    for name, file in write_card(
-        args.folder, args.output or args.folder, repo_id=args.repo_id, license=args.license
-    ).items():
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of save_pretrained; weights are not needed.")],
+    repo_id: Annotated[str, typer.Option(help="What the snippets load.")],
+    license: Annotated[str | None, typer.Option(help="License of the weights, as the Hub spells it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Gets README.md and curves.png; the folder by default.")] = None,
+) -> None:
+    """Write README.md, and curves.png where the run has epochs."""
+    for name, file in cards.write_card(folder, output or folder, repo_id=repo_id, license=license).items():
         print(f"{name}: {file}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -5,9 +5,7 @@ from hub_server.session import HUB
 
 # isort: split
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -47,12 +45,26 @@ TINY_GPT2 = {
 }
 
 
-def load_script(name: str) -> ModuleType:
-    """A file of `scripts/` as a module, whose `main` takes arguments."""
-    spec = importlib.util.spec_from_file_location(name, TESTS.parent / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+# Marks of transformers' common tests.
+UPSTREAM_MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config):
+    for mark in UPSTREAM_MARKS:
+        config.addinivalue_line("markers", f"{mark}: a mark of transformers' common tests")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave `common/`, which downloads transformers' tests, alone where slow tests are not asked for."""
+    if collection_path == TESTS / "common" and config.option.markexpr == "not slow":
+        return True
+    return None
 
 
 def make_config(text=None, audio=None, **settings) -> MSClapConfig:

@@ -53,6 +53,22 @@ def test_parts_keep_rows_and_facts(tmp_path, suffix):
     assert [path.suffix for path in store.folder.iterdir()] == [suffix]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_rows_are_written_as_they_come(tmp_path, suffix):
+    store, written = PartStore(tmp_path, "abc", SCHEMA, suffix=suffix), []
+
+    def long_rows():
+        for i in range(301):
+            [fresh] = tmp_path.glob("*.new")
+            written.append(fresh.stat().st_size)
+            yield {"name": f"row {i}", "vector": [float(i)] * 10_000}
+
+    facts = part_facts(store.write(long_rows(), "one", lambda: {"rows": len(written)}))
+    assert facts["rows"] == 301
+    group = 100 * 10_000 * 4
+    assert written[99] < group <= written[100] - written[99] and written[300] > 3 * group
+
+
 def test_new_parts_never_replace_others(tmp_path):
     store = PartStore(tmp_path, "abc", SCHEMA)
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,4 @@
-"""Model cards: the embedded checkpoint's again from its stored records, and what cards of other models say."""
+"""Model cards: the embedded checkpoint's again from its stored records, and the cards of other models."""
 
 import contextlib
 import io
@@ -12,12 +12,14 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from tools.release import average_weights, export_embedded
 from transformers import AutoTokenizer
 
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
+from clap_hf.cards.results import measured
 from clap_hf.evaluation.captioner import score_captions
-from conftest import GPT2_TOKENIZER, TINY_CNN14, load_script, make_model
+from conftest import GPT2_TOKENIZER, TINY_CNN14, make_model
 from readme import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -51,12 +53,7 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
 
 
-@pytest.fixture
-def script():
-    return load_script("export_embedded")
-
-
-def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_path):
+def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
     """Weights, records, card and picture from a run's folder, an evaluation and a corpus, in one command."""
     run, corpus = tmp_path / "run", tmp_path / "corpus"
     shutil.copytree(folder, run / "best")
@@ -69,19 +66,18 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(script, folder, tmp_pa
     for number, split in enumerate(("train", "validation")):  # the stored run learned from both
         rows.select([number]).to_parquet(corpus / "data" / f"{split}-00000-of-00001.parquet")
     output = tmp_path / "embedded"
-    arguments = ["--run", run, "--results", STORED[1], "--dataset", corpus, "--output", output]
-    script.main([*map(str, arguments), "--records", str(tmp_path / "records")])
+    export_embedded.main(run, None, STORED[1], str(corpus), output, tmp_path / "records")
     assert {path.name for path in (tmp_path / "records").iterdir()} == {path.name for path in (*STORED, EARLIER)}
     assert "2 clips, 1.0 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
     assert not list(output.glob("*.py")) and "auto_map" not in (output / "config.json").read_text()
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
     assert all(torch.equal(value.half(), after[name].half()) for name, value in before.items())
     written = (output / "README.md").read_text()
-    script.main(["--output", str(output), "--records", str(tmp_path / "records")])  # again, from the records alone
+    export_embedded.main(output=output, records=tmp_path / "records")  # again, from the records alone
     assert (output / "README.md").read_text() == written
 
 
-def test_the_mean_of_two_models_is_exported_and_its_card_says_so(script, folder, processor, tmp_path):
+def test_the_mean_of_two_models_is_exported_and_its_card_says_so(folder, processor, tmp_path):
     other, run, mean = tmp_path / "other", tmp_path / "run", tmp_path / "mean"
     model = make_model(audio=TINY_CNN14)
     for weight in model.parameters():
@@ -90,12 +86,8 @@ def test_the_mean_of_two_models_is_exported_and_its_card_says_so(script, folder,
     processor.save_pretrained(other)
     run.mkdir()
     shutil.copy(STORED[0], run / "run.jsonl")
-    average = load_script("average_weights")
-    average.main(["--before", str(folder), "--after", str(other), "--why", "it is wider", "--output", str(mean)])
-    script.main(
-        ["--run", str(run), "--weights", str(mean), "--results", str(STORED[1])]
-        + ["--output", str(tmp_path / "embedded"), "--records", str(tmp_path / "records")]
-    )
+    average_weights.main(str(folder), str(other), "it is wider", mean)
+    export_embedded.main(run, mean, STORED[1], None, tmp_path / "embedded", tmp_path / "records")
     card = (tmp_path / "embedded" / "README.md").read_text()
     assert "the mean of the weights that the last run went on from and those it ended with; it is wider" in card
     first, second, exported = (
@@ -105,24 +97,26 @@ def test_the_mean_of_two_models_is_exported_and_its_card_says_so(script, folder,
         expected = (first[name] + weight) / 2 if weight.is_floating_point() else weight
         assert torch.equal(exported[name].half(), expected.half())
     with pytest.raises(ValueError, match="differ in .'more'"):
-        average.mean_of_weights(first, second | {"more": torch.zeros(1)})
+        average_weights.mean_of_weights(first, second | {"more": torch.zeros(1)})
 
 
-def test_the_script_writes_it_again(script, tmp_path):
+def test_the_script_writes_it_again(tmp_path):
     """On a copy without weights: the card alone is made anew."""
     folder = clap_hf.embedded_checkpoint()
     (tmp_path / "embedded").mkdir()
     for file in folder.glob("*.json"):
         shutil.copy(file, tmp_path / "embedded")
-    script.main(["--output", str(tmp_path / "embedded")])
+    export_embedded.main(output=tmp_path / "embedded")
     assert (tmp_path / "embedded" / "README.md").read_text() == (folder / "README.md").read_text()
 
 
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
     records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
     assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
-    for name, result in records.evaluation["results"].items():
-        assert f"| {name} | {result['metric']} | {result['value']:.1%} |" in embedded_card
+    results = measured(records.evaluation)
+    assert len(results) == 13
+    for result in results:
+        assert f"| {result['task']} | {result['metric']} | {result['value']:.1%} |" in embedded_card
     epochs = [line for line in records.run if "epoch" in line]
     before = [line for line in records.earlier if "epoch" in line]
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
@@ -131,7 +125,7 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
     for entry in records.corpus["licenses"].values():
         assert all(source in embedded_card for source in entry["sources"])
     index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
-    assert index == {name: round(r["value"], 4) for name, r in records.evaluation["results"].items()}
+    assert index == {result["task"]: round(result["value"], 4) for result in results}
 
 
 def test_the_hubs_checks_take_it(hub, embedded_card):
@@ -206,17 +200,17 @@ def test_a_run_of_todays_settings(folder, tmp_path):
 
 def test_results_of_a_suite(folder):
     """What `clap-hf evaluate` writes: values, missing tasks, the paper's figures."""
-    esc = {"task": "ESC50", "status": "done", "reason": "", "place": "own/esc50, test", "metric": "accuracy"}
+    esc = {"task": "ESC50", "status": "done", "reason": "", "location": "own/esc50, test", "metric": "accuracy"}
     evaluation = {
         "title": "26 tasks",
         "score": {"score": 0.5, "tasks": ["ESC50"], "missing": [], "paper": 0.939},
         "tasks": [
             esc | {"value": 0.5, "low": 0.4, "high": 0.6, "paper": 0.939, "clips": 2000},
-            {"task": "AudioCaps", "status": "missing", "reason": "no source in reach", "place": None},
+            {"task": "AudioCaps", "status": "missing", "reason": "no source in reach", "location": None},
         ],
     }
     text = model_card(folder, Records(evaluation=evaluation), repo_id="acme/x")
-    assert "26 tasks. Mean of 1 tasks: 0.500." in text
+    assert "26 tasks. Mean of 1 values: 0.500." in text
     assert "| ESC50 | accuracy | 50.0% | 40.0% – 60.0% | 93.9% | 2000 | own/esc50, test |" in text
     assert "AudioCaps" not in text
     (result,) = ModelCard(text).data.eval_results
@@ -231,7 +225,7 @@ def test_captions_are_shown_as_they_are(captioner, processor):
     examples = scored["examples"]
     assert len(examples) == 20 and examples == score_captions(captions, references)["examples"]
     assert [captions.index(example["caption"]) for example in examples] != list(range(20))
-    task = {"task": "captions", "status": "done", "reason": "", "place": "own/sounds, test", "paper": None}
+    task = {"task": "captions", "status": "done", "reason": "", "location": "own/sounds, test", "paper": None}
     evaluation = {"title": "sounds", "score": {"score": None, "tasks": [], "missing": [], "paper": None}}
     text = model_card(captioner, Records(evaluation=evaluation | {"tasks": [task | scored]}), repo_id="acme/x")
     value = scored["cider_d"]["value"]
@@ -242,10 +236,21 @@ def test_captions_are_shown_as_they_are(captioner, processor):
     assert f"| a sound {first} \\| of things | sound {first} / it is {first} / {first}, once more |\n" in text
 
 
+def records_with_tokenizer(folder, target, max_length):
+    """A copy of a published card's records, with the tokenizer that they leave out; the card states its limit only."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.md", "*.png"))
+    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(target)
+    return target
+
+
 def test_the_small_captioner_s_card(captioner, monkeypatch, tmp_path):
     """Written again from its records; its snippets run, with a tiny captioner in place of its weights."""
     folder = ROOT / "model_cards" / "small_captioning"
-    write_card(folder, tmp_path, repo_id="small-captioning", license="mit")
+    start = json.loads((folder / "run.jsonl").read_text().splitlines()[0])
+    records = records_with_tokenizer(folder, tmp_path / "records", start["recipe"]["language_model"]["max_length"])
+    write_card(records, tmp_path, repo_id="small-captioning", license="mit")
     card = (folder / "README.md").read_text()
     assert (tmp_path / "README.md").read_text() == card
     assert card.split("| caption written by the model |")[1].split("\n## ")[0].count("\n| ") == 20
@@ -259,14 +264,9 @@ def test_the_small_captioner_s_card(captioner, monkeypatch, tmp_path):
 
 
 def test_the_small_htsat_gpt2_s_card(tmp_path):
-    """Written again from its records, with the tokenizer that they leave out."""
     folder = ROOT / "model_cards" / "small_htsat_gpt2"
-    records = tmp_path / "records"
-    shutil.copytree(folder, records, ignore=shutil.ignore_patterns("*.md", "*.png"))
-    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
     start = json.loads((folder / "run.jsonl").read_text().splitlines()[0])
-    tokenizer.model_max_length = start["recipe"]["text"]["max_length"]
-    tokenizer.save_pretrained(records)
+    records = records_with_tokenizer(folder, tmp_path / "records", start["recipe"]["text"]["max_length"])
     write_card(records, tmp_path / "card", repo_id="small-htsat-gpt2", license="mit")
     card = (folder / "README.md").read_text()
     assert (tmp_path / "card" / "README.md").read_text() == card
@@ -274,12 +274,12 @@ def test_the_small_htsat_gpt2_s_card(tmp_path):
     assert "/work" not in card and "/tmp" not in card
 
 
-def test_paths_are_not_told(folder):
+def test_paths_are_left_out(folder):
     start = json.loads(STORED[0].read_text().splitlines()[0])
-    start["recipe"] |= {"dataset": "/home/somebody/sounds", "teacher": {"states": "/home/somebody/t", "weight": 1.0}}
+    start["recipe"] |= {"dataset": "/home/somebody/sounds", "teacher": {"features": "/home/somebody/t", "weight": 1.0}}
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
-    assert "somebody" not in text and "`sounds`" in text and "a teacher's states, `t`" in text
-    start["recipe"]["teacher"]["states"] = "runs/soundnet-whisper.safetensors"
+    assert "somebody" not in text and "`sounds`" in text and "a teacher's features, `t`" in text
+    start["recipe"]["teacher"]["features"] = "runs/soundnet-whisper.safetensors"
     text = model_card(folder, Records(run=[start]), repo_id="acme/x")
     assert "`soundnet-whisper.safetensors`" in text and "Nothing of the teacher is in the weights" in text
     start["recipe"] |= {"dataset": "", "sources": [{"dataset": "/home/somebody/a"}, {"dataset": "acme/b"}]}

@@ -1,10 +1,19 @@
+import csv
+import io
 import json
+import os
 import re
 import shutil
+import stat
+import subprocess
+import sys
+import threading
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub import constants
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -102,27 +111,302 @@ def test_labels_file_and_everyday_labels(run, folder, tmp_path):
     assert len(set(EVERYDAY_LABELS)) == len(EVERYDAY_LABELS) >= 40
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["gone.wav"], "gone.wav"),
-        (["{folder}", "--labels", " , "], "No labels"),
-        (["{folder}", "--labels", "a,b", "--labels-file", "x"], "Both --labels and --labels-file"),
-        (["{folder}", "--labels-file", "gone.txt"], "gone.txt"),
-        (["{folder}", "--template", "no place"], "where the label goes"),
-        (["{folder}", "--top-k", "0"], "top-k"),
-    ],
-)
-def test_bad_arguments_are_usage_errors(folder, checkpoint, arguments, message):
-    arguments = [argument.format(folder=folder) if argument == "{folder}" else argument for argument in arguments]
-    result = CliRunner().invoke(app, ["classify", *arguments, "--model", str(checkpoint)], env={"COLUMNS": "200"})
-    assert result.exit_code == 2 and message in result.stderr
+def invoke(*arguments, input=None):
+    """A command as a user runs it; errors are one line on stderr, and nothing else is there."""
+    return CliRunner().invoke(app, list(map(str, arguments)), input=input, env={"COLUMNS": "200"})
 
 
-def test_a_labels_csv_with_other_columns_is_an_error(run, tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8_000)
-    (tmp_path / "labels.csv").write_text("name;word\n")
-    run("classify", tmp_path, code=2)
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    """Inputs that no command can use, by name."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for name in ("empty", "no_config", "damaged_model", "bert", "damaged_index", "foreign_index"):
+        (folder / name).mkdir()
+    (folder / "zero.wav").touch()
+    (folder / "text.wav").write_text("not a sound")
+    (folder / "binary.txt").write_bytes(b"dog\n\xff\xfe")
+    (folder / "blank.txt").write_text(" \n")
+    (folder / "damaged_model" / "config.json").write_text('{"model_type": "msclap"')
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "damaged_index" / "part-000000-0.parquet").write_bytes(b"PAR1 and no more")
+    datasets.Dataset.from_dict({"file": ["a"]}).to_parquet(folder / "foreign_index" / "part-0.parquet")
+    for name, content in {
+        "columns": b"name;word\n",
+        "encoding": b"file,label\na.wav,\xff\n",
+        "short": b"file,label\na.wav\n",
+        "quotes": b'file,label\n"a.wav" x,dog\n',
+    }.items():
+        (folder / name).mkdir()
+        soundfile.write(folder / name / "a.wav", sound(0.3), 16_000)
+        (folder / name / "labels.csv").write_bytes(content)
+    return folder
+
+
+DOG = str(EXAMPLES / "dog.ogg")
+WRONG = [
+    # classify
+    (["classify"], "Missing argument"),
+    (["classify", DOG, "--nonsense"], "--nonsense"),
+    (["classify", "gone.wav"], "gone.wav"),
+    (["classify", "{wrong}/empty"], "no sound file in this folder"),
+    (["classify", DOG, "--labels", " , "], "No labels"),
+    (["classify", DOG, "--labels", "a,b", "--labels-file", "x"], "Both --labels and --labels-file"),
+    (["classify", DOG, "--labels-file", "gone.txt"], "gone.txt: No such file"),
+    (["classify", DOG, "--labels-file", "{wrong}"], "Is a directory"),
+    (["classify", DOG, "--labels-file", "{wrong}/binary.txt"], "binary.txt is not UTF-8 text (byte 4)"),
+    (["classify", DOG, "--labels-file", "{wrong}/blank.txt"], "No labels in {wrong}/blank.txt"),
+    (["classify", "{wrong}/columns"], "columns/labels.csv has columns ['name;word'], expected file and label"),
+    (["classify", "{wrong}/encoding"], "encoding/labels.csv is not UTF-8"),
+    (["classify", "{wrong}/short"], "short/labels.csv, line 2"),
+    (["classify", "{wrong}/quotes"], "quotes/labels.csv is no CSV file"),
+    (["classify", DOG, "--template", "no place"], "where the label goes"),
+    (["classify", DOG, "--top-k", "0"], "top-k"),
+    (["classify", DOG, "--max-windows", "0"], "max-windows"),
+    (["classify", DOG, "--format", "yaml"], "'yaml'"),
+    (["classify", DOG, "--json", "{wrong}"], "--json {wrong} is a folder"),
+    (["classify", DOG, "--device", "foo"], "--device is 'foo', expected cpu"),
+    (["classify", DOG, "--device", "cuda:99"], "--device is 'cuda:99', expected cpu"),
+    (["classify", DOG, "--model", "nosuchfolder"], "'nosuchfolder' is no folder, expected 'embedded'"),
+    (["classify", DOG, "--model", "./acme/clap"], "'./acme/clap' is no folder"),
+    (["classify", DOG, "--model", "runs/best/last"], "'runs/best/last' is no folder"),
+    (["classify", DOG, "--model", DOG], "is a file, expected 'embedded'"),
+    (["classify", DOG, "--model", "{wrong}/no_config"], "config.json"),
+    (["classify", DOG, "--model", "{wrong}/damaged_model"], "config.json"),
+    (["classify", DOG, "--model", "{wrong}/bert"], "is of the type 'bert', expected a CLAP model"),
+    (["classify", DOG, "--model", "acme/nothing-here"], "acme/nothing-here"),
+    (["classify", DOG, "--model", "{captioner}"], "is of the type 'msclap_captioning', expected a CLAP model"),
+    # caption
+    (["caption", DOG], "--model"),
+    (["caption", "gone.wav", "--model", "{captioner}"], "gone.wav"),
+    (["caption", DOG, "--model", "embedded"], "expected a captioner, such as"),
+    (["caption", DOG, "--model", "{captioner}", "--beams", "0"], "beams"),
+    (["caption", DOG, "--model", "{captioner}", "--json", "{wrong}"], "is a folder"),
+    # embed
+    (["embed", DOG], "--output"),
+    (["embed", "gone.wav", "--output", "{wrong}/new"], "gone.wav"),
+    (["embed", DOG, "--output", "{wrong}/text.wav/x", "--model", "{checkpoint}"], "text.wav"),
+    (
+        ["embed", DOG, "--output", "{wrong}/damaged_index", "--model", "{checkpoint}"],
+        "part-000000-0.parquet: a damaged",
+    ),
+    (
+        ["embed", DOG, "--output", "{wrong}/foreign_index", "--model", "{checkpoint}"],
+        "part-0.parquet: not a part that",
+    ),
+    (["embed", DOG, "--output", "{wrong}/new", "--model", "{captioner}"], "expected a CLAP model"),
+    # search
+    (["search", "{wrong}/empty", "a dog"], "no collection of sounds here"),
+    (["search", "{wrong}/empty"], "expected one of them"),
+    (["search", "{wrong}/empty", "a dog", "--like", DOG], "expected one of them"),
+    (["search", "{wrong}/damaged_index", "a dog"], "part-000000-0.parquet: a damaged part"),
+    (["search", "{wrong}/foreign_index", "a dog"], "part-0.parquet: not a part that clap-hf wrote"),
+    (["search", "{index}", ""], "expected words, or a sound"),
+    (["search", "{index}", DOG], "is the name of a file, expected words"),
+    (["search", "{index}", "--like", "gone.wav"], "gone.wav"),
+    (["search", "{index}", "--like", "{wrong}/text.wav"], "text.wav"),
+    (["search", "{index}", "a dog", "--model", "embedded"], "expected those of 'embedded'"),
+    # push, convert, export, info
+    (["push", "{wrong}/gone", "acme/x"], "gone is not a folder"),
+    (["push", "{wrong}/empty", "acme/x"], "config.json"),
+    (["push", "{wrong}/empty", "acme/x", "--type", "space"], "'space', expected model or dataset"),
+    (["convert", "1999"], "1999"),
+    (["convert", "2023", "--checkpoint", "{wrong}/gone.pth", "--output", "{wrong}/clap"], "gone.pth"),
+    (["convert", "2023", "--checkpoint", "{wrong}/binary.txt", "--output", "{wrong}/clap"], "binary.txt"),
+    (["export", "nosuchfolder", "{wrong}/onnx"], "'nosuchfolder' is no folder"),
+    (["export", "{captioner}", "{wrong}/onnx"], "expected a CLAP model"),
+    (["info", "nosuchfolder"], "'nosuchfolder' is no folder"),
+    (["info", "{wrong}/bert"], "expected"),
+    (["evaluate", "embedded", "--suite", "nonsense"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG, ids=[" ".join(case[0])[:60] for case in WRONG])
+def test_every_wrong_input_is_one_line(wrong, checkpoint, captioner, index, arguments, message):
+    places = {"wrong": wrong, "checkpoint": checkpoint, "captioner": captioner, "index": index}
+    result = invoke(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code in (1, 2), result.output
+    [line] = result.stderr.strip().splitlines()
+    assert message.format(**places) in line and "Traceback" not in line
+    assert result.stdout == "" and isinstance(result.exception, SystemExit)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, checkpoint):
+    """A collection of the examples."""
+    folder = tmp_path_factory.mktemp("library") / "index"
+    result = invoke("embed", EXAMPLES, "--output", folder, "--model", checkpoint, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything can be read by root")
+def test_files_without_permission_are_named(run, tmp_path):
+    shutil.copy(DOG, tmp_path)
+    (tmp_path / "dog.ogg").chmod(0)
+    assert "Permission denied" in run("classify", tmp_path, "--labels", "dog", code=1)
+
+
+def test_unexpected_errors_are_one_line_and_can_be_shown_whole(checkpoint, monkeypatch):
+    monkeypatch.setattr("clap_hf.cli.checked_checkpoint", lambda *_: {}["x"])
+    result = invoke("classify", DOG)
+    assert result.exit_code == 2 and result.stderr == "Error: KeyError: 'x' (--traceback shows where)\n"
+    result = invoke("--traceback", "classify", DOG)
+    assert "Traceback (most recent call last)" in result.stderr and result.stderr.endswith("shows where)\n")
+
+
+# Output
+
+
+def test_repeated_labels_and_unquoted_words(run, index, checkpoint, tmp_path):
+    run("classify", DOG, "--labels", "dog", "--labels", "cat, a bird", "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["labels"] == ["dog", "cat", "a bird"]
+    options = ["--model", checkpoint, "--device", "cpu", "--format", "json"]
+    quoted, unquoted = (
+        json.loads(invoke("search", index, *words, *options).stdout) for words in (["a dog"], ["a", "dog"])
+    )
+    assert quoted == unquoted and quoted["words"] == "a dog" and len(quoted["hits"]) == 10
+
+
+def test_json_and_csv_on_stdout(folder, checkpoint, tmp_path):
+    command = ["classify", folder, "--labels", "dog,rain", "--model", checkpoint, "--device", "cpu"]
+    results = [invoke(*command, *options) for options in (["--json", "-"], ["--format", "json"])]
+    report = json.loads(results[0].stdout)
+    assert results[0].stdout == results[1].stdout and len(report["results"]) == 3 and len(report["failures"]) == 1
+    result = invoke(*command, "--format", "csv", "--top-k", 1, "--json", tmp_path / "out.json")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert json.loads((tmp_path / "out.json").read_text()) == report
+    best = {found["file"]: found["scores"][0] for found in report["results"]}
+    assert {row["file"]: (row["label"], float(row["score"])) for row in rows} == {
+        file: (score["label"], score["score"]) for file, score in best.items()
+    }
+    assert "broken.wav" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_lists_of_files_from_stdin(folder, checkpoint):
+    names = [folder / "dog.ogg", folder / "inner" / "long [1].wav"]
+    command = ["classify", "-", "--labels", "dog,rain", "--model", checkpoint, "--device", "cpu", "--json", "-"]
+    for listed in ("\n".join(map(str, names)) + "\n", "\0".join(map(str, names)) + "\0"):
+        report = json.loads(invoke(*command, input=listed).stdout)
+        assert [found["file"] for found in report["results"]] == list(map(str, names))
+    result = invoke(*command, input="\n")
+    assert result.exit_code == 2 and "No file names on stdin" in result.stderr
+
+
+def test_only_regular_files_are_replaced(checkpoint, tmp_path):
+    command = ["classify", DOG, "--labels", "dog", "--model", checkpoint, "--device", "cpu", "--json"]
+    target, link, fifo = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "fifo"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert invoke(*command, link).exit_code == 0
+    assert link.is_symlink() and json.loads(target.read_text())["labels"] == ["dog"]
+    os.mkfifo(fifo)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
+    reader.start()
+    assert invoke(*command, fifo).exit_code == 0
+    reader.join(60)
+    assert json.loads(read[0])["labels"] == ["dog"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    assert invoke(*command, "/dev/null").exit_code == 0 and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    before = target.stat().st_ino
+    assert invoke(*command, target).exit_code == 0
+    assert target.stat().st_ino != before, "a regular file is replaced whole"
+
+
+def test_dev_stdout_is_stdout(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from clap_hf._cli_io import is_stdout; "
+        "print([is_stdout(Path(name)) for name in sys.argv[1:]])"
+    )
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(
+            [sys.executable, "-c", code, "/dev/stdout", "-", "out", "other"], stdout=out, cwd=tmp_path, check=True
+        )
+    assert (tmp_path / "out").read_text() == "[True, True, True, False]\n"
+    piped = subprocess.run([sys.executable, "-c", code, "/dev/stdout", "out"], stdout=subprocess.PIPE, cwd=tmp_path)
+    assert piped.stdout == b"[True, False]\n"
+
+
+@pytest.mark.parametrize("peak, silent", [(0.0, True), (0.9e-4, True), (2e-4, False)])
+def test_quiet_sounds(run, tmp_path, peak, silent):
+    tone = peak * np.sin(np.arange(16_000) * 0.05)
+    soundfile.write(tmp_path / "quiet.wav", 0.25 + tone, 16_000, subtype="FLOAT")  # a constant offset is no sound
+    out = run("classify", tmp_path, "--labels", "dog,cat", "--json", tmp_path / "out.json")
+    [found] = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert found["silent"] is silent and ("silence" in out) is silent and len(found["scores"]) == (0 if silent else 2)
+
+
+def test_max_windows_reaches_the_pipeline(run, folder, tmp_path):
+    long = folder / "inner" / "long [1].wav"
+    scores = []
+    for options in ([], ["--max-windows", "1"]):
+        run("classify", long, "--labels", "dog,cat", *options, "--json", tmp_path / "out.json")
+        scores.append(json.loads((tmp_path / "out.json").read_text())["results"][0]["scores"][0]["score"])
+    assert scores[0] != scores[1]
+
+
+def test_ctrl_c_ends_with_what_is_done(checkpoint, folder, monkeypatch, tmp_path):
+    """Ctrl-C at the second of three sounds."""
+    calls: list[tuple] = []
+
+    def stopped(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    original = clap_hf.MSClapZeroShotAudioClassificationPipeline.__call__
+    monkeypatch.setattr(clap_hf.MSClapZeroShotAudioClassificationPipeline, "__call__", stopped)
+    files = [folder / "dog.ogg", folder / "speech.wav", folder / "inner"]
+    options = ["--labels", "dog", "--model", checkpoint, "--device", "cpu", "--json", tmp_path / "out.json"]
+    result = invoke("classify", *files, *options)
+    assert result.exit_code == 130 and result.stderr.strip().splitlines()[-1] == "Interrupted: 1 of 3 files are done."
+    assert len(json.loads((tmp_path / "out.json").read_text())["results"]) == 1 and "dog.ogg" in result.stdout
+    calls[1:] = []
+    monkeypatch.setattr("clap_hf.search.SoundCollection.add", stopped)
+    result = invoke("embed", files[0], "--output", tmp_path / "index", "--model", checkpoint, "--device", "cpu")
+    assert result.exit_code == 130 and "0 sounds are in" in result.stderr and "goes on" in result.stderr
+
+
+def test_prune_and_relative_paths_from_the_command_line(checkpoint, tmp_path):
+    shutil.copy(DOG, tmp_path / "dog.ogg")
+    shutil.copy(EXAMPLES / "speech.wav", tmp_path)
+    command = ["embed", tmp_path, "--output", tmp_path / "index", "--model", checkpoint, "--device", "cpu"]
+    invoke(*command)
+    (tmp_path / "dog.ogg").rename(tmp_path / "hound.ogg")
+    assert "0 sounds embedded, 1 known, 1 recognised, 0 dropped, 2 in" in invoke(*command, "--prune").stdout
+    (tmp_path / "hound.ogg").unlink()
+    assert "0 sounds embedded, 1 known, 1 dropped, 1 in" in invoke(*command, "--prune").stdout
+    counts = {"embedded": 0, "known": 1, "recognised": 0, "dropped": 0, "sounds": 1}
+    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "failures": []}
+
+
+# The Hub out of reach
+
+
+def test_a_hub_out_of_reach_is_said_at_once(checkpoint, monkeypatch, tmp_path):
+    requests = []
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", requests.append)  # between tries
+    result = invoke("push", checkpoint, "acme/x", "--license", "mit", "--token", "hf_x")
+    [line] = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and "Not pushed. acme/x: the Hub (http://127.0.0.1:9) cannot be reached" in line
+    result = invoke("classify", DOG, "--model", "acme/never-seen")
+    first, last = result.stderr.strip().splitlines()
+    assert result.exit_code == 2 and "cannot be reached" in first and last.startswith("Error: ")
+    assert requests == []
+
+
+def test_version_and_completion():
+    assert invoke("--version").stdout == f"{clap_hf.__version__}\n"
+    assert "--install-completion" in invoke("--help").stdout
+
+
+def test_info_of_any_model(captioner):
+    facts = json.loads(invoke("info", captioner, "--format", "json").stdout)
+    assert facts["class"] == "MSClapForAudioCaptioning" and facts["window"] == "1 s at 16,000 Hz, 32 mel bins"
+    model = clap_hf.MSClapForAudioCaptioning.from_pretrained(captioner)
+    assert facts["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
 
 
 def test_info(monkeypatch):
@@ -148,8 +432,3 @@ def test_captions(captioner, folder, tmp_path, monkeypatch):
     assert [failure["file"] for failure in report["failures"]] == [str(folder / "broken.wav")]
     alone = [command[0], str(folder / "broken.wav"), *command[2:]]
     assert CliRunner().invoke(app, alone).exit_code == 1
-
-
-def test_captioning_needs_a_captioner(checkpoint, folder):
-    result = CliRunner().invoke(app, ["caption", str(folder), "--model", str(checkpoint)])
-    assert result.exit_code == 2

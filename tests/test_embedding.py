@@ -1,36 +1,48 @@
-"""Work ahead of the model: order, bounds, errors, and bulk embedding of files."""
+"""Reading ahead, bulk embedding of files, modes and identity of models, labels that no tokenizer reads."""
 
 from __future__ import annotations
 
 import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import soundfile
 import torch
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
-from clap_hf import embed_files, load_audio
-from clap_hf.embedding import results, work_ahead
-from conftest import make_model, sound
+from clap_hf import MSClapModel, MSClapProcessor, embed_files, load_audio
+from clap_hf.embedding import (
+    ClapEncoder,
+    embed_classes,
+    embed_texts,
+    embed_windows,
+    evaluation_mode,
+    read_ahead,
+    warn_of_unreadable_labels,
+)
+from clap_hf.hub import push
+from conftest import TESTS, make_feature_extractor, make_model, sound
 
 RATE = 16_000
 
 
-def test_items_come_in_order_with_what_became_of_them():
-    def work(item: int) -> int:
-        if item == 3:
-            raise ValueError("three")
+def test_items_come_in_order_and_errors_are_kept_or_raised():
+    def square(item: int) -> int:
+        if item in (3, 4):
+            raise {3: ValueError, 4: FileNotFoundError}[item](f"item {item}")
         return item * item
 
-    found = list(work_ahead(range(50), work))
-    assert [item for item, _ in found] == list(range(50))
-    assert [future.result() for item, future in found if item != 3] == [i * i for i in range(50) if i != 3]
-    with pytest.raises(ValueError, match="three"):
-        found[3][1].result()
-    with pytest.raises(ValueError, match="three"):
-        list(results(range(5), work))
+    skipped: dict[int, str] = {}
+    assert list(read_ahead(range(50), square, skipped)) == [(i, i * i) for i in range(50) if i not in (3, 4)]
+    assert skipped == {3: "item 3", 4: "item 4"}
+    with pytest.raises(ValueError, match="item 3"):
+        list(read_ahead(range(5), square))
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead([1, 0], lambda item: 1 / item, {}))
 
 
-def test_the_next_items_are_under_way_and_no_more_than_allowed():
+def test_the_next_items_are_read_and_no_more_than_allowed():
     taken = []
 
     def items():
@@ -39,10 +51,9 @@ def test_the_next_items_are_under_way_and_no_more_than_allowed():
             yield item
 
     later = threading.Event()
-    work = lambda item: later.wait(60) if item == 0 else later.set()  # noqa: E731
-    stream = work_ahead(items(), work, threads=2, ahead=5)
-    _, first = next(stream)
-    assert first.result()  # which waited for the second item's work, not asked for yet
+    read = lambda item: later.wait(60) if item == 0 else later.set()  # noqa: E731
+    stream = read_ahead(items(), read, threads=2, ahead=5)
+    assert next(stream) == (0, True)  # which waited until the second item was read, not asked for yet
     assert taken == [0, 1, 2, 3, 4]
     for _ in range(10):
         next(stream)
@@ -73,3 +84,132 @@ def test_files_are_embedded_as_one_by_one(tmp_path, processor, monkeypatch, on_g
 def test_nothing_to_embed(tmp_path, processor):
     done = embed_files(make_model(), processor, [tmp_path / "none.wav"])
     assert done.files == [] and done.vectors.shape == (0, 24) and len(done.skipped) == 1
+
+
+def test_max_windows_spreads_over_the_file(tmp_path, processor):
+    model, long = make_model(), sound(6.5)
+    soundfile.write(tmp_path / "long.wav", long, RATE)
+    audio = load_audio(tmp_path / "long.wav")
+    for limit, starts in ((1, [2.75]), (2, [0.0, 5.5]), (3, [0.0, 2.75, 5.5]), (9, [i * 5.5 / 6 for i in range(7)])):
+        [vector] = embed_files(model, processor, [tmp_path / "long.wav"], max_windows=limit).vectors
+        pieces = [audio.samples[0, round(start * RATE) :][:RATE] for start in starts]
+        features = processor(audio=pieces, sampling_rate=RATE)["input_features"]
+        with torch.no_grad():
+            expected = model.get_audio_features(features, torch.tensor([len(pieces)])).pooler_output[0]
+        torch.testing.assert_close(vector, expected, atol=1e-6, rtol=0)
+        encoder = ClapEncoder(model, processor, max_windows=limit)
+        torch.testing.assert_close(encoder.embed_audio([encoder.prepare(audio)])[0], vector, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="max_windows is 0, expected 1 or more"):
+        processor(audio=long, sampling_rate=RATE, audio_kwargs={"max_windows": 0})
+
+
+# Modes
+
+
+def embeddings(model, processor, file):
+    """The vectors of every way to embed."""
+    encoder = ClapEncoder(model, processor)
+    features = processor(audio=load_audio(file).samples, sampling_rate=RATE)["input_features"]
+    return [
+        embed_files(model, processor, [file]).vectors,
+        encoder.embed_audio([encoder.prepare(file)]),
+        encoder.embed_texts(["a dog"]),
+        embed_windows(model, features),
+        embed_texts(model, processor.tokenizer, ["a dog"]),
+        embed_classes(model, processor.tokenizer, [["a dog", "dog"]]),
+    ]
+
+
+@pytest.mark.parametrize("part", [None, "audio_model", "text_projection"])
+def test_a_model_in_train_mode_embeds_as_in_evaluation_mode(tmp_path, processor, part):
+    soundfile.write(tmp_path / "a.wav", sound(0.8), RATE)
+    model = make_model()
+    expected = embeddings(model, processor, tmp_path / "a.wav")
+    (model if part is None else model.get_submodule(part)).train()
+    before = {name: module.training for name, module in model.named_modules()}
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for found, wanted in zip(embeddings(model, processor, tmp_path / "a.wav"), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, statistics[name], rtol=0, atol=0)
+
+
+def test_evaluation_mode_lasts_until_the_last_thread_is_done():
+    model, inside, leave = make_model().train(), threading.Event(), threading.Event()
+
+    def stay():
+        with evaluation_mode(model):
+            inside.set()
+            leave.wait(60)
+            return model.training
+
+    with ThreadPoolExecutor(1) as pool:
+        with evaluation_mode(model):
+            other = pool.submit(stay)
+            inside.wait(60)
+        assert not model.training, "another thread is inside"
+        leave.set()
+        assert other.result() is False
+    assert all(module.training for module in model.modules())
+    with pytest.raises(KeyError), evaluation_mode(model):
+        raise KeyError
+    assert model.training
+
+
+# Identity
+
+
+def identities(model, processor):
+    encoder = ClapEncoder(model, processor)
+    return encoder.key, encoder.settings()["fingerprint"]
+
+
+def test_the_same_model_saved_again_or_shared_has_the_same_identity(hub, processor, tmp_path):
+    model = make_model()
+    expected = identities(model, MSClapProcessor(make_feature_extractor(), processor.tokenizer))
+    processor(text=["a", "b c"], padding=True)
+    assert identities(model, processor) == expected, "padding of an earlier call is no property"
+    model.save_pretrained(tmp_path / "one")
+    processor.save_pretrained(tmp_path / "one")
+    push(tmp_path / "one", "acme/identity", license="mit")
+    for i, folder in enumerate([tmp_path / "one", tmp_path / "again", "acme/identity"]):
+        own, auto = MSClapModel.from_pretrained(folder), AutoModel.from_pretrained(folder)
+        loaded = MSClapProcessor.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        assert identities(own, loaded[0]) == identities(auto, loaded[1]) == expected, folder
+        if i == 0:
+            own.save_pretrained(tmp_path / "again")
+            loaded[0].save_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "front_end, model",
+    [({"fmin": 40.0}, {}), ({"max_windows": 2}, {}), ({"short_audio": "pad"}, {}), ({}, {"seed": 1})],
+)
+def test_what_shapes_a_vector_changes_the_identity(tokenizer, front_end, model):
+    one = ClapEncoder(make_model(), MSClapProcessor(make_feature_extractor(), tokenizer))
+    other = ClapEncoder(make_model(**model), MSClapProcessor(make_feature_extractor(**front_end), tokenizer))
+    assert one.key != other.key and one.settings()["fingerprint"] != other.settings()["fingerprint"]
+
+
+def test_heads_change_the_identity_and_dropout_does_not(processor):
+    model = make_model()
+    key = ClapEncoder(model, processor).key
+    model.config.audio_config.hidden_dropout_prob = 0.3
+    assert ClapEncoder(model, processor).key == key
+    model.config.audio_config.num_attention_heads = [4, 8]
+    assert ClapEncoder(model, processor).key != key
+
+
+# Labels
+
+
+def test_labels_that_the_tokenizer_cannot_read_are_named():
+    bert = AutoTokenizer.from_pretrained(TESTS / "tokenizers" / "bert-base-uncased")
+    with pytest.warns(UserWarning, match="knows no part of the labels \\['🐶🐶', '🦄'\\]"):
+        warn_of_unreadable_labels(bert, ["dog", "🐶🐶", "🦄"])
+    with pytest.warns(UserWarning, match="as equal.*\\[\\['Dog', 'dog'\\]\\]"):
+        warn_of_unreadable_labels(bert, ["Dog", "dog", "cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unreadable_labels(bert, ["dog", "cat", "a 🦄 neighs"])

@@ -1,12 +1,15 @@
-"""A collection on disk: resumed, asked in words and by a sound, read by `datasets`, used from the command line."""
+"""Collections on disk: resumed, searched by words and sounds, kept true to their files, read by `datasets`."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -16,6 +19,7 @@ import clap_hf.search
 from clap_hf import SoundCollection, embed_files, load_audio
 from clap_hf.cli import app
 from clap_hf.embedding import embed_texts
+from clap_hf.search import collection_facts
 from conftest import make_model, sound
 
 RATE = 16_000
@@ -58,14 +62,14 @@ def test_a_stopped_run_goes_on_where_it_was(files, tmp_path, processor, small_pa
     broken.write_text("not a sound")
     calls = []
 
-    def noted(model, processor, files):
+    def noted(model, processor, files, **options):
         calls.append(files)
-        return embed_files(model, processor, files)
+        return embed_files(model, processor, files, **options)
 
-    def stopped(model, processor, files):
+    def stopped(model, processor, files, **options):
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return noted(model, processor, files)
+        return noted(model, processor, files, **options)
 
     monkeypatch.setattr(clap_hf.search, "embed_files", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -81,6 +85,147 @@ def test_a_stopped_run_goes_on_where_it_was(files, tmp_path, processor, small_pa
     assert sum(calls, []) == [str(broken), *map(str, files[3:])]
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(hit.file for hit in collection.search("rain", 100)) == files
+
+
+@pytest.fixture
+def library(tmp_path, processor, small_parts):
+    """A collection beside its sounds, and the names of the files that are embedded as it grows."""
+    sounds = tmp_path / "library" / "sounds"
+    sounds.mkdir(parents=True)
+    for i in range(5):
+        soundfile.write(sounds / f"{i}.wav", sound(0.5, seed=i), RATE)
+    collection = SoundCollection(tmp_path / "library" / "index", make_model(), processor)
+    collection.add(sounds)
+    return collection, sounds
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """Names of the files that are embedded from now on."""
+    names: list[str] = []
+
+    def noted(model, processor, files, **options):
+        names.extend(file.rsplit("/", 1)[-1] for file in files)
+        return embed_files(model, processor, files, **options)
+
+    monkeypatch.setattr(clap_hf.search, "embed_files", noted)
+    return names
+
+
+def test_changed_files_are_embedded_again_and_touched_ones_recognised(library, embedded):
+    collection, sounds = library
+    before = load_audio(sounds / "1.wav")
+    soundfile.write(sounds / "1.wav", sound(0.5, seed=9), RATE)  # of the same length
+    os.utime(sounds / "1.wav", ns=(1, 1))
+    os.utime(sounds / "2.wav", ns=(1, 1))
+    [old] = [hit for hit in collection.search(before, 5) if hit.file.name == "1.wav"]
+    assert old.similarity == pytest.approx(1, abs=1e-5) and old.changed
+    added = collection.add(sounds)
+    assert (added.embedded, added.known, added.recognised) == (1, 3, 1) and embedded == ["1.wav"]
+    hits = {hit.file.name: hit for hit in collection.search(load_audio(sounds / "1.wav"), 10)}
+    assert len(hits) == len(collection) == 5 and not any(hit.changed for hit in hits.values())
+    assert hits["1.wav"].similarity == pytest.approx(1, abs=1e-5)
+    [fresh] = [hit for hit in collection.search(before, 5) if hit.file.name == "1.wav"]
+    assert fresh.similarity < 0.9999
+    assert collection.add(sounds).known == 5
+
+
+def test_a_changed_file_that_is_no_sound_any_more_is_no_hit(library):
+    collection, sounds = library
+    (sounds / "0.wav").write_text("not a sound")
+    added = collection.add(sounds)
+    assert list(added.skipped) == [sounds / "0.wav"] and len(collection) == 4
+    assert sounds / "0.wav" not in [hit.file for hit in collection.search("a dog")]
+
+
+def test_deleted_files_are_no_hits_and_pruned(library):
+    collection, sounds = library
+    best = collection.search("a dog", 2)
+    best[0].file.unlink()
+    assert [hit.file for hit in collection.search("a dog", 1)] == [best[1].file]
+    assert len(collection.search("a dog", 5)) == 4 and len(collection) == 5
+    assert collection.prune() == 1 and len(collection) == 4 and collection.prune() == 0
+    for file in sounds.iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="none of its sounds is there, such as .*Mount or restore"):
+        collection.search("a dog")
+    with pytest.raises(ValueError, match="none of its sounds is there"):
+        collection.prune()
+    assert len(collection) == 4
+
+
+def test_moved_files_are_recognised(library, embedded, tmp_path):
+    collection, sounds = library
+    expected = {hit.file.name: hit.similarity for hit in collection.search("a dog")}
+    (sounds / "inner").mkdir()
+    (sounds / "3.wav").rename(sounds / "inner" / "moved.wav")
+    (tmp_path / "outside").mkdir()
+    (sounds / "4.wav").rename(tmp_path / "outside" / "4.wav")
+    shutil.copyfile(sounds / "0.wav", sounds / "copy.wav")
+    added = collection.add([sounds, tmp_path / "outside"])
+    assert (added.embedded, added.known, added.recognised) == (0, 3, 3) and embedded == []
+    found = {hit.file: hit.similarity for hit in collection.search("a dog")}
+    assert set(found) == {*sounds.glob("*.wav"), sounds / "inner" / "moved.wav", tmp_path / "outside" / "4.wav"}
+    assert found[sounds / "inner" / "moved.wav"] == expected["3.wav"]
+    assert found[sounds / "copy.wav"] == expected["0.wav"] and len(collection) == 6
+
+
+def test_a_collection_moves_with_its_sounds(library, embedded, tmp_path, processor):
+    collection, sounds = library
+    expected = [hit.file.name for hit in collection.search("a dog")]
+    (tmp_path / "library").rename(tmp_path / "elsewhere")
+    moved = SoundCollection(tmp_path / "elsewhere" / "index", make_model(), processor)
+    assert [hit.file for hit in moved.search("a dog")] == [
+        tmp_path / "elsewhere" / "sounds" / name for name in expected
+    ]
+    assert moved.add(tmp_path / "elsewhere" / "sounds").known == 5 and embedded == []
+
+
+def test_every_part_is_checked(library, processor):
+    collection, sounds = library
+    first, *_, last = sorted(collection.folder.iterdir())
+    vector = np.array(pq.read_table(last)["embedding"][0].as_py(), dtype=np.float32)
+    last.write_bytes(last.read_bytes().replace(vector.tobytes(), (-vector).tobytes()))
+    with pytest.raises(ValueError, match=f"{last.name}: a damaged part"):
+        collection.search("a dog")
+    SoundCollection(first.parent.with_name("other"), make_model(seed=1), processor).add(
+        collection.folder.parent / "sounds"
+    )
+    [stray, *_] = sorted(first.parent.with_name("other").iterdir())
+    last.write_bytes(stray.read_bytes())
+    with pytest.raises(ValueError, match=f"{last.name}: made from .*expected"):
+        collection.search("a dog")
+    with pytest.raises(ValueError, match=f"{last.name}: holds embeddings of the model"):
+        SoundCollection(first.parent, make_model(), processor)
+
+
+def test_folders_and_queries_are_what_a_person_expects(library, processor, tmp_path, monkeypatch):
+    collection, sounds = library
+    one = SoundCollection(tmp_path / "one", make_model(), processor)
+    assert one.add(str(sounds / "0.wav")).embedded == 1
+    assert one.add(str(sounds)).embedded == 4
+    monkeypatch.chdir(sounds)
+    for query in (" ", ""):
+        with pytest.raises(ValueError, match="expected words, or a sound"):
+            collection.search(query)
+    with pytest.raises(ValueError, match="'3.wav' is the name of a file.*pass a Path, or --like"):
+        collection.search("3.wav")
+    clip = load_audio("3.wav")
+    kinds = [sounds / "3.wav", clip, (sounds / "3.wav").open("rb"), (sounds / "3.wav").read_bytes(), {"path": "3.wav"}]
+    for kind in kinds:
+        assert collection.search(kind, 1)[0].file == sounds / "3.wav"
+    assert collection.search(clip.samples, 1, sampling_rate=RATE)[0].file == sounds / "3.wav"
+
+
+def test_max_windows_belongs_to_the_collection(tmp_path, processor):
+    soundfile.write(tmp_path / "long.wav", sound(4.3), RATE)
+    collection = SoundCollection(tmp_path / "index", make_model(), processor, max_windows=2)
+    collection.add(tmp_path / "long.wav")
+    [hit] = collection.search(tmp_path / "long.wav")
+    assert hit.similarity == pytest.approx(1, abs=1e-5)
+    assert collection_facts(tmp_path / "index")["max_windows"] == 2
+    with pytest.raises(ValueError, match="that model and its settings"):
+        SoundCollection(tmp_path / "index", make_model(), processor)
 
 
 def test_datasets_opens_it(files, tmp_path, processor):
@@ -99,7 +244,7 @@ def test_what_does_not_fit_is_told(files, tmp_path, processor):
         SoundCollection(tmp_path / "empty", make_model(), processor).search("a dog")
     (tmp_path / "other").mkdir()
     datasets.Dataset.from_dict({"file": ["a"]}).to_parquet(tmp_path / "other" / "part-0.parquet")
-    with pytest.raises(ValueError, match="not a part of a collection"):
+    with pytest.raises(ValueError, match="not a part that clap-hf wrote"):
         SoundCollection(tmp_path / "other", make_model(), processor)
 
 

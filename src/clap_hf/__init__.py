@@ -17,7 +17,9 @@ from . import _torchaudio, registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
+    from .data.collator import MSClapDataCollator
     from .embedding import EmbeddedFiles, embed_files
+    from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
         MSClapAudioConfig,
         MSClapCaptioningConfig,
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
         MSClapConfig,
     )
     from .model.feature_extraction_msclap import MSClapFeatureExtractor
-    from .model.modeling_msclap import MSClapForAudioClassification, MSClapModel, MSClapOutput
+    from .model.modeling_msclap import (
+        MSClapAudioModel,
+        MSClapForAudioClassification,
+        MSClapModel,
+        MSClapOutput,
+        MSClapTextModel,
+    )
     from .model.modeling_msclap_captioning import MSClapForAudioCaptioning, MSClapForConditionalGeneration
     from .model.processing_msclap import MSClapProcessor
     from .msclap_weights import load_clapcap_checkpoint, load_msclap_checkpoint
@@ -43,9 +51,11 @@ __all__ = [
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
+    "MSClapAudioModel",
     "MSClapCaptioningConfig",
     "MSClapConditionalGenerationConfig",
     "MSClapConfig",
+    "MSClapDataCollator",
     "MSClapFeatureExtractor",
     "MSClapForAudioCaptioning",
     "MSClapForAudioClassification",
@@ -53,6 +63,7 @@ __all__ = [
     "MSClapModel",
     "MSClapOutput",
     "MSClapProcessor",
+    "MSClapTextModel",
     "MSClapZeroShotAudioClassificationPipeline",
     "SoundCollection",
     "audio_files",
@@ -62,6 +73,8 @@ __all__ = [
     "load_clapcap_checkpoint",
     "load_msclap_checkpoint",
     "open_audio",
+    "optimize_for_cpu",
+    "restore_from_cpu",
 ]
 
 _MODULES = {
@@ -73,9 +86,14 @@ _MODULES = {
         "load_audio",
         "open_audio",
     ),
+    "data.collator": ("MSClapDataCollator",),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",
+    ),
+    "fast_cpu": (
+        "optimize_for_cpu",
+        "restore_from_cpu",
     ),
     "model.configuration_msclap": (
         "MSClapAudioConfig",
@@ -85,9 +103,11 @@ _MODULES = {
     ),
     "model.feature_extraction_msclap": ("MSClapFeatureExtractor",),
     "model.modeling_msclap": (
+        "MSClapAudioModel",
         "MSClapForAudioClassification",
         "MSClapModel",
         "MSClapOutput",
+        "MSClapTextModel",
     ),
     "model.modeling_msclap_captioning": (
         "MSClapForAudioCaptioning",

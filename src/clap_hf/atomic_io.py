@@ -63,7 +63,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         folder: The folder to replace or make.
-        write: Told where to write; makes that folder itself.
+        write: Called with where to write; makes that folder itself.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
@@ -179,16 +179,12 @@ class PartStore:
                         writer.write_table(table)
                     writer.add_key_value_metadata(notes())
             else:
-                self._write_arrow(fresh, groups(), notes)
+                with pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
+                    for table in groups():
+                        writer.write_table(table)
+                    # A file's own metadata comes before its rows, when the facts are not known yet.
+                    writer.write_batch(pa.RecordBatch.from_pylist([], self.schema), custom_metadata=notes())
         return path
-
-    def _write_arrow(self, path: Path, groups: Iterator[pa.Table], notes: Callable[[], dict[str, str]]) -> None:
-        # An Arrow file's schema comes first: the rows of one part are held until its facts are known.
-        tables = list(groups)
-        schema = self.schema.with_metadata(notes())
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for table in tables:
-                writer.write_table(table.replace_schema_metadata(schema.metadata))
 
     def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of a part.
@@ -230,7 +226,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def part_facts(path: Path) -> dict[str, Any]:
-    """What a part of a `PartStore` says of itself: `identity`, and what its writer added.
+    """Facts kept in a part of a `PartStore`: `identity`, and what its writer added.
 
     Args:
         path: The file.
@@ -242,13 +238,18 @@ def part_facts(path: Path) -> dict[str, Any]:
         if path.suffix == ".parquet":
             metadata = pq.read_metadata(path).metadata or {}
         else:
-            metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            metadata = _last_metadata(reader) if reader.num_record_batches else {}
         facts = json.loads(metadata.get(b"clap_hf", b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if not isinstance(facts, dict) or not isinstance(facts.get("identity"), str):
         raise PartError(f"{path}: not a part that clap-hf wrote, expected one. Move it out of the folder.")
     return facts
+
+
+def _last_metadata(reader: pa.ipc.RecordBatchFileReader) -> Any:
+    return reader.get_batch_with_custom_metadata(reader.num_record_batches - 1).custom_metadata or {}
 
 
 def _damaged(path: Path, error: Exception) -> PartError:

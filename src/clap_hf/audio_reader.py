@@ -16,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -25,7 +25,16 @@ from . import _ffmpeg
 from .containers import Damage, File, Part, PartFile, inspect
 
 Blocks = Generator[np.ndarray, None, None]  # float32 `[frames, channels]`
-Source = str | os.PathLike[str] | bytes | BinaryIO
+
+
+@runtime_checkable
+class BinaryReader(Protocol):
+    """A binary file object."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader
 
 BLOCK_FRAMES = 16_384  # a decoder that fails costs the block that it fails in
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile's count is larger where a header states none
@@ -299,20 +308,23 @@ class AudioReader:
 
 def _encoded(source: Source, name: str | None, stack: contextlib.ExitStack) -> tuple[str | bytes, str]:
     """A path or the encoded bytes, and a name for messages."""
-    if isinstance(source, bytes):
-        return source, name or "<bytes>"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), name or "<bytes>"
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return path, name or path
     name = name or str(getattr(source, "name", "<file object>"))  # only real files have a name
     beginning = source.read(_IN_MEMORY)
+    if not isinstance(beginning, bytes):
+        found = type(beginning).__name__
+        raise TypeError(f"{name} gives {found}, expected bytes. Open the file in binary mode: 'rb'.")
     more = source.read(1)
     if not more:
         return beginning, name
     return _on_disk(source, stack, beginning + more), name
 
 
-def _on_disk(file: BinaryIO, stack: contextlib.ExitStack, beginning: bytes = b"") -> str:
+def _on_disk(file: BinaryReader, stack: contextlib.ExitStack, beginning: bytes = b"") -> str:
     """Copy a file object to a file that is deleted with the stack; gives its path."""
     path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "sound")
     with open(path, "wb") as copy:

@@ -2,176 +2,272 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import platform
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
-from .atomic_io import write_json
-from .audio import Audio, audio_files, load_audio
+from ._cli_io import (
+    FAILED,
+    INTERRUPTED,
+    Format,
+    OneLineErrors,
+    Output,
+    candidate_labels,
+    input_files,
+    labels_beside,
+    one_line,
+)
+from ._cli_models import (
+    checked_checkpoint,
+    go_offline_if_unreachable,
+    installed_version,
+    load_collection,
+    model_facts,
+    usable_device,
+)
+from ._cli_runs import file_columns, finish, length_text, print_failures, print_scores, run_over_files
+from .audio import Audio, load_audio
+from .cli_training import app as training_app
 
-if TYPE_CHECKING:
-    from .search import SoundCollection
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Microsoft CLAP: sounds and words in one space.")
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Microsoft CLAP: sounds and words in one space.",
+)
+app.add_typer(training_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
-EVERYDAY_LABELS = (
-    "speech,laughter,crying baby,coughing,sneezing,footsteps,applause,crowd,singing,music,piano,guitar,drums,violin,"
-    "trumpet,dog,cat,bird,rooster,cow,sheep,frog,insects,rain,thunder,wind,sea waves,running water,fire,door,glass "
-    "breaking,keyboard typing,clock,telephone,bell,engine,car horn,siren,train,airplane,helicopter,chainsaw,gunshot,"
-    "explosion,fireworks,silence"
-).split(",")
+EVERYDAY_LABELS = tuple(
+    (
+        "speech,laughter,crying baby,coughing,sneezing,footsteps,applause,crowd,singing,music,piano,guitar,drums,"
+        "violin,trumpet,dog,cat,bird,rooster,cow,sheep,frog,insects,rain,thunder,wind,sea waves,running water,fire,"
+        "door,glass breaking,keyboard typing,clock,telephone,bell,engine,car horn,siren,train,airplane,helicopter,"
+        "chainsaw,gunshot,explosion,fireworks,silence"
+    ).split(",")
+)
+
+Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
+ModelName = Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")]
+MaxWindows = Annotated[
+    int | None, typer.Option(min=1, help="Windows of a sound at most, evenly spaced; all that cover it by default.")
+]
+StdoutFormat = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the results here, as JSON; - is stdout.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(installed_version("clap-hf"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error was raised, for reports of bugs.")
+    ] = False,
+) -> None:
+    """Microsoft CLAP: sounds and words in one space."""
 
 
 @app.command()
 def classify(
-    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
-    labels: Annotated[str | None, typer.Option(help="Labels to choose from, separated by commas.")] = None,
+    paths: Paths,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="Labels to choose from, separated by commas; may be repeated.")
+    ] = None,
     labels_file: Annotated[Path | None, typer.Option(help="Text file with a label per line.")] = None,
-    model: Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")] = "embedded",
+    model: ModelName = "embedded",
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown per sound.")] = 3,
     template: Annotated[list[str] | None, typer.Option(help="Text with {} for the label; repeat to average.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all scores here, as JSON.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
-    ] = None,
+    max_windows: MaxWindows = None,
+    format: StdoutFormat = Format.table,
+    json_path: JsonPath = None,
+    device: Device = None,
 ) -> None:
     """Name the sounds in files and folders by labels in any words, without training.
 
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
-    list of everyday sounds. Where labels.csv names a sound, the best label is compared with it.
+    list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
+    of all labels, CSV those of the best --top-k.
     """
-    console = Console()
-    try:
-        files = audio_files(paths)
-        expected = _expected_labels(files)
-        candidates = _candidate_labels(labels, labels_file, expected)
-        classifier, model_name = _classifier(model, device, candidates, template)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    from transformers import pipeline
 
-    results: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    for file, audio, scores in _listen(files, classifier, failures):
-        result = {"file": str(file), "duration_s": audio.duration_s, "truncated": audio.truncated, "scores": scores}
-        if expected.get(file) in candidates:
-            result["expected"] = expected[file]
-        results.append(result)
+    from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
-    _print_results(console, results, failures, top_k)
-    if json_path is not None:
-        report = {"model": model_name, "labels": candidates, "results": results, "failures": failures}
-        write_json(json_path, report)
-    if not results:
-        raise typer.Exit(1)
+    output = Output(format, json_path)
+    output.check()
+    files = input_files(paths)
+    expected = labels_beside(files)
+    candidates = candidate_labels(labels, labels_file, expected.values(), EVERYDAY_LABELS)
+    source = checked_checkpoint(model, ("msclap",))
+    classifier = pipeline(
+        "zero-shot-audio-classification",
+        model=source,
+        pipeline_class=MSClapZeroShotAudioClassificationPipeline,
+        device=usable_device(device),
+        candidate_labels=candidates,
+        hypothesis_template=template or [DEFAULT_TEMPLATE],
+        max_windows=max_windows,
+    )
+
+    def record(file: Path, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
+        known = {"expected": expected[file]} if expected.get(file) in candidates else {}
+        return {"scores": scores or [], **known}
+
+    results, failures, interrupted = run_over_files(files, classifier, record)
+    output.write(
+        {"model": source, "labels": candidates, "results": results, "failures": failures},
+        (
+            {**file_columns(result), "label": score["label"], "score": score["score"]}
+            for result in results
+            for score in (result["scores"][:top_k] or [{"label": "", "score": ""}])
+        ),
+        lambda console: print_scores(console, results, failures, top_k),
+    )
+    finish(output, len(files), results, failures, interrupted)
 
 
 @app.command()
 def caption(
-    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
+    paths: Paths,
     model: Annotated[str, typer.Option(help="Captioner: a folder, or a Hub id.")],
     beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search; the model's own by default.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the captions here, as JSON.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
-    ] = None,
+    max_windows: MaxWindows = None,
+    format: StdoutFormat = Format.table,
+    json_path: JsonPath = None,
+    device: Device = None,
 ) -> None:
     """Describe the sounds in files and folders in words."""
     from transformers import pipeline
 
     from .pipelines.captioning import TASK
 
-    console = Console()
+    output = Output(format, json_path)
+    output.check()
+    files = input_files(paths)
+    source = checked_checkpoint(model, ("msclap_captioning", "msclap_conditional_generation"))
     options = {} if beams is None else {"num_beams": beams}
-    try:
-        files = audio_files(paths)
-        describe = pipeline(TASK, model=model, device=device, **options)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    describe = pipeline(TASK, model=source, device=usable_device(device), max_windows=max_windows, **options)
 
-    results: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    table = Table("file", "length", "caption")
-    for file, audio, [found] in _listen(files, describe, failures):
-        text = found["generated_text"]
-        results.append({"file": str(file), "duration_s": audio.duration_s, "caption": text})
-        table.add_row(escape(str(file)), f"{audio.duration_s:.1f} s", escape(text))
-    if results:
-        console.print(table)
-    _print_failures(console, failures, len(files))
-    if json_path is not None:
-        write_json(json_path, {"model": model, "results": results, "failures": failures})
-    if not results:
-        raise typer.Exit(1)
+    def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
+        return {"caption": answer[0]["generated_text"] if answer else ""}
+
+    results, failures, interrupted = run_over_files(files, describe, record)
+
+    def print_table(console: Console) -> None:
+        table = Table("file", "length", "caption")
+        for result in results:
+            text = "silence" if result["silent"] else escape(result["caption"])
+            table.add_row(escape(result["file"]), length_text(result), text)
+        if results:
+            console.print(table)
+        print_failures(console, failures, len(results) + len(failures))
+
+    output.write(
+        {"model": model, "results": results, "failures": failures},
+        ({**file_columns(result), "caption": result["caption"]} for result in results),
+        print_table,
+    )
+    finish(output, len(files), results, failures, interrupted)
 
 
 @app.command()
 def embed(
-    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders of them.")],
+    paths: Paths,
     output: Annotated[Path, typer.Option(help="Folder of the collection; what is in it already is kept.")],
-    model: Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")] = "embedded",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
-    ] = None,
+    model: ModelName = "embedded",
+    max_windows: MaxWindows = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Then drop the sounds whose files are gone.")] = False,
+    json_path: JsonPath = None,
+    device: Device = None,
 ) -> None:
-    """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was."""
-    console = Console()
+    """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was.
+
+    Changed files are embedded again, moved ones are recognised by their content.
+    """
+    report = Output(Format.table, json_path)
+    report.check()
+    files = input_files(paths)
+    collection = load_collection(output, model, device, max_windows)
     try:
-        files = audio_files(paths)
-        collection = _collection(output, model, device)
         added = collection.add(files)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    console.print(f"{added.embedded:,} sounds embedded, {added.known:,} known, {len(collection):,} in {output}.")
+        pruned = collection.prune() if prune else 0
+    except KeyboardInterrupt as error:
+        typer.echo(
+            f"Interrupted: {len(collection):,} sounds are in {output}. The same command again goes on.", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from error
     failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
-    _print_failures(console, failures, len(files))
+    counts = {
+        "embedded": added.embedded,
+        "known": added.known,
+        "recognised": added.recognised,
+        "dropped": pruned,
+        "sounds": len(collection),
+    }
+
+    def print_counts(console: Console) -> None:
+        recognised = f"{added.recognised:,} recognised, " if added.recognised else ""
+        dropped = f"{pruned:,} dropped, " if prune else ""
+        console.print(
+            f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{counts['sounds']:,} in "
+            f"{escape(str(output))}."
+        )
+        print_failures(console, failures, len(files))
+
+    report.write({**counts, "failures": failures}, [counts], print_counts)
     if not len(collection):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
 def search(
     folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
-    words: Annotated[str | None, typer.Argument(help="What to look for, in any words.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="What to look for, in any words.")] = None,
     like: Annotated[Path | None, typer.Option(help="Look for sounds like this one instead.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Sounds shown.")] = 10,
     model: Annotated[str | None, typer.Option(help="The collection's model, where it moved.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the hits here, as JSON.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")
-    ] = None,
+    format: StdoutFormat = Format.table,
+    json_path: JsonPath = None,
+    device: Device = None,
 ) -> None:
     """Find sounds of a collection by words, or by another sound."""
-    from .search import model_of
+    from .search import collection_facts
 
-    try:
-        if words is not None and like is None:
-            query: str | Audio = words
-        elif like is not None and words is None:
-            query = load_audio(like)
-        else:
-            raise ValueError(f"Words {words!r} and --like {like} were given, expected one of them.")
-        collection = _collection(folder, model or model_of(folder), device)
-        hits = collection.search(query, top_k)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    table = Table("similarity", "file")
-    for hit in hits:
-        table.add_row(f"{hit.similarity:.2f}", escape(str(hit.file)))
-    Console().print(table)
-    if json_path is not None:
-        found = [{"file": str(hit.file), "similarity": hit.similarity} for hit in hits]
-        write_json(json_path, {"words": words, "like": like and str(like), "model": collection.name, "hits": found})
+    output = Output(format, json_path)
+    output.check()
+    text = " ".join(words) if words else None
+    if (text is None) == (like is None):
+        raise ValueError(f"Words {text!r} and --like {like} were given, expected one of them.")
+    facts = collection_facts(folder)
+    query: str | Audio = load_audio(like) if like is not None else text or ""
+    collection = load_collection(folder, model or facts["name"], device, facts.get("max_windows"))
+    hits: list[dict[str, Any]] = [
+        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed}
+        for hit in collection.search(query, top_k)
+    ]
+
+    def print_table(console: Console) -> None:
+        table = Table("similarity", "file")
+        for hit in hits:
+            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + (" (changed)" if hit["changed"] else ""))
+        console.print(table)
+        if any(hit["changed"] for hit in hits):
+            console.print("Changed files were found by what they were: run `clap-hf embed` again.")
+
+    report = {"words": text, "like": like and str(like), "model": collection.name, "hits": hits}
+    output.write(report, hits, print_table)
 
 
 @app.command()
@@ -212,7 +308,7 @@ def push(
             dry_run=dry_run,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]Not pushed.[/] {escape(str(error))}")
+        typer.echo(f"Not pushed. {one_line(str(error))}", err=True)
         raise typer.Exit(1) from error
     table = Table("file")
     table.add_column("size", justify="right")
@@ -248,11 +344,11 @@ def convert(
     from .hub import push as push_folder
 
     folder = output or Path(f"msclap-{version}")
-    console, errors = Console(), Console(stderr=True)
+    console = Console()
     try:
         report = convert_checkpoint(version, folder, checkpoint=checkpoint, tokenizer=tokenizer, repo_id=push_to_hub)
     except (OSError, ValueError, RuntimeError) as error:
-        errors.print(f"[red]Not converted.[/] {escape(str(error))}", highlight=False)
+        typer.echo(f"Not converted. {one_line(str(error))}", err=True)
         raise typer.Exit(1) from error
     console.print_json(data=report)
     console.print(f"Wrote {escape(str(folder))}", highlight=False)
@@ -264,7 +360,7 @@ def convert(
         )
     except (OSError, ValueError, RuntimeError) as error:
         again = f"Push again with: clap-hf push {folder} {push_to_hub}"
-        errors.print(f"[red]Converted, but not pushed.[/] {escape(str(error))} {escape(again)}", highlight=False)
+        typer.echo(f"Converted, but not pushed. {one_line(str(error))} {again}", err=True)
         raise typer.Exit(1) from error
     console.print(f"Pushed: {done.commit.commit_url if done.commit else ''}", highlight=False)
 
@@ -276,6 +372,10 @@ def evaluate(
     captioner: Annotated[str | None, typer.Option(help="Captioning model, for the captioning tasks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks of the suite, separated by commas.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with TASK.csv files; the corpus for `sounds`.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the corpus for `sounds`: test or validation.")] = "test",
+    relabelled: Annotated[
+        Path | None, typer.Option(help="JSON of clips of `sounds` with their labels before: results by those, too.")
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="Gets the results; a later run goes on from them.")] = Path(
         "results"
     ),
@@ -286,9 +386,8 @@ def evaluate(
     long_audio: Annotated[str | None, typer.Option(help="windows or center; the model's by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Clips a task at most, drawn by a fixed seed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first by default.")] = None,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 1,
     plots: Annotated[bool, typer.Option(help="Draw confusion matrix, bars and similarities.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Score again what is done.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Score what is done and try unreadable sounds again.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only list tasks, sources and sizes.")] = False,
 ) -> None:
     """Measure a model on the paper's tasks, on held-out tasks of the sound corpus, on MAEB, or on one's own sounds.
@@ -297,32 +396,32 @@ def evaluate(
     beside ours. A stopped run goes on where it was. Exit code: 0 all tasks ran, 1 one failed or none ran, 3 some had
     no source in reach. On several processes: accelerate launch scripts/evaluate.py ...
     """
-    from .evaluation.command import EvaluationRequest, evaluate_model
+    from .evaluation.command import evaluate_model, read_descriptions
+    from .evaluation.runner import CACHE_DIR, EvaluationOptions
 
-    request = EvaluationRequest(
+    if data_dir is None:
+        go_offline_if_unreachable()
+    options = EvaluationOptions(
         model=model,
         captioner=captioner,
         suite=suite,
         tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None,
         data_dir=data_dir,
+        split=split,
+        relabelled=relabelled,
         output_dir=output_dir,
-        cache_dir=cache_dir,
+        cache_dir=cache_dir or CACHE_DIR,
         templates=tuple(template) if template else None,
-        descriptions=descriptions,
+        descriptions=read_descriptions(descriptions) if descriptions else {},
         scores=scores,
         long_audio=long_audio,
         limit=limit,
         device=device,
-        num_workers=num_workers,
         plots=plots,
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    try:
-        code = evaluate_model(request, Console())
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    raise typer.Exit(code)
+    raise typer.Exit(evaluate_model(options, Console()))
 
 
 @app.command()
@@ -337,14 +436,10 @@ def export(
     from .export import export_onnx
     from .model.modeling_msclap import MSClapModel
     from .model.processing_msclap import MSClapProcessor
-    from .pretrained import checkpoint_path
 
-    try:
-        name = checkpoint_path(model)
-        loaded = MSClapModel.from_pretrained(name, dtype=torch.float32)
-        report = export_onnx(loaded, MSClapProcessor.from_pretrained(name), output_dir, int8=int8)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    source = checked_checkpoint(model, ("msclap",))
+    loaded = MSClapModel.from_pretrained(source, dtype=torch.float32)
+    report = export_onnx(loaded, MSClapProcessor.from_pretrained(source), output_dir, int8=int8)
     table = Table("graph", title=str(output_dir))
     for heading in ("size", "largest difference", "lowest cosine"):
         table.add_column(heading, justify="right")
@@ -355,157 +450,26 @@ def export(
 
 
 @app.command()
-def info() -> None:
-    """Print versions, devices and the embedded checkpoint."""
+def info(
+    model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")] = "embedded",
+    format: StdoutFormat = Format.table,
+) -> None:
+    """Print versions, devices and facts of a model."""
     import torch
 
-    from .pretrained import embedded_checkpoint
-
-    table = Table("what", "value", show_header=False, box=None)
-    for name in ("clap-hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile"):
-        table.add_row(name, _version(name))
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    facts = {
+        name: installed_version(name)
+        for name in ("clap-hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile")
+    }
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    table.add_row("devices", ", ".join([*cuda, f"cpu ({torch.get_num_threads()} threads)"]))
-    try:
-        folder = embedded_checkpoint()
-    except FileNotFoundError as error:
-        table.add_row("embedded checkpoint", escape(str(error)))
-    else:
-        size = (folder / "model.safetensors").stat().st_size / 1e6
-        config = json.loads((folder / "config.json").read_text())
-        towers = f"{config['audio_config']['architecture']} + {config['text_config']['model_type']}"
-        table.add_row("embedded checkpoint", f"{folder} ({towers}, {size:.1f} MB)")
-    Console().print(table)
+    facts["python"] = f"{platform.python_version()} on {platform.platform()}"
+    facts["devices"] = ", ".join([*cuda, f"cpu ({torch.get_num_threads()} threads)"])
+    facts |= model_facts(model)
 
-
-def _listen(
-    files: list[Path], pipeline: Any, failures: list[dict[str, str]]
-) -> Iterator[tuple[Path, Audio, list[dict[str, Any]]]]:
-    """What a pipeline says of every file; those that cannot be heard go into `failures`, with the reason."""
-    from .embedding import work_ahead
-
-    decoded = track(
-        work_ahead(files, load_audio), "Listening", total=len(files), console=Console(stderr=True), transient=True
-    )
-    for file, future in decoded:
-        try:
-            audio = future.result()
-            answer = pipeline(audio)
-        except (OSError, ValueError) as error:
-            failures.append({"file": str(file), "error": str(error)})
-        else:
-            yield file, audio, answer
-
-
-def _expected_labels(files: list[Path]) -> dict[Path, str]:
-    """Labels that the labels.csv beside each file gives."""
-    expected: dict[Path, str] = {}
-    wanted = set(files)
-    for folder in dict.fromkeys(file.parent for file in files):
-        table = folder / "labels.csv"
-        if not table.is_file():
-            continue
-        with table.open(newline="", encoding="utf-8") as stream:
-            rows = csv.DictReader(stream)
-            if not {"file", "label"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{table} has columns {rows.fieldnames}, expected file and label.")
-            for row in rows:
-                if folder / row["file"] in wanted:
-                    expected[folder / row["file"]] = row["label"]
-    return expected
-
-
-def _candidate_labels(labels: str | None, labels_file: Path | None, expected: dict[Path, str]) -> list[str]:
-    """Labels from the options, from labels.csv, or the everyday ones; each once."""
-    if labels is not None and labels_file is not None:
-        raise ValueError("Both --labels and --labels-file were given, expected one of them.")
-    if labels is not None:
-        names = labels.split(",")
-    elif labels_file is not None:
-        names = labels_file.read_text(encoding="utf-8").splitlines()
-    else:
-        names = list(expected.values()) or list(EVERYDAY_LABELS)
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise ValueError(f"No labels in {labels_file or '--labels'}, expected at least one.")
-    return names
-
-
-def _classifier(model: str, device: str | None, labels: list[str], templates: list[str] | None) -> tuple[Any, str]:
-    """The zero-shot pipeline and the model's full name."""
-    from transformers import pipeline
-    from transformers.utils import logging
-
-    from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
-    from .pretrained import checkpoint_path
-
-    logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
-    model = checkpoint_path(model)
-    classifier = pipeline(
-        "zero-shot-audio-classification",
-        model=model,
-        pipeline_class=MSClapZeroShotAudioClassificationPipeline,
-        device=device,
-        candidate_labels=labels,
-        hypothesis_template=templates or [DEFAULT_TEMPLATE],
-    )
-    return classifier, model
-
-
-def _collection(folder: Path, model: str, device: str | None) -> SoundCollection:
-    """A collection with its model."""
-    from accelerate import PartialState
-    from transformers import AutoModel, AutoProcessor
-    from transformers.utils import logging
-
-    from .pretrained import checkpoint_path
-    from .search import SoundCollection
-
-    logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
-    source = checkpoint_path(model)
-    # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
-    name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
-    loaded = AutoModel.from_pretrained(source).eval().to(device or PartialState().device)
-    return SoundCollection(folder, loaded, AutoProcessor.from_pretrained(source), name)
-
-
-def _print_results(
-    console: Console, results: list[dict[str, Any]], failures: list[dict[str, str]], top_k: int
-) -> None:
-    """Print a table of results, how many agree with labels.csv, and what failed."""
-    compared = [result for result in results if "expected" in result]
-    agreeing = [result for result in compared if result["scores"][0]["label"] == result["expected"]]
-    if results:
-        table = Table("file")
-        table.add_column("length", justify="right")
-        table.add_column("most likely labels")
-        if compared:
-            table.add_column("labels.csv")
-        for result in results:
-            best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
-            length = f"{result['duration_s']:.1f} s" + (" (truncated)" if result["truncated"] else "")
-            row = [escape(result["file"]), length, escape(best)]
-            if compared:
-                mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
-                row.append(mark + escape(result.get("expected", "")))
-            table.add_row(*row)
+    def print_table(console: Console) -> None:
+        table = Table("what", "value", show_header=False, box=None)
+        for name, value in facts.items():
+            table.add_row(name, escape(str(value)))
         console.print(table)
-    if compared:
-        console.print(f"The best label is that of labels.csv for {len(agreeing)} of {len(compared)} sounds.")
-    _print_failures(console, failures, len(failures) + len(results))
 
-
-def _print_failures(console: Console, failures: list[dict[str, str]], total: int) -> None:
-    """Print how many files were skipped, and why."""
-    if failures:
-        console.print(f"[red]{len(failures)} of {total} files were skipped:[/]")
-        for failure in failures:
-            console.print(f"  {failure['error']}", markup=False, soft_wrap=True)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    Output(format).write(facts, [facts], print_table)

@@ -1,4 +1,4 @@
-"""Turn sounds and texts into vectors: decode ahead, batch, skip and report what cannot be read.
+"""Sounds and texts to vectors: read ahead of the model, batch, skip and report what cannot be read.
 
 Everything above (pipelines, search, evaluation, the command line) embeds through this module.
 """
@@ -8,18 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
-from .audio import Audio, AudioDecodeError, load_audio
-from .model.modeling_msclap import MSClapModel
+from ._prefix_tree import prefix_trees
+from .audio import Audio, load_audio
+from .audio_reader import BinaryReader
+from .fast_cpu import optimize_if_possible
+from .model.feature_extraction_msclap import MSClapFeatureExtractor
+from .model.modeling_msclap import MSClapModel, mean_over_windows
 from .model.processing_msclap import MSClapProcessor
 
 THREADS = 2  # decoders release Python's lock; more of them than this wait for the model on any CPU
@@ -31,36 +40,138 @@ TEXTS_PER_BATCH = 64
 LONGEST_IN_BATCH = 1.5  # tokens over those of the batch's shortest text
 NODES_PER_TREE = 512  # attention over a tree costs its square: a tenth of the layers' products at this size
 
+# Settings of the front end that shape a vector. Others (`auto_map`, `processor_class`) change when a model is shared.
+FRONT_END = (
+    *("feature_size", "sampling_rate", "duration_s", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate"),
+    *("long_audio", "short_audio", "max_windows"),
+)
+# Settings of the towers that act in training alone, or record where a model came from.
+NO_EFFECT = {"dtype", "torch_dtype", "architectures", "transformers_version", "use_cache", "initializer_range"}
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def work_ahead(
-    items: Iterable[Item], work: Callable[[Item], Result], threads: int = THREADS, ahead: int = AHEAD
-) -> Iterator[tuple[Item, Future[Result]]]:
-    """Do work for the items to come in other threads.
+# Reading
+
+
+def read_sound(sound: Any) -> Any:
+    """Decode a sound of any kind that is not samples yet; the kinds are listed in `docs/inputs.md`.
+
+    Args:
+        sound: A path, encoded bytes (`bytes`, `bytearray`, `memoryview`), a binary file object, an `Audio`, a dict
+            with `"path"` or `"bytes"`, a dataset's row with `"audio"`; or samples, which stay as they are.
+
+    Returns:
+        What the feature extractor takes: samples, with their rate wherever it is known.
+
+    Raises:
+        TypeError: If a file is open in text mode.
+        ValueError: If it is a URL.
+        AudioDecodeError: If it cannot be decoded.
+    """
+    if isinstance(sound, dict):
+        if "audio" in sound and not sound.keys() & {"array", "raw", "bytes", "path"}:
+            return read_sound(sound["audio"])
+        if "array" not in sound and "raw" not in sound:
+            # A row of datasets' Audio(decode=False): either may be None.
+            encoded = [sound[key] for key in ("bytes", "path") if sound.get(key) is not None]
+            sound = encoded[0] if encoded else sound
+    if isinstance(sound, str) and "://" in sound:
+        raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
+    if isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)):
+        sound = load_audio(sound)
+    if isinstance(sound, Audio):
+        sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}
+    return sound
+
+
+def is_one_sound(sounds: Any) -> bool:
+    """Whether a value is one sound, and not a sequence of sounds."""
+    if isinstance(sounds, (str, bytes, bytearray, memoryview)) or not isinstance(sounds, Sequence):
+        return True
+    # A list whose first item is a number is samples. Other sequences may decode what they are asked for.
+    return isinstance(sounds, (list, tuple)) and len(sounds) > 0 and isinstance(sounds[0], Real)
+
+
+def read_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    skipped: dict[Item, str] | None = None,
+    *,
+    threads: int = THREADS,
+    ahead: int = AHEAD,
+) -> Iterator[tuple[Item, Result]]:
+    """Read the items to come in other threads.
 
     Args:
         items: Taken one by one in the caller's thread, up to `ahead` of them before their turn.
-        work: What threads do with an item.
-        threads: How many.
-        ahead: Items that are done or under way at most, this one counted in.
+        read: Decodes an item, or makes its log-mels; called in threads.
+        skipped: Gets the reason for every item that `read` raised `ValueError` or `OSError` for; these errors are
+            raised when None.
+        threads: Threads that read.
+        ahead: Items that are read or under way at most, this one counted in.
 
     Returns:
-        Every item in order, with the future of its result, which holds what `work` returned or raised.
+        Every item that can be read, in order, with what `read` returned.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def finished() -> Iterator[tuple[Item, Result]]:
+        item, future = waiting.popleft()
+        try:
+            result = future.result()
+        except (ValueError, OSError) as error:
+            if skipped is None:
+                raise
+            skipped[item] = str(error)
+        else:
+            yield item, result
+
     with ThreadPoolExecutor(threads, thread_name_prefix="clap-hf") as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(work, item)))
+                waiting.append((item, pool.submit(read, item)))
                 if len(waiting) >= ahead:
-                    yield waiting.popleft()
+                    yield from finished()
             while waiting:
-                yield waiting.popleft()
+                yield from finished()
         finally:  # a caller that stops early waits for no more than what runs
             for _, future in waiting:
                 future.cancel()
+
+
+# Sounds
+
+
+_in_evaluation: WeakKeyDictionary[torch.nn.Module, tuple[int, list[torch.nn.Module]]] = WeakKeyDictionary()
+_in_evaluation_lock = threading.Lock()
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout and batch norms of a model in evaluation mode, for as long as any thread is inside; as before after it.
+
+    Args:
+        model: The model, in any mode.
+    """
+    with _in_evaluation_lock:
+        count, training = _in_evaluation.get(model, (0, []))
+        if count == 0:
+            training = [module for module in model.modules() if module.training]
+            for module in training:
+                module.training = False
+        _in_evaluation[model] = (count + 1, training)
+    try:
+        yield
+    finally:
+        with _in_evaluation_lock:
+            count, training = _in_evaluation.pop(model)
+            if count > 1:
+                _in_evaluation[model] = (count - 1, training)
+            else:
+                for module in training:
+                    module.training = True
 
 
 def is_accelerator(device: torch.device) -> bool:
@@ -88,6 +199,7 @@ def embed_files(
     processor: MSClapProcessor,
     files: Iterable[str | os.PathLike[str]],
     *,
+    max_windows: int | None = None,
     windows_per_batch: int = WINDOWS_PER_BATCH,
     threads: int | None = None,
 ) -> EmbeddedFiles:
@@ -96,15 +208,19 @@ def embed_files(
     Log-mels are made by the decoding threads, or on the model's GPU.
 
     Args:
-        model: The model, in evaluation mode, on its device.
+        model: The model, on its device; in evaluation mode for the duration.
         processor: Its processor.
         files: Sound files; for folders, see `audio_files`.
+        max_windows: Windows of a file at most, evenly spaced over it; the processor's own limit when None.
         windows_per_batch: Windows that go through the model together.
         threads: Threads that decode and resample; 2 when None, and beside a GPU up to 16.
 
     Returns:
         A vector for every file that can be read, and the reason for every other.
+
+    On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
+    optimize_if_possible(model)
     extractor, device = processor.feature_extractor, model.device
     on_gpu = is_accelerator(device)
     if threads is None:
@@ -113,7 +229,7 @@ def embed_files(
     def prepare(file: Path) -> torch.Tensor:
         """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
         sound = load_audio(file)
-        (windows,) = extractor.windows(sound.samples, sound.sampling_rate)
+        (windows,) = extractor.windows(sound.samples, sound.sampling_rate, max_windows=max_windows)
         if not on_gpu:
             return extractor.log_mels(windows)
         stacked = torch.stack(windows)
@@ -130,18 +246,17 @@ def embed_files(
         counts = torch.tensor([len(windows) for windows in batch]).to(device)
         moved = [windows.to(device, non_blocking=True) for windows in batch]
         features = extractor.log_mels(row for windows in moved for row in windows) if on_gpu else torch.cat(moved)
-        embedded.append(model.get_audio_features(features[:, None], counts).pooler_output)
+        with evaluation_mode(model):
+            vectors_of_windows = model.get_audio_features(features[:, None]).pooler_output
+            embedded.append(F.normalize(mean_over_windows(vectors_of_windows, counts, len(batch)), dim=-1))
         batch.clear()
 
     def fetch() -> None:
         vectors.extend(embedded.popleft().float().cpu().numpy().tobytes())
 
-    for file, prepared in work_ahead(map(Path, files), prepare, threads, max(AHEAD, 4 * threads)):
-        try:
-            windows = prepared.result()
-        except (AudioDecodeError, ValueError, OSError) as error:
-            skipped[file] = str(error)
-            continue
+    for file, windows in read_ahead(
+        map(Path, files), prepare, skipped, threads=threads, ahead=max(AHEAD, 4 * threads)
+    ):
         if batch and sum(map(len, batch)) + len(windows) > windows_per_batch:
             embed()
             if not on_gpu or len(embedded) > 1:
@@ -157,10 +272,39 @@ def embed_files(
     return EmbeddedFiles(kept, flat.view(-1, model.config.projection_dim), skipped)
 
 
-def results(items: Iterable[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
-    """What `work` makes of every item, in order, with the next ones under way; what it raises is raised here."""
-    for _, future in work_ahead(items, work):
-        yield future.result()
+@torch.inference_mode()
+def embed_windows(model: MSClapModel, input_features: torch.Tensor) -> torch.Tensor:
+    """Embed log-mel windows one by one.
+
+    Args:
+        model: The model, on its device; in evaluation mode for the duration.
+        input_features: `[windows, 1, frames, mel]`, dB.
+
+    Returns:
+        Unit vectors `[windows, projection_dim]`, float32 on the CPU.
+    """
+    with evaluation_mode(model):
+        batches = input_features.split(WINDOWS_PER_BATCH)
+        vectors = [model.get_audio_features(batch.to(model.device)).pooler_output.float().cpu() for batch in batches]
+    return torch.cat(vectors)
+
+
+def embed_clips(model: MSClapModel, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Embed clips of one or several log-mel windows, as the mean of their windows' vectors.
+
+    Args:
+        model: The model, on its device; in evaluation mode for the duration.
+        clips: Log-mels of each clip `[windows, frames, mel]`, dB.
+
+    Returns:
+        Unit vectors `[clips, projection_dim]`, float32 on the CPU.
+    """
+    windows = embed_windows(model, torch.cat(list(clips))[:, None])
+    counts = torch.tensor([len(clip) for clip in clips])
+    return F.normalize(mean_over_windows(windows, counts, len(clips)), dim=-1)
+
+
+# Texts
 
 
 @torch.no_grad()
@@ -168,7 +312,7 @@ def embed_texts(model: MSClapModel, tokenizer: Any, texts: Sequence[str]) -> tor
     """Embed texts; prompts of many labels and templates repeat themselves, begin alike, and differ in length.
 
     Args:
-        model: The model, on its device.
+        model: The model, on its device; in evaluation mode for the duration.
         tokenizer: Its tokenizer; longer texts than it allows are cut.
         texts: At least one text.
 
@@ -177,13 +321,65 @@ def embed_texts(model: MSClapModel, tokenizer: Any, texts: Sequence[str]) -> tor
     """
     different = list(dict.fromkeys(texts))
     ids = tokenizer(different, truncation=True)["input_ids"]
-    places: list[int] = []
+    positions: list[int] = []
     vectors: list[torch.Tensor] = []
-    for chosen, embedded in _in_trees(model, ids) if _is_causal(model) else _padded(model, tokenizer, ids):
-        places += chosen
-        vectors.append(embedded)
-    rank = {different[i]: place for place, i in enumerate(places)}
-    return torch.cat(vectors)[[rank[text] for text in texts]]
+    with evaluation_mode(model):
+        for chosen, embedded in _in_trees(model, ids) if _is_causal(model) else _padded(model, tokenizer, ids):
+            positions += chosen
+            vectors.append(embedded)
+    row = {different[i]: position for position, i in enumerate(positions)}
+    return torch.cat(vectors)[[row[text] for text in texts]]
+
+
+def class_vectors(vectors: torch.Tensor, texts: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Unit vector of every class: the mean over its texts, normalised again.
+
+    Args:
+        vectors: Unit vectors of all texts, class after class `[texts, dim]`.
+        texts: The texts of every class.
+
+    Returns:
+        `[classes, dim]`.
+    """
+    parts = vectors.split([len(own) for own in texts])
+    return F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
+
+
+def embed_classes(model: MSClapModel, tokenizer: Any, texts: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Embed classes that are each described by one or several texts.
+
+    Args:
+        model: The model, on its device; in evaluation mode for the duration.
+        tokenizer: Its tokenizer.
+        texts: The texts of every class, such as a label in several templates.
+
+    Returns:
+        Unit vectors `[classes, projection_dim]`, float32, on the model's device.
+    """
+    return class_vectors(embed_texts(model, tokenizer, [text for own in texts for text in own]), texts)
+
+
+def warn_of_unreadable_labels(tokenizer: Any, labels: Sequence[str]) -> None:
+    """Warn of labels without a token that the tokenizer knows, and of labels whose tokens are equal.
+
+    Such labels get equal scores for every sound, or the score of no word at all.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        labels: The labels.
+    """
+    ids = tokenizer(list(labels), add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    unread = [label for label, own in zip(labels, ids, strict=True) if own and all(token == unknown for token in own)]
+    # GPT-2's unknown token is its end token, which no plain text has.
+    by_ids: dict[tuple[int, ...], list[str]] = {}
+    for label, own in zip(labels, ids, strict=True):
+        by_ids.setdefault(tuple(own), []).append(label)
+    equal = [group for group in by_ids.values() if len(group) > 1 and not set(group) <= set(unread)]
+    if unread:
+        warnings.warn(f"The tokenizer knows no part of the labels {unread}: their scores mean nothing.", stacklevel=2)
+    if equal:
+        warnings.warn(f"The tokenizer reads these labels as equal, and so are their scores: {equal}.", stacklevel=2)
 
 
 def _is_causal(model: MSClapModel) -> bool:
@@ -208,73 +404,50 @@ def _padded(model: MSClapModel, tokenizer: Any, ids: list[list[int]]) -> Iterato
 def _in_trees(model: MSClapModel, ids: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Texts as trees of tokens; nothing is padded, and a beginning goes through the tower once."""
     for tree in prefix_trees(ids, NODES_PER_TREE):
-        hidden = torch.where(tree.sees, 0.0, torch.finfo(model.dtype).min).to(model.device, model.dtype)
+        mask = torch.where(tree.visible, 0.0, torch.finfo(model.dtype).min).to(model.device, model.dtype)
         states = model.text_model(
             input_ids=tree.tokens[None].to(model.device),
             position_ids=tree.depths[None].to(model.device),
-            attention_mask=hidden[None, None],
+            attention_mask=mask[None, None],
             use_cache=False,
         ).last_hidden_state[0]
         yield tree.texts, model.project_text(states[tree.ends.to(states.device)])
 
 
-@dataclass(frozen=True)
-class PrefixTree:
-    """Texts as a tree of tokens, in which texts that begin alike share that path.
-
-    Attributes:
-        texts: Which texts, `[texts]`.
-        tokens: Token id of every node `[nodes]`.
-        depths: Position of every node in its texts `[nodes]`.
-        sees: Whether a node is another one or after it, `[nodes, nodes]`.
-        ends: Node of every text's last token `[texts]`.
-    """
-
-    texts: list[int]
-    tokens: torch.Tensor
-    depths: torch.Tensor
-    sees: torch.Tensor
-    ends: torch.Tensor
+# Identity
 
 
-def prefix_trees(ids: list[list[int]], nodes: int) -> Iterator[PrefixTree]:
-    """Trees of texts.
+def front_end(extractor: MSClapFeatureExtractor) -> dict[str, Any]:
+    """Settings of a feature extractor that shape a vector."""
+    return {name: getattr(extractor, name) for name in FRONT_END}
+
+
+def tower_settings(config: Any) -> dict[str, Any]:
+    """Settings of a tower that shape a vector: none of training, and none of where the model came from."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if not (name.startswith(("_", "spec_augment")) or "drop" in name or name in NO_EFFECT)
+    }
+
+
+def fingerprint(model: torch.nn.Module, settings: dict[str, Any], prefixes: tuple[str, ...] = ("",)) -> str:
+    """Hash of weights and settings.
 
     Args:
-        ids: Token ids of every text, no two texts alike.
-        nodes: Nodes of a tree at most, but for a text that is longer by itself.
-
-    Returns:
-        Trees that hold every text once between them.
+        model: The model.
+        settings: What else shapes a vector, such as `front_end` and `tower_settings`.
+        prefixes: Beginnings of the names of the weights; all by default.
     """
-    tree: list[tuple[int, int, int]] = []  # token, depth, parent
-    texts: list[int] = []
-    ends: list[int] = []
-    path: list[int] = []  # nodes of the text before: in order, no other shares a longer beginning with the next
-    for i in sorted(range(len(ids)), key=ids.__getitem__):
-        shared = 0
-        while shared < min(len(path), len(ids[i])) and tree[path[shared]][0] == ids[i][shared]:
-            shared += 1
-        if tree and len(tree) + len(ids[i]) - shared > nodes:
-            yield _tree(tree, texts, ends)
-            tree, texts, ends, path, shared = [], [], [], [], 0
-        path = path[:shared]
-        for depth in range(shared, len(ids[i])):
-            tree.append((ids[i][depth], depth, path[-1] if path else -1))
-            path.append(len(tree) - 1)
-        texts.append(i)
-        ends.append(path[-1])
-    if tree:
-        yield _tree(tree, texts, ends)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if name.startswith(prefixes):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _tree(tree: list[tuple[int, int, int]], texts: list[int], ends: list[int]) -> PrefixTree:
-    tokens, depths, parents = torch.tensor(tree).T
-    sees = torch.eye(len(tree), dtype=torch.bool)
-    for node, parent in enumerate(parents.tolist()):
-        if parent >= 0:
-            sees[node] |= sees[parent]
-    return PrefixTree(texts, tokens, depths, sees, torch.tensor(ends))
+# The model as evaluation and search use it
 
 
 class Encoder(Protocol):
@@ -284,7 +457,7 @@ class Encoder(Protocol):
     logit_scale: float  # what cosines are multiplied with before softmax or sigmoid
 
     def prepare(self, audio: Audio) -> Any:
-        """What the model hears of a sound; runs in loader processes."""
+        """The model's input for a sound; called in other threads or processes."""
 
     def embed_audio(self, prepared: Sequence[Any]) -> torch.Tensor:
         """Unit vectors of prepared sounds, `[clips, dim]`, float32 on the CPU."""
@@ -296,39 +469,16 @@ class Encoder(Protocol):
         """Everything about the model that affects a score, for the record."""
 
 
-@torch.inference_mode()
-def embed_windows(model: MSClapModel, input_features: torch.Tensor) -> torch.Tensor:
-    """Unit vectors of log-mel windows `[windows, 1, frames, mel]`, `[windows, projection_dim]`, float32 on the CPU."""
-    batches = input_features.split(WINDOWS_PER_BATCH)
-    vectors = [model.get_audio_features(batch.to(model.device)).pooler_output.float().cpu() for batch in batches]
-    return torch.cat(vectors)
-
-
-def fingerprint(model: MSClapModel, settings: dict[str, Any], prefixes: tuple[str, ...] = ("",)) -> str:
-    """Hash of weights and front-end settings.
-
-    Args:
-        model: The model.
-        settings: Of the front end.
-        prefixes: Which weights; all by default.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        if name.startswith(prefixes):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 class ClapEncoder:
-    """CLAP for evaluation.
+    """CLAP with one policy for long and short sounds, and a key that identifies its vectors.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: On its device; in evaluation mode whenever it embeds.
         processor: Its processor.
         name: Folder or Hub id, for the record.
         long_audio: Policy for clips longer than the window; the processor's own when None.
         short_audio: Policy for shorter ones.
+        max_windows: Windows of a clip at most, evenly spaced over it; the processor's own limit when None.
 
     Raises:
         ValueError: If `long_audio` is "random": such embeddings are not reproducible.
@@ -341,36 +491,34 @@ class ClapEncoder:
         name: str = "",
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
     ):
         extractor = processor.feature_extractor
-        self.model, self.processor, self.name = model, processor, name
+        self.model, self.processor, self.name = optimize_if_possible(model), processor, name
         self.long_audio = long_audio or extractor.long_audio
         self.short_audio = short_audio or extractor.short_audio
+        self.max_windows = max_windows or extractor.max_windows
         if self.long_audio == "random":
             raise ValueError(
                 "long_audio is 'random', expected 'windows' or 'center': scores would change by themselves."
             )
-        self._front_end = {
-            **{key: value for key, value in extractor.to_dict().items() if not key.startswith(("_", "mel_filters"))},
+        self._policies: dict[str, Any] = {
             "long_audio": self.long_audio,
             "short_audio": self.short_audio,
-            "dtype": str(model.dtype),
+            "max_windows": self.max_windows,
         }
-        self.key = fingerprint(model, self._front_end, ("audio_model.", "audio_projection."))
+        self._front_end = front_end(extractor) | self._policies
+        identity = {**self._front_end, "audio_config": tower_settings(model.config.audio_config)}
+        self.key = fingerprint(model, identity, ("audio_model.", "audio_projection."))
         self.logit_scale = float(model.logit_scale.detach().float().exp())
-        self._settings = self._described()
 
-    def prepare(self, audio: Audio) -> dict[str, torch.Tensor]:
-        """Log-mel windows of a sound."""
-        extractor = self.processor.feature_extractor
-        policies = {"long_audio": self.long_audio, "short_audio": self.short_audio}
-        return dict(extractor(audio.samples, audio.sampling_rate, **policies))
+    def prepare(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+        """Log-mel windows of a sound of any kind that `read_sound` takes; `sampling_rate` in Hz where it has none."""
+        return dict(self.processor.feature_extractor(read_sound(audio), sampling_rate, **self._policies))
 
     def embed_audio(self, prepared: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Unit vectors of prepared sounds, `[clips, projection_dim]`: their windows' mean, normalised again."""
-        windows = embed_windows(self.model, torch.cat([item["input_features"] for item in prepared]))
-        counts = [int(item["num_windows"].sum()) for item in prepared]
-        return F.normalize(torch.stack([part.mean(dim=0) for part in windows.split(counts)]), dim=-1)
+        return embed_clips(self.model, [item["input_features"][0] for item in prepared])
 
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors of texts, `[texts, projection_dim]`."""
@@ -378,15 +526,24 @@ class ClapEncoder:
 
     def settings(self) -> dict[str, Any]:
         """Model, revision, front end and dtype."""
-        return self._settings
-
-    def _described(self) -> dict[str, Any]:
+        config, tokenizer = self.model.config, json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
+        # What the last call asked for, and no property of the tokenizer.
+        tokenizer = {name: value for name, value in tokenizer.items() if name not in ("padding", "truncation")}
+        identity = {
+            **self._front_end,
+            "audio_config": tower_settings(config.audio_config),
+            "text_config": tower_settings(config.text_config),
+            "text_pooling": config.text_pooling,
+            "max_length": self.processor.tokenizer.model_max_length,
+            "tokenizer": tokenizer,
+        }
         return {
             "model": self.name,
-            "revision": self.model.config.__dict__.get("_commit_hash"),  # only configurations from the Hub have it
-            "fingerprint": fingerprint(self.model, self._front_end)[:16],
+            "revision": config.__dict__.get("_commit_hash"),  # only configurations from the Hub have it
+            "fingerprint": fingerprint(self.model, identity)[:16],
             "logit_scale": round(self.logit_scale, 4),
             "mono": "mean of the channels",
             "resampler": "windowed sinc (torchaudio's default kernel)",
             **self._front_end,
+            "dtype": str(self.model.dtype),
         }

@@ -57,7 +57,7 @@ def _inputs(model: MSClapModel, processor: MSClapProcessor, rows: int) -> dict[s
 def export_onnx(
     model: MSClapModel, processor: MSClapProcessor, output_dir: Path, *, int8: bool = False
 ) -> dict[str, Any]:
-    """Write `audio.onnx` and `text.onnx`, compare them with the model, and say how far they differ.
+    """Write `audio.onnx` and `text.onnx`, compare them with the model, and report how far they differ.
 
     The audio graph takes `input_features` `[windows, 1, frames, mel]` (dB) and gives `audio_embeds`
     `[windows, projection_dim]`; the text graph takes `input_ids` and `attention_mask` `[texts, tokens]` and gives

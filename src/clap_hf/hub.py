@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .auto import MODEL_CLASSES
 from .cards import CARD, check_card, write_card
 from .model.processing_msclap import MSClapProcessor
+from .pretrained import model_class
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,26 @@ logger = logging.getLogger(__name__)
 _LEFT_OUT = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".pyc", ".new", ".old", ".incomplete", ".tmp")
 # What an earlier push may have left in a repository, and would be loaded together with the new files.
 _REPLACED = (".safetensors", ".safetensors.index.json", ".py")
+_CONNECT_S = 5.0  # after which a Hub that does not answer counts as out of reach
+
+
+def unreachable_hub() -> str:
+    """Why no request can reach the Hub, at once; its own client finds out in five tries that take half a minute.
+
+    Returns:
+        The reason, or an empty text where the Hub answers, or where a proxy is between.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies():
+        return ""
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), _CONNECT_S).close()
+    except OSError as error:
+        return f"the Hub ({constants.ENDPOINT}) cannot be reached ({error})"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,7 @@ def push(
     Raises:
         FileNotFoundError: If there is no such folder, or a file is missing that no one can load it without.
         PermissionError: If the token may not write there.
+        ConnectionError: If the Hub cannot be reached.
         ValueError: If the card is not valid, or the repository's visibility or branch is not the one asked for.
         RuntimeError: If the upload was cut; nothing is committed then.
     """
@@ -96,6 +120,9 @@ def push(
         files = [PushedFile(name, path.stat().st_size) for name, path in sorted(paths.items())]
         if dry_run:
             return Push(files, None)
+        reason = unreachable_hub()
+        if reason:
+            raise ConnectionError(f"{repo_id}: {reason}. Nothing was pushed; connect, and push again.")
         api = HfApi(token=token, library_name="clap_hf")
         message = commit_message or f"Upload {Path(folder).name} with clap_hf"
         try:
@@ -180,11 +207,12 @@ def _hidden(path: Path) -> bool:
 def _code(folder: Path, target: Path) -> dict[str, Path]:
     """The code of a model and its processor, and the JSON files that point to it, for a folder saved without."""
     config = AutoConfig.from_pretrained(folder)
-    name = (config.architectures or ["none"])[0]
-    if name not in MODEL_CLASSES:
-        raise ValueError(f"{folder}/config.json names the class {name}, expected one of {sorted(MODEL_CLASSES)}.")
+    try:
+        architecture = model_class((config.architectures or ["none"])[0])
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
     with torch.device("meta"):
-        model = MODEL_CLASSES[name](config)
+        model = architecture(config)
     custom_object_save(model, target, config=config)
     config.save_pretrained(target)
     MSClapProcessor.from_pretrained(folder).save_pretrained(target)
@@ -199,7 +227,7 @@ class _Job:
 
 
 class BackgroundPush:
-    """Pushes model folders while training goes on; a failed upload is told, retried, and never raises.
+    """Pushes model folders while training goes on; a failed upload is logged, retried, and never raises.
 
     One upload runs at a time. A folder that is submitted while an older one of the same revision still waits takes its
     place. `submit` keeps the files as they are by hard links, so that the folder may be replaced right after.
@@ -238,7 +266,7 @@ class BackgroundPush:
         Args:
             folder: Folder of `save_pretrained`, processor included.
             commit_message: First line of the commit's message.
-            revision: Branch; the main one when None. Say `"last"` for the newest and nothing for the best epoch.
+            revision: Branch; the main one when None. Use `"last"` for the newest and None for the best epoch.
         """
         try:
             snapshot = self._snapshot(Path(folder))

@@ -1,4 +1,4 @@
-"""A collection of sounds on disk: embedded once, stopped and resumed at will, asked in words or by another sound.
+"""A collection of sounds on disk: embedded once, stopped and resumed, searched by words or by another sound.
 
 The folder holds parquet parts with the columns `file` and `embedding`: `datasets.load_dataset(folder)` opens it, too,
 and can index it by FAISS. A search reads part by part; memory stays flat however many sounds there are.
@@ -6,12 +6,14 @@ and can index it by FAISS. A search reads part by part; memory stays flat howeve
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-import json
 import os
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +21,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from .atomic_io import write_parquet
-from .audio import Audio
-from .embedding import ClapEncoder, embed_files
+from .atomic_io import PartError, PartStore, part_facts
+from .audio import AUDIO_EXTENSIONS, audio_files
+from .embedding import ClapEncoder, embed_files, read_ahead
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 
 FILES_PER_PART = 256  # what a killed run loses at most
+BLOCK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,130 +38,281 @@ class SearchHit:
     Attributes:
         file: The sound file, as an absolute path.
         similarity: Cosine of its embedding and the query's, -1 to 1.
+        changed: Whether the file is another one than was embedded, by its size and time.
     """
 
     file: Path
     similarity: float
+    changed: bool = False
 
 
 @dataclass(frozen=True)
 class CollectionUpdate:
-    """What became of files that a collection was given.
+    """What was done with the files that a collection was given.
 
     Attributes:
-        embedded: How many were embedded now.
+        embedded: How many were embedded now, new and changed ones.
         known: How many the collection had already.
+        recognised: How many it had by their content: moved, copied or merely touched files.
         skipped: Why the others were not embedded; they are tried again the next time.
     """
 
-    embedded: int
-    known: int
-    skipped: dict[Path, str]
+    embedded: int = 0
+    known: int = 0
+    recognised: int = 0
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What identifies the content of a file: size in bytes and time of change in ns, or else its hash."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
 
 
 class SoundCollection:
     """Embeddings of sound files in a folder.
 
+    Files are known by path, size and time of change, and in doubt by their content. Paths below the folder that the
+    collection lies in are stored relative to it, so that both may move together.
+
     Args:
-        folder: Where they are kept; made when the first are added. One process at a time may add.
-        model: The model, in evaluation mode, on its device.
+        folder: Where they are kept; made when the first are added. One process at a time may add; threads may share.
+        model: The model, on its device; in evaluation mode whenever it embeds.
         processor: Its processor.
         name: Folder or Hub id of the model, kept for the record.
+        max_windows: Windows of a file at most, evenly spaced over it; the processor's own limit when None.
 
     Raises:
-        ValueError: The folder holds embeddings of another model or front end.
+        ValueError: The folder holds embeddings of another model or front end, or a damaged part.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: MSClapModel, processor: MSClapProcessor, name: str = ""):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: MSClapModel,
+        processor: MSClapProcessor,
+        name: str = "",
+        max_windows: int | None = None,
+    ):
         self.folder, self.model, self.processor, self.name = Path(folder), model, processor, name
-        self._encoder = ClapEncoder(model, processor, name)
-        key = self._encoder.key
-        parts = _parts(self.folder)
-        found = _about(parts[0]) if parts else None
-        if found is not None and found["key"] != key:
-            raise ValueError(
-                f"{folder}: holds embeddings of the model {found['name']!r} with fingerprint {found['key'][:16]}, "
-                f"expected those of {name!r} with {key[:16]}. Use that model, or another folder."
-            )
+        self._root = Path(os.path.abspath(folder)).parent
+        self._encoder = ClapEncoder(model, processor, name, max_windows=max_windows)
+        self._adding = threading.Lock()
+        schema = pa.schema(
+            {
+                "file": pa.string(),
+                "embedding": pa.list_(pa.float32(), model.config.projection_dim),
+                "size": pa.int64(),
+                "mtime_ns": pa.int64(),
+                "sha256": pa.string(),
+            }
+        )
+        facts = {"name": name, "max_windows": max_windows}
+        self._parts = PartStore(self.folder, self._encoder.key, schema, about=facts)
+        for part in self._parts.paths():
+            found = part_facts(part)
+            if found["identity"] != self._encoder.key:
+                raise ValueError(
+                    f"{part}: holds embeddings of the model {found.get('name')!r} with fingerprint "
+                    f"{found['identity'][:16]}, expected those of {name!r} with {self._encoder.key[:16]}. Use that "
+                    "model and its settings, or another folder."
+                )
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(part).num_rows for part in _parts(self.folder))
+        return sum(pq.read_metadata(part).num_rows for part in self._parts.paths())
 
-    def add(self, files: Iterable[str | os.PathLike[str]]) -> CollectionUpdate:
-        """Embed files that the collection does not have; a stopped run goes on where it was.
-
-        A file is known by its path: to embed changed files anew, delete the folder.
+    def add(self, files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> CollectionUpdate:
+        """Embed the files that the collection does not have, or has in another state; a stopped run can go on.
 
         Args:
-            files: Sound files; for folders, see `audio_files`.
+            files: Sound files and folders of them; one or several.
 
         Returns:
-            How many were embedded and known, and what was skipped.
+            How many were embedded, known and recognised, and what was skipped.
         """
-        known = {
-            file for part in _parts(self.folder) for file in pq.read_table(part, columns=["file"])["file"].to_pylist()
-        }
-        wanted = list(dict.fromkeys(os.path.abspath(file) for file in files))
-        missing = [file for file in wanted if file not in known]
-        skipped: dict[Path, str] = {}
-        embedded = 0
-        starts = range(0, len(missing), FILES_PER_PART)
-        for start in track(starts, "Embedding", console=Console(stderr=True), transient=True):
-            found = embed_files(self.model, self.processor, missing[start : start + FILES_PER_PART])
-            skipped |= found.skipped
-            embedded += len(found.files)
-            if found.files:
-                self._write(found.files, found.vectors.numpy())
-        return CollectionUpdate(embedded, len(wanted) - len(missing), skipped)
+        paths = [files] if isinstance(files, (str, os.PathLike)) else files
+        found = (file for path in paths for file in (audio_files([path]) if os.path.isdir(path) else [path]))
+        wanted = list(dict.fromkeys(os.path.abspath(file) for file in found))
+        with self._adding:
+            known = self._known()
+            missing = [file for file in wanted if not self._is_known(file, known)]
+            by_content = {state.sha256: stored for stored, (_, state) in known.items()}
+            skipped: dict[Path, str] = {}
+            embedded = recognised = 0
+            starts = range(0, len(missing), FILES_PER_PART)
+            for start in track(starts, "Embedding", console=Console(stderr=True), transient=True):
+                failed: dict[str, str] = {}
+                states = dict(read_ahead(missing[start : start + FILES_PER_PART], _state_of, failed))
+                skipped |= {Path(file): reason for file, reason in failed.items()}
+                equal = {
+                    file: by_content[state.sha256]
+                    for file, state in states.items()
+                    if by_content.get(state.sha256) in known
+                }
+                vectors = self._vectors(equal.values(), known)
+                # Before a changed file is embedded: a run that stops here embeds it the next time.
+                self._drop({self._stored(file) for file in states} & known.keys(), known)
+                new = embed_files(
+                    self.model,
+                    self.processor,
+                    [file for file in states if file not in equal],
+                    max_windows=self._encoder.max_windows,
+                )
+                skipped |= new.skipped
+                rows = {file: vectors[stored] for file, stored in equal.items()}
+                rows |= {str(file): vector for file, vector in zip(new.files, new.vectors.numpy(), strict=True)}
+                self._write(rows, states)
+                gone = {stored for stored in equal.values() if not self._path(stored).exists()}
+                self._drop(gone & known.keys(), known)
+                embedded += len(new.files)
+                recognised += len(equal)
+        return CollectionUpdate(embedded, len(wanted) - len(missing), recognised, skipped)
 
-    def search(self, query: str | Audio, top_k: int = 10) -> list[SearchHit]:
-        """Find the sounds that a text or another sound is closest to.
+    def prune(self) -> int:
+        """Drop the embeddings of files that are no longer there.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            ValueError: None of the files is there, as where a drive is not mounted.
+        """
+        with self._adding:
+            known = self._known()
+            gone = {stored for stored in known if not self._path(stored).exists()}
+            if known and len(gone) == len(known):
+                raise self._all_missing(min(gone))
+            self._drop(gone, known)
+        return len(gone)
+
+    def search(self, query: Any, top_k: int = 10, *, sampling_rate: int | None = None) -> list[SearchHit]:
+        """Find the sounds that a text or another sound is closest to. Deleted files are left out.
 
         Args:
-            query: Words, or a sound as `load_audio` gives it.
+            query: Words as a `str`, or a sound: a `Path`, or whatever else `docs/inputs.md` lists.
             top_k: Hits at most.
+            sampling_rate: Rate of samples that do not carry their own, Hz.
 
         Returns:
             Hits, the best first.
 
         Raises:
-            ValueError: The collection is empty.
+            ValueError: The collection is empty, the words are, or they name a file; none of the files is there.
         """
-        parts = _parts(self.folder)
+        if isinstance(query, str) and not query.strip():
+            raise ValueError(f"The query is {query!r}, expected words, or a sound.")
+        if isinstance(query, str) and Path(query).suffix.lower() in AUDIO_EXTENSIONS and os.path.isfile(query):
+            raise ValueError(
+                f"The query {query!r} is the name of a file, expected words. For sounds like that one, pass a Path, "
+                "or --like on the command line."
+            )
+        parts = self._parts.paths()
         if not parts:
             raise ValueError(f"{self.folder}: no sounds in this collection, expected some. Add files first.")
         encoder = self._encoder
         if isinstance(query, str):
             vectors = encoder.embed_texts([query])
         else:
-            vectors = encoder.embed_audio([encoder.prepare(query)])
+            vectors = encoder.embed_audio([encoder.prepare(query, sampling_rate)])
         vector = vectors[0].numpy()
-        best: list[tuple[float, str]] = []
+        best: list[SearchHit] = []
+        first = ""
         for part in parts:
-            table = pq.read_table(part)
-            similarity = _vectors(table) @ vector
+            try:
+                table = self._parts.read(part)
+            except PartError:
+                if not part.exists():  # another thread prunes
+                    continue
+                raise
+            similarity = _embeddings(table) @ vector
+            hits: list[SearchHit] = []
             # Of one part only the best can be among the best of all.
-            rows = np.argsort(-similarity, kind="stable")[:top_k]
-            candidates = [(float(similarity[row]), table["file"][int(row)].as_py()) for row in rows]
-            best = heapq.nsmallest(top_k, best + candidates, key=lambda found: (-found[0], found[1]))
-        return [SearchHit(Path(file), value) for value, file in best]
+            for row in np.argsort(-similarity, kind="stable").tolist():
+                if len(hits) == top_k or (len(best) == top_k and similarity[row] < best[-1].similarity):
+                    break
+                stored, size, mtime_ns = (table[name][row].as_py() for name in ("file", "size", "mtime_ns"))
+                first = first or stored
+                try:
+                    found = os.stat(self._path(stored))
+                except OSError:
+                    continue
+                changed = (found.st_size, found.st_mtime_ns) != (size, mtime_ns)
+                hits.append(SearchHit(self._path(stored), float(similarity[row]), changed))
+            best = heapq.nsmallest(top_k, best + hits, key=lambda hit: (-hit.similarity, str(hit.file)))
+        if not best and first:
+            raise self._all_missing(first)
+        return best
 
-    def _write(self, files: list[Path], vectors: np.ndarray) -> None:
-        embedding = pa.list_(pa.float32(), vectors.shape[1])
-        about = {"clap_hf": json.dumps({"key": self._encoder.key, "name": self.name})}
-        write_parquet(
-            self.folder / f"part-{len(_parts(self.folder)):06d}.parquet",
-            pa.schema({"file": pa.string(), "embedding": embedding}, about),
-            ({"file": str(file), "embedding": vector} for file, vector in zip(files, vectors, strict=True)),
+    def _stored(self, file: str) -> str:
+        """An absolute path as the collection stores it."""
+        path = Path(file)
+        return path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else file
+
+    def _path(self, stored: str) -> Path:
+        return self._root / stored
+
+    def _known(self) -> dict[str, tuple[Path, _State]]:
+        """Part and state of every file, by its stored path."""
+        known: dict[str, tuple[Path, _State]] = {}
+        for part in self._parts.paths():
+            table = self._parts.read(part, ["file", "size", "mtime_ns", "sha256"])
+            for row in table.to_pylist():
+                stored = row.pop("file")
+                known[stored] = (part, _State(**row))
+        return known
+
+    def _is_known(self, file: str, known: dict[str, tuple[Path, _State]]) -> bool:
+        """Whether a file's embedding is here, by path, size and time."""
+        entry = known.get(self._stored(file))
+        if entry is None:
+            return False
+        try:
+            found = os.stat(file)
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (entry[1].size, entry[1].mtime_ns)
+
+    def _vectors(self, stored: Iterable[str], known: dict[str, tuple[Path, _State]]) -> dict[str, np.ndarray]:
+        """Embeddings of known files."""
+        wanted = set(stored)
+        vectors: dict[str, np.ndarray] = {}
+        for part in {known[name][0] for name in wanted}:
+            table = self._parts.read(part, ["file", "embedding"])
+            rows = zip(table["file"].to_pylist(), _embeddings(table), strict=True)
+            vectors |= {name: vector for name, vector in rows if name in wanted}
+        return vectors
+
+    def _drop(self, stored: set[str], known: dict[str, tuple[Path, _State]]) -> None:
+        """Take known files out of their parts."""
+        for part in {known[name][0] for name in stored}:
+            table = self._parts.read(part)
+            rest = table.filter(pa.array([name not in stored for name in table["file"].to_pylist()]))
+            if len(rest):
+                self._parts.write(rest.to_pylist(), name=part.stem)
+            else:
+                part.unlink()
+        for name in stored:
+            del known[name]
+
+    def _write(self, vectors: dict[str, np.ndarray], states: dict[str, _State]) -> None:
+        if vectors:
+            self._parts.write(
+                {"file": self._stored(file), "embedding": vector, **vars(states[file])}
+                for file, vector in vectors.items()
+            )
+
+    def _all_missing(self, stored: str) -> ValueError:
+        return ValueError(
+            f"{self.folder}: none of its sounds is there, such as {self._path(stored)}. Mount or restore their "
+            "folder, or embed them again where they are now."
         )
 
 
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
-
-
-def model_of(folder: str | os.PathLike[str]) -> str:
-    """Name of the model that a collection was made with.
+def collection_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a collection was made with: `name` of the model, `max_windows`, and `identity`.
 
     Args:
         folder: The collection.
@@ -166,20 +320,26 @@ def model_of(folder: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: There is no collection.
     """
-    parts = _parts(Path(folder))
+    parts = sorted(Path(folder).glob("*.parquet"))
     if not parts:
         raise ValueError(f"{folder}: no collection of sounds here, expected one that `clap-hf embed` made.")
-    return _about(parts[0])["name"]
+    return part_facts(parts[0])
 
 
-def _about(part: Path) -> dict[str, str]:
-    metadata = pq.read_schema(part).metadata or {}
-    if b"clap_hf" not in metadata:
-        raise ValueError(f"{part}: not a part of a collection of sounds, expected one that `clap-hf embed` made.")
-    return json.loads(metadata[b"clap_hf"])
+def _state_of(file: str) -> _State:
+    """State of a file, which is read whole."""
+    digest = hashlib.sha256()
+    try:
+        with open(file, "rb") as content:
+            found = os.fstat(content.fileno())
+            while block := content.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror or error}; expected a readable file; check the path") from error
+    return _State(found.st_size, found.st_mtime_ns, digest.hexdigest())
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
+def _embeddings(table: pa.Table) -> np.ndarray:
     """The embeddings of a part `[files, projection_dim]`."""
     column = table["embedding"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)

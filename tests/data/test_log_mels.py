@@ -46,15 +46,17 @@ def test_the_shortest_clip_has_frames():
 
 
 def test_parts_are_kept_and_settings_kept_apart(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(log_mels, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(log_mels, "CLIPS_PER_PART", 2)
     first = LogMelStore(rows, make_feature_extractor(), (1.0, 1.1), tmp_path, processes=1)
     made = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    assert len(made) == 4
-    lost = first.folder / "part-00000002.npy"
+    assert len(made) == 2
+    lost = first.folder / "part-00000002.arrow"
     lost.unlink()
     again = LogMelStore(rows, make_feature_extractor(), (1.0, 1.1), tmp_path, processes=2)
     assert again.folder == first.folder and lost.is_file()
-    kept = first.folder / "part-00000000.npy"
+    lost.write_bytes(lost.read_bytes()[:500])  # a damaged part is made again, too
+    again = LogMelStore(rows, make_feature_extractor(), (1.0, 1.1), tmp_path, processes=1)
+    kept = first.folder / "part-00000000.arrow"
     assert kept.stat().st_mtime_ns == made[kept]
     for row in range(3):
         for speed in range(2):

@@ -15,13 +15,13 @@ OTHERS = [RowGroup(1, 0, i, 30) for i in range(4)]
 def rows_of(plan, epoch, lane, first_step=0):
     """(source, file, group, row, copy) of what a lane gives, in order."""
     found = []
-    for window in plan.windows(plan.segments(epoch), epoch, lane, first_step):
+    for block in plan.blocks(plan.segments(epoch), epoch, lane, first_step):
         rows = [
             (s.group.source, s.group.file, s.group.index, row, s.copy)
-            for s in window.segments
+            for s in block.segments
             for row in range(s.first, s.last)
         ]
-        found += [rows[i] for i in window.order[window.taken :]]
+        found += [rows[i] for i in block.order[block.taken :]]
     return found
 
 

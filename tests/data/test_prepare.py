@@ -12,11 +12,13 @@ import pytest
 import soundfile
 from datasets import load_dataset
 
+from clap_hf.atomic_io import part_facts
 from clap_hf.data import prepare
 from clap_hf.data.originals import ORIGINALS
-from clap_hf.data.prepare import build_dataset, push_dataset
-from clap_hf.data.registry import TRAINING_SETS
+from clap_hf.data.prepare import build_dataset, read_ids, refuse_to_share
+from clap_hf.data.registry import training_sets
 from clap_hf.data.stream import PairStream, StreamSource
+from clap_hf.hub import push
 from conftest import EXAMPLES
 
 TRACKS = """,track,track,track,track,artist,set
@@ -26,7 +28,7 @@ track_id,,,,,,
 5,Other,,[],CC0,AWOL,test
 """
 EVALUATION = "% header\n[6.2 - 8.2]\tSes01F_impro01_F000\tang\t[2.5, 2.5, 2.5]\nC-E2:\tAnger;\t()\n"
-NOTE = TRAINING_SETS["nsynth"].example
+NOTE = training_sets()["nsynth"].example
 
 # By set: the files of its listing, the sound files, and the first text of the first row that must come of it.
 LAYOUTS = {
@@ -169,7 +171,7 @@ def test_every_set_is_built_from_its_owners_layout(name, tmp_path):
     assert (report["clips"], report["rows"], report["skipped"]) == (1, 1, {})  # and no test clip among them
     row = rows_of(tmp_path / "out")[0]
     assert row["text"][0] == LAYOUTS[name][2] and row["source"] == name and row["license"]
-    assert TRAINING_SETS[name].original in row["provenance"]
+    assert training_sets()[name].original in row["provenance"]
     (tmp_path / "one.flac").write_bytes(row["audio"]["bytes"])
     info = soundfile.info(tmp_path / "one.flac")
     assert (info.samplerate, info.channels, info.format) == (44_100, 1, "FLAC")
@@ -199,26 +201,55 @@ def test_long_clips_are_cut_and_bad_ones_listed(tmp_path):
 
 def test_a_build_goes_on_after_the_last_whole_file(tmp_path, monkeypatch):
     root = tmp_path / "root"
-    for i in range(5):
+    for i in range(6):
         (root / "bell").mkdir(parents=True, exist_ok=True)
         shutil.copy(EXAMPLES / "bird.wav", root / "bell" / f"{i}.wav")
     monkeypatch.setattr(prepare, "CLIPS_PER_FILE", 2)
     real, done = prepare._write_part, []
 
-    def stop_at_the_third(path, *arguments):
+    def stop_at_the_third(store, stem, *arguments):
         if len(done) == 2:
-            path.with_suffix(".new").write_bytes(b"torn")
+            store.path(stem).with_suffix(".new").write_bytes(b"torn")
             raise KeyboardInterrupt
-        done.append(path)
-        return real(path, *arguments)
+        done.append(stem)
+        return real(store, stem, *arguments)
 
     monkeypatch.setattr(prepare, "_write_part", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         build_dataset("findsounds", root, tmp_path / "out")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert [part_facts(path)["clips"] for path in sorted(written)] == [2, 2]
     monkeypatch.setattr(prepare, "_write_part", real)
-    assert build_dataset("findsounds", root, tmp_path / "out")["rows"] == 5
+    assert build_dataset("findsounds", root, tmp_path / "out")["rows"] == 6
     assert len(written) == 2 and all(path.stat().st_mtime_ns == time for path, time in written.items())
+    damaged = sorted(written)[1]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert build_dataset("findsounds", root, tmp_path / "out")["rows"] == 6
+    assert len(load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train")) == 6
+
+
+def test_files_of_another_build_are_never_mixed_in(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    (root / "bell").mkdir(parents=True)
+    for i in range(6):
+        shutil.copy(EXAMPLES / "bird.wav", root / "bell" / f"{i}.wav")
+    monkeypatch.setattr(prepare, "CLIPS_PER_FILE", 2)
+    build_dataset("findsounds", root, tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
+    assert build_dataset("findsounds", root, tmp_path / "out", frozenset({"bell/0"}))["rows"] == 5
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == names
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == [f"bell/{i}" for i in range(1, 6)]
+    with pytest.raises(ValueError, match="train-00000-of-00003.parquet: a file of another build.*Remove it"):
+        build_dataset("findsounds", root, tmp_path / "out", hold_out=2)
+
+
+def test_ids_to_leave_out_are_read_from_text_and_json(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    (tmp_path / "list.json").write_text('["c.wav", 4]')
+    (tmp_path / "blacklist.json").write_text('{"FreeSound": ["5.flac"], "BBC": ["x/e.wav"]}')
+    assert read_ids(tmp_path / "ids.txt") == {"a", "b"}
+    assert read_ids(tmp_path / "list.json") == {"c", "4"}
+    assert read_ids(tmp_path / "blacklist.json") == {"5", "e"}
 
 
 def test_excluded_clips_stay_out(tmp_path):
@@ -239,7 +270,7 @@ def test_what_is_built_can_be_streamed_and_shared(hub, processor, tmp_path):
     for i in range(8):
         shutil.copy(EXAMPLES / "speech.wav", root / "wavs" / f"LJ{i:03d}.wav")
     build_dataset("ljspeech", root, tmp_path / "out", hold_out=2)
-    push_dataset("ljspeech", tmp_path / "out", "acme/ljspeech-pairs", private=True)
+    push(tmp_path / "out", "acme/ljspeech-pairs", repo_type="dataset", private=True)
     assert len(load_dataset("acme/ljspeech-pairs", split="train")) == 6
     assert len(load_dataset("acme/ljspeech-pairs", split="validation")) == 2
     source = StreamSource("acme/ljspeech-pairs", id="id", duration="duration")
@@ -249,7 +280,7 @@ def test_what_is_built_can_be_streamed_and_shared(hub, processor, tmp_path):
 
 def test_sets_that_may_not_be_passed_on_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(PermissionError, match="signed release form.*stays on your machines"):
-        push_dataset("iemocap", tmp_path, "acme/iemocap", private=True)
+        refuse_to_share("iemocap")
     script = Path(__file__).parent.parent.parent / "scripts" / "build_dataset.py"
     arguments = ["meld", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--push-to-hub", "acme/meld"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clap_hf.data.pairs import BalancedSampler
-from clap_hf.data.prompts import PAPER_TASKS, PROMPT_STREAMS, PromptCollator, PromptDataset, PromptStream, one
+from clap_hf.data.prompts import PAPER_STREAMS, PROMPT_STREAMS, PromptCollator, PromptDataset, PromptStream, one
 from conftest import EXAMPLES, make_feature_extractor
 
 ROWS = {
@@ -26,9 +26,9 @@ ROWS = {
 
 
 def test_the_table_has_22_streams_of_the_paper():
-    assert len(PAPER_TASKS) == 22 == len({task.name for task in PAPER_TASKS})
-    assert len({(task.dataset, task.name) for task in PAPER_TASKS}) == 22
-    assert len({task.dataset for task in PAPER_TASKS}) == 18
+    assert len(PAPER_STREAMS) == 22 == len({task.name for task in PAPER_STREAMS})
+    assert len({(task.dataset, task.name) for task in PAPER_STREAMS}) == 22
+    assert len({task.dataset for task in PAPER_STREAMS}) == 18
     assert set(ROWS) <= set(PROMPT_STREAMS)
 
 

@@ -3,20 +3,39 @@
 import pytest
 
 from clap_hf.data import source_texts as texts
-from clap_hf.data.registry import TRAINING_SETS, source_of
+from clap_hf.data.registry import ACCESS, TABLE, read_training_sets, source_of, training_sets
 
 
 def test_all_of_the_papers_sets_are_there():
-    assert len(TRAINING_SETS) == 20
-    assert {entry.access for entry in TRAINING_SETS.values()} == {"open", "per clip", "own copy"}
+    assert len(training_sets()) == 20
+    assert {entry.access for entry in training_sets().values()} == set(ACCESS)
+    assert {entry.texts for entry in training_sets().values()} == set(texts.RULES.values())
 
 
-@pytest.mark.parametrize("name", TRAINING_SETS)
+@pytest.mark.parametrize("name", training_sets())
 def test_worked_examples_hold(name):
-    entry = TRAINING_SETS[name]
+    entry = training_sets()[name]
     assert entry.texts(entry.example) == entry.formed
     assert set(entry.columns) >= set(entry.example)
     assert entry.license and entry.exclude and entry.original.startswith("http") and entry.splits
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("access: open", "access: free", "nsynth.access is 'free', expected one of .'open', 'per clip', 'own copy'"),
+        ("texts: note", "texts: notes", "nsynth.texts is 'notes', expected one of"),
+        ("splits: [train]", "splits: train", "wavcaps.splits is 'train', expected a list"),
+        ("  pairs: 289", "  size: 289", "nsynth differs in the fields .'pairs', 'size'."),
+        ("pairs: 13,100", "pairs: 13100", "ljspeech.pairs is 13100, expected a str"),
+    ],
+)
+def test_a_mistake_in_the_table_is_named(before, after, message, tmp_path):
+    table = TABLE.read_text()
+    assert before in table
+    (tmp_path / "sets.yaml").write_text(table.replace(before, after, 1))
+    with pytest.raises(ValueError, match=f"sets.yaml: {message}"):
+        read_training_sets(tmp_path / "sets.yaml")
 
 
 def test_texts_of_odd_rows():

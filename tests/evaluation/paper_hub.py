@@ -14,7 +14,7 @@ import soundfile
 from huggingface_hub import HfApi
 
 from clap_hf import load_audio
-from clap_hf.evaluation.benchmarks import ACTIONS, ESC50_CLASSES, FAMILIES, PAPER_TASKS, QUALITIES, Source, Task
+from clap_hf.evaluation.benchmarks import PAPER_TASKS, Source, Task
 from clap_hf.evaluation.loading import ACTIONS_CSV
 from conftest import EXAMPLES
 from hub_server import LoopbackHub
@@ -44,7 +44,7 @@ class Cuts:
 
 
 def key_of(samples: np.ndarray) -> str:
-    """Tells sounds apart by their samples."""
+    """A key of a sound by its samples."""
     return hashlib.sha256(np.ascontiguousarray(samples).tobytes()).hexdigest()
 
 
@@ -63,13 +63,13 @@ class PaperHub:
         self.tasks = {task.name: task for task in PAPER_TASKS}
 
     def sound(self, *texts: str) -> dict[str, object]:
-        """A new sound as an Audio cell, remembered as what the texts say."""
+        """A new sound as an Audio cell, remembered with the texts that describe it."""
         wav = self.cuts.wav()
         self.texts.setdefault(key_of(load_audio(wav).samples), set()).update(texts)
         return {"bytes": wav, "path": "sound.wav"}
 
     def of(self, name: str, *words: str) -> list[str]:
-        """What a task says of its classes: its prompt, filled in."""
+        """A task's prompt, filled in with words of its classes."""
         return [self.tasks[name].templates[0].replace("{}", word) for word in words]
 
     def push(self, source: Source, rows: dict[str, list], path: str, **features: object) -> None:
@@ -130,7 +130,7 @@ class PaperHub:
 
     def captioned(self, source: Source, clips: int, captions: int, column: str, path: str) -> list[list[str]]:
         """One row a caption (with `group`) or one row a clip with a list of captions."""
-        own = [[f"{source.repo} clip {i} says {j}" for j in range(captions)] for i in range(clips)]
+        own = [[f"{source.repo} clip {i} caption {j}" for j in range(captions)] for i in range(clips)]
         sounds = [self.sound(*texts) for texts in own]
         if source.group is not None:
             flat = [(sound, f"id{i}", text) for i, sound in enumerate(sounds) for text in own[i]]
@@ -146,11 +146,14 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
     paper = PaperHub(hub, folder)
     tasks = paper.tasks
     parquet = "data/{}-00000-of-00001.parquet"
+    action_names, families, qualities = (
+        list(tasks[name].classes) for name in ("ESC50_Actions", "NS_Instr_family", "NS_Qualities")
+    )
 
     # ESC-50, whose clips are those of the actions too.
     words = paper.labelled(tasks["ESC50"], 60)
     names = [f"1-{i}-A-0.wav" for i in range(60)]
-    actions = [[list(ACTIONS)[i % 20], list(ACTIONS)[(3 * i + 7) % 20]] for i in range(60)]
+    actions = [[action_names[i % 20], action_names[(3 * i + 7) % 20]] for i in range(60)]
     audio = [
         paper.sound(*paper.of("ESC50", word), *paper.of("ESC50_Actions", *own))
         for word, own in zip(words, actions, strict=True)
@@ -164,9 +167,10 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
     paper.push(tasks["ESC50"].sources[0], rows, parquet.format("train"))
     with (folder / ACTIONS_CSV).open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["filename", "fold", "target", "category", *ACTIONS])
+        writer.writerow(["filename", "fold", "target", "category", *action_names])
         for name, own in zip(names, actions, strict=True):
-            writer.writerow([name, 1, 0, "x", *(float(7 + len(a) % 5 if a in own else len(a) % 6) for a in ACTIONS)])
+            counts = [float(7 + len(a) % 5 if a in own else len(a) % 6) for a in action_names]
+            writer.writerow([name, 1, 0, "x", *counts])
 
     # FSD50K and AudioSet: lists of labels.
     fsd = [[label for (label,) in list(tasks["FSD50K"].classes.values())[i : i + 2]] for i in range(0, 24, 2)]
@@ -210,12 +214,12 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
     pitches, velocities = list(tasks["NS_Pitch"].classes), list(tasks["NS_Velocity"].classes)
     notes: dict[str, list] = {"audio": [], "pitch": [], "velocity": [], "qualities": [], "instrument_family_str": []}
     for i in range(30):
-        family = list(FAMILIES)[i % 11]
+        family = families[i % 11]
         flags = [int(k in (i % 10, (i + 3) % 10)) for k in range(10)]
-        own = [quality for quality, flag in zip(QUALITIES, flags, strict=True) if flag]
-        said = [*paper.of("NS_Pitch", pitches[i * 2]), *paper.of("NS_Velocity", velocities[i % 5])]
-        said += [*paper.of("NS_Instr_family", family), *paper.of("NS_Qualities", *own)]
-        notes["audio"].append(paper.sound(*said))
+        own = [quality for quality, flag in zip(qualities, flags, strict=True) if flag]
+        texts = [*paper.of("NS_Pitch", pitches[i * 2]), *paper.of("NS_Velocity", velocities[i % 5])]
+        texts += [*paper.of("NS_Instr_family", family), *paper.of("NS_Qualities", *own)]
+        notes["audio"].append(paper.sound(*texts))
         notes["pitch"].append(int(pitches[i * 2]))
         notes["velocity"].append(int(velocities[i % 5]))
         notes["qualities"].append(flags)
@@ -243,5 +247,4 @@ def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:
                 own = [classes[i % len(classes)]] + ([classes[(i + 4) % len(classes)]] if len(classes) > 2 else [])
                 (folder / f"{name}_{i}.wav").write_bytes(paper.sound(*paper.of(name, *own))["bytes"])
                 writer.writerow([f"{name}_{i}.wav", "|".join(own)])
-    assert len(ESC50_CLASSES) == 50
     return paper, folder

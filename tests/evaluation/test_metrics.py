@@ -6,12 +6,16 @@ import stat
 import numpy as np
 import pytest
 import pytrec_eval
+import torch
+import torch.nn.functional as F
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score
 
 from clap_hf.evaluation import captions, scoring
+from clap_hf.evaluation.benchmarks import Task
+from clap_hf.evaluation.loading import TaskData
 from clap_hf.evaluation.metrics import (
     Accuracy,
     AudioCaptioning,
@@ -19,6 +23,7 @@ from clap_hf.evaluation.metrics import (
     MacroMeanAveragePrecision,
     MicroF1,
 )
+from clap_hf.evaluation.task_scores import score_classification
 
 RNG = np.random.default_rng
 
@@ -78,6 +83,24 @@ def test_accuracy_is_scikit_learn_s(classes):
     found = in_batches(Accuracy(), predicted.tolist(), truth.tolist())
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "mAP"])
+def test_the_runner_s_numbers_are_the_metrics(kind):
+    rng = RNG(3)
+    audio, words = (F.normalize(torch.from_numpy(rng.normal(size=(n, 6))), dim=-1).float() for n in (40, 6))
+    truth = [tuple(rng.choice(6, 1 + (kind == "mAP"), replace=False).tolist()) for _ in range(40)]
+    data = TaskData([], list(range(40)), tuple("abcdef"), truth)
+    task, prompts = Task("x", "classification", kind, ""), {"{}": [[name] for name in data.classes]}
+    result, _ = score_classification(task, data, audio.numpy(), prompts, lambda texts: words, scores="raw")
+    cosines = audio.numpy() @ F.normalize(words, dim=-1).numpy().T
+    if kind == "accuracy":
+        found = Accuracy().compute(predictions=cosines.argmax(axis=1), references=[own[0] for own in truth])
+        assert result["value"] == found["accuracy"] and result["balanced"] == found["balanced_accuracy"]
+    else:
+        flags = scoring.multi_hot(truth, 6).astype(int).tolist()
+        found = MacroMeanAveragePrecision().compute(predictions=cosines.tolist(), references=flags)
+        assert result["value"] == found["map"]
 
 
 def test_average_precision_of_resampled_clips():

@@ -34,12 +34,12 @@ def vectors_of(model, processor, audio):
 
 def test_mteb_vectors_are_ours(encoder, processor):
     meta = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
-    heard = encoder.encode([{"audio": clips()[:2]}, {"audio": clips()[2:]}], **meta, batch_size=2)
-    np.testing.assert_allclose(heard, vectors_of(encoder.model, processor, clips()), atol=1e-5)
-    read = encoder.encode([{"text": TEXTS}], **meta)
-    np.testing.assert_allclose(read, embed_texts(encoder.model, processor.tokenizer, TEXTS).cpu(), atol=1e-5)
+    sounds = encoder.encode([{"audio": clips()[:2]}, {"audio": clips()[2:]}], **meta, batch_size=2)
+    np.testing.assert_allclose(sounds, vectors_of(encoder.model, processor, clips()), atol=1e-5)
+    texts = encoder.encode([{"text": TEXTS}], **meta)
+    np.testing.assert_allclose(texts, embed_texts(encoder.model, processor.tokenizer, TEXTS).cpu(), atol=1e-5)
     both = encoder.encode([{"audio": clips(), "text": TEXTS}], **meta)
-    mean = heard + read
+    mean = sounds + texts
     np.testing.assert_allclose(both, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
     assert encoder.mteb_model_meta.modalities == ["audio", "text"]
     with pytest.raises(ValueError, match="expected audio, text"):

@@ -16,8 +16,8 @@ from clap_hf.cli import app
 from clap_hf.evaluation import cache
 from clap_hf.evaluation.benchmarks import PAPER_TASKS, SUITES, TABLE1_ROWS, TABLE1_SCORES, TABLE1_TASKS
 from clap_hf.evaluation.loading import DataLocation
-from clap_hf.evaluation.runner import Options, find_places, paper_jobs, run, suite_score
-from clap_hf.evaluation.suite_report import listing, markdown, model_index, write_report
+from clap_hf.evaluation.report import listing, markdown, model_index, suite_score, task_entries, write_report
+from clap_hf.evaluation.runner import EvaluationOptions, find_locations, paper_jobs, run
 from conftest import HUB
 from evaluation.paper_hub import key_of, serve_paper
 
@@ -33,7 +33,7 @@ class Oracle:
         self.texts = texts
         self.axes: dict[str, int] = {}
         self.key = "oracle"
-        self.heard = 0
+        self.embedded = 0
 
     def axis(self, text):
         return F.one_hot(torch.tensor(self.axes.setdefault(text, len(self.axes))), SIZE).float()
@@ -42,7 +42,7 @@ class Oracle:
         return sorted(self.texts[key_of(audio.samples)])
 
     def embed_audio(self, prepared):
-        self.heard += len(prepared)
+        self.embedded += len(prepared)
         return F.normalize(torch.stack([sum(self.axis(text) for text in own) for own in prepared]), dim=-1)
 
     def embed_texts(self, texts):
@@ -86,13 +86,12 @@ def paper(tmp_path_factory):
             HUB.store.delete("datasets", repo.id)
 
 
-def evaluate(paper, tmp_path, encoder, options=None, tasks=PAPER_TASKS, captioner=None):
+def evaluate(paper, tmp_path, encoder, tasks=PAPER_TASKS, captioner=None):
     _, data_dir = paper
     jobs = paper_jobs(tasks, data_dir, tmp_path / "cache")
-    found = find_places(jobs)
-    options = options or Options(plots=False)
-    console = Console(quiet=True)
-    return jobs, found, run(jobs, found, encoder, captioner, tmp_path / "out", tmp_path / "cache", options, console)
+    found = find_locations(jobs)
+    options = EvaluationOptions(plots=False, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache")
+    return jobs, found, run(jobs, found, encoder, captioner, options, Console(quiet=True))
 
 
 def test_the_paper_s_numbers():
@@ -122,7 +121,7 @@ def test_an_oracle_scores_one_on_every_task(paper, tmp_path, monkeypatch):
     assert not reasons
     for outcome in outcomes:
         result = outcome.result
-        assert result["settings"]["place"] and result["skipped"] == {} and result["left_out_labels"] == {}
+        assert result["settings"]["location"] and result["skipped"] == {} and result["left_out_labels"] == {}
         if outcome.task.kind == "captioning":
             assert result["scores"]["bleu_4"] == pytest.approx(1.0) and result["cider_d"]["value"] > 5
             assert result["value"] is None and "SPICE" in result["unavailable"]["spider"]
@@ -133,14 +132,14 @@ def test_an_oracle_scores_one_on_every_task(paper, tmp_path, monkeypatch):
         assert result["delta"] == pytest.approx(1.0 - outcome.task.paper)
         if "-" in outcome.task.kind:
             assert result["mAP@10"]["value"] == pytest.approx(1.0) and result["captions"] == 5 * result["clips"]
-    # The four NSynth tasks, ESC-50 with its actions, and the two directions each hear their sounds once.
-    places = {o.place.identity for o in outcomes if o.task.kind != "captioning"}
-    clips = {o.place.identity: o.result["clips"] for o in outcomes}
-    assert oracle.heard == sum(clips[place] for place in places)
-    # All there is, again: nothing is heard or scored anew.
+    # The four NSynth tasks, ESC-50 with its actions, and the two directions each embed their sounds once.
+    locations = {o.location.identity for o in outcomes if o.task.kind != "captioning"}
+    clips = {o.location.identity: o.result["clips"] for o in outcomes}
+    assert oracle.embedded == sum(clips[location] for location in locations)
+    # All there is, again: nothing is embedded or scored anew.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     again = evaluate(paper, tmp_path, oracle, captioner=Parrot(served.texts))[2]
-    assert {o.status for o in again} == {"kept"} and oracle.heard == sum(clips[place] for place in places)
+    assert {o.status for o in again} == {"kept"} and oracle.embedded == sum(clips[location] for location in locations)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
 
     report_of(outcomes, jobs, found, tmp_path)
@@ -157,13 +156,14 @@ def report_of(outcomes, jobs, found, tmp_path):
     assert score["score"] == pytest.approx(1.0) and score["tasks"] == list(TABLE1_TASKS) and not score["missing"]
     text = markdown(outcomes, "oracle")
     assert "| ESC50 | accuracy | 100.0% | 100.0% – 100.0% | 93.9% | +6.1 |" in text
-    assert "none (CIDEr-D" in text and "Zero-shot score, the mean of 16 tasks: 1.000" in text
-    index = model_index(outcomes, "oracle")
-    entries = index[0]["results"]
-    assert len(entries) == 24
+    assert "none (CIDEr-D" in text and "Zero-shot score, the mean of 16 values: 1.000" in text
+    index = model_index({"tasks": task_entries(outcomes)}, "oracle")
+    entries = index["model-index"][0]["results"]
+    # 20 of classification, R@1 and R@10 of four of retrieval, CIDEr-D of two of captioning.
+    assert len(entries) == 30
     esc50 = next(entry for entry in entries if entry["dataset"]["name"] == "ESC50")
     assert esc50["dataset"]["type"] == "ashraq/esc50" and len(esc50["dataset"]["revision"]) == 40
-    write_report(outcomes, tmp_path / "out", "oracle", "oracle")
+    write_report(outcomes, EvaluationOptions(output_dir=tmp_path / "out"), "oracle", {"model": "oracle"})
     assert {"results.json", "results.md", "model_index.yaml", "tasks"} <= {
         p.name for p in (tmp_path / "out").iterdir()
     }
@@ -181,19 +181,19 @@ def test_a_killed_run_goes_on_where_it_was(paper, tmp_path, monkeypatch):
     embed = first.embed_audio
 
     def dies(prepared):
-        if first.heard >= 40:
+        if first.embedded >= 40:
             raise Killed
         return embed(prepared)
 
     first.embed_audio = dies
     with pytest.raises(Killed):
         evaluate(paper, tmp_path, first, tasks=tasks)
-    assert first.heard == 40
+    assert first.embedded == 40
     second = Oracle(served.texts)
     second.axes = first.axes
     outcomes = evaluate(paper, tmp_path, second, tasks=tasks)[2]
     assert [o.result["value"] for o in outcomes] == pytest.approx([1.0, 1.0, 1.0])
-    assert first.heard + second.heard == 60 + 20
+    assert first.embedded + second.embedded == 60 + 20
 
 
 def test_one_task_s_trouble_is_not_the_others_and_the_next_source_is_tried(paper, tmp_path, monkeypatch):
@@ -207,17 +207,17 @@ def test_one_task_s_trouble_is_not_the_others_and_the_next_source_is_tried(paper
     music.write_bytes(whole[:30])
     try:
         jobs = paper_jobs(tasks, data_dir, tmp_path / "cache")
-        found = find_places(jobs)
+        found = find_locations(jobs)
 
-        def broken(place):
+        def broken(location):
             raise KeyError("no such thing")
 
         jobs[1] = type(jobs[1])(jobs[1].task, jobs[1].find, broken)
-        options = Options(plots=False)
-        outcomes = run(jobs, found, oracle, None, tmp_path / "out", tmp_path / "cache", options, Console(quiet=True))
+        options = EvaluationOptions(plots=False, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache")
+        outcomes = run(jobs, found, oracle, None, options, Console(quiet=True))
         by_name = {o.task.name: o for o in outcomes}
         # A CSV whose labels are not the task's gives way to the Hub.
-        assert by_name["US8K"].status == "done" and by_name["US8K"].place.source.repo == "danavery/urbansound8K"
+        assert by_name["US8K"].status == "done" and by_name["US8K"].location.source.repo == "danavery/urbansound8K"
         assert by_name["SESA"].status == "failed" and "no such thing" in by_name["SESA"].reason
         result = by_name["GTZAN_MusicSpeech"].result
         assert result["clips"] == 23 and list(result["skipped"]) == ["0"] and "GTZAN_MusicSpeech_0" in str(result)
@@ -229,7 +229,8 @@ def test_one_task_s_trouble_is_not_the_others_and_the_next_source_is_tried(paper
 def test_sources_out_of_reach_are_named(tmp_path):
     tasks = [task for task in PAPER_TASKS if task.name in ("DCASE17_Task4", "ESC50_Actions")]
     jobs = paper_jobs(tasks, None, tmp_path)
-    outcomes = run(jobs, find_places(jobs), Oracle({}), None, tmp_path, tmp_path, Options(), Console(quiet=True))
+    options = EvaluationOptions(output_dir=tmp_path, cache_dir=tmp_path)
+    outcomes = run(jobs, find_locations(jobs), Oracle({}), None, options, Console(quiet=True))
     assert [o.status for o in outcomes] == ["not reached", "not reached"]
     assert "no CSV in the data folder" in outcomes[0].reason and "actionvector" in outcomes[1].reason
 
@@ -238,7 +239,7 @@ def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
     """A real model on the command line: listing, results, plots, exit codes, prompts scored from the cache."""
     _, data_dir = paper
     monkeypatch.setenv("COLUMNS", "220")
-    base = ["evaluate", str(checkpoint), "--device", "cpu", "--data-dir", str(data_dir), "--num-workers", "0"]
+    base = ["evaluate", str(checkpoint), "--device", "cpu", "--data-dir", str(data_dir)]
     base += ["--output-dir", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]
 
     def invoke(*arguments, code=0):
@@ -262,25 +263,25 @@ def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
     assert len(settings["revision"]) == 40 and record["versions"]["torch"] == torch.__version__
     plots = {path.name for path in (tmp_path / "out" / "plots" / "US8K").iterdir()}
     assert plots == {"confusion.png", "per_class.png", "similarity.png"}
-    embeddings = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.safetensors")}
+    embeddings = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.parquet")}
     (tmp_path / "words.json").write_text(json.dumps({"siren": ["an alarm howls", "a police car"]}))
     prompts = [part for n in range(10) for part in ("--template", f"version {n} of {{}}")]
     invoke("--tasks", "US8K", "--limit", "12", *prompts, "--descriptions", str(tmp_path / "words.json"))
     record = json.loads((tmp_path / "out" / "tasks" / "US8K.json").read_text())
     assert set(record["per_prompt"]) == {*(f"version {n} of {{}}" for n in range(10)), "descriptions"}
-    assert embeddings == {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert embeddings == {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.parquet")}
     assert "expected one of" in CliRunner().invoke(app, [*base, "--suite", "nonsense"]).output
     assert CliRunner().invoke(app, [*base, "--tasks", "ESC51"]).exit_code == 2
 
 
 def test_identities_of_csv_change_with_the_sounds(paper, tmp_path):
-    from clap_hf.evaluation.loading import csv_place
+    from clap_hf.evaluation.loading import csv_location
 
     sound = tmp_path / "a.wav"
     sound.write_bytes(b"1")
     (tmp_path / "mine.csv").write_text("path,label\na.wav,dog\n")
-    before = csv_place(tmp_path / "mine.csv")
+    before = csv_location(tmp_path / "mine.csv")
     sound.write_bytes(b"22")
-    after = csv_place(tmp_path / "mine.csv")
+    after = csv_location(tmp_path / "mine.csv")
     assert isinstance(before, DataLocation) and before.identity != after.identity
     assert hashlib.sha256(before.identity.encode()).hexdigest() != hashlib.sha256(after.identity.encode()).hexdigest()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,14 +18,15 @@ from typer.testing import CliRunner
 
 from clap_hf.cli import app
 from clap_hf.embedding import ClapEncoder
-from clap_hf.evaluation import zero_shot
 from clap_hf.evaluation.benchmarks import PAPER_TASKS, Task
-from clap_hf.evaluation.cache import EmbeddingCache, listen
+from clap_hf.evaluation.cache import EmbeddingCache, encode_clips
+from clap_hf.evaluation.command import sound_jobs
+from clap_hf.evaluation.corpus_clips import CorpusClips, zero_shot_score
 from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData, own_tasks
-from clap_hf.evaluation.runner import Job, Options, class_texts, find_places, paper_jobs, run
-from clap_hf.evaluation.sound_suite import sound_jobs
+from clap_hf.evaluation.report import suite_score
+from clap_hf.evaluation.runner import EvaluationOptions, Job, find_locations, paper_jobs, run
 from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE
-from clap_hf.evaluation.zero_shot_tasks import score_classification, score_retrieval
+from clap_hf.evaluation.task_scores import class_texts, score_classification, score_retrieval
 from conftest import EXAMPLES, make_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,9 +71,11 @@ def test_random_embeddings_score_chance_on_every_task():
         names = tuple(task.classes)
         labels = rng.integers(0, len(names), (clips, 2 if task.multi_label else 1))
         truth = [tuple(set(own.tolist())) for own in labels]
-        prompts = class_texts(task, Options())
+        data = TaskData([], list(range(clips)), names, truth)
         scores = "sigmoid" if task.multi_label else "softmax"
-        result, _ = score_classification(task, audio, truth, names, prompts, encoder, scores)
+        result, _ = score_classification(
+            task, data, audio, class_texts(task, names), encoder.embed_texts, logit_scale=30.0, scores=scores
+        )
         low, high, chance = result["low"], result["high"], result["chance"]
         width = high - low
         assert low - width <= chance <= high + width, (task.name, low, chance, high)
@@ -86,8 +90,9 @@ def test_random_embeddings_score_chance_on_every_task():
 def test_random_embeddings_score_chance_in_retrieval(task):
     """Too few hits a run for its interval, so 40 runs of 30 clips with five captions; chance is 1 in 30."""
     captions = [[f"{i} {j}" for j in range(5)] for i in range(30)]
+    data = TaskData([], list(range(30)), captions=captions)
     encoders = [Random(seed) for seed in range(40)]
-    results = [score_retrieval(task, e.vectors(30).numpy(), captions, e)[0] for e in encoders]
+    results = [score_retrieval(task, data, e.vectors(30).numpy(), e.embed_texts)[0] for e in encoders]
     values = np.array([result["value"] for result in results])
     assert [result["chance"] for result in results] == pytest.approx([1 / 30] * 40)
     assert abs(values.mean() - 1 / 30) < 2.5 * values.std() / len(values) ** 0.5
@@ -97,41 +102,48 @@ def test_random_embeddings_score_chance_in_retrieval(task):
 def test_scores_do_not_saturate(scores):
     """At a scale where sigmoids round to 1, clips and classes keep their order."""
     encoder = Random(1)
-    encoder.logit_scale = 1000.0
     task = Task("x", "classification", "mAP", "", {"a": (), "b": ()}, ("{}",), "ours", ())
     vectors = encoder.vectors(2)
-    encoder.embed_texts = lambda texts: vectors
     audio = np.stack([vectors[0].numpy()] * 2 + [vectors[1].numpy()] * 2)
-    truth = [(0,), (0,), (1,), (1,)]
-    result, details = score_classification(task, audio, truth, ("a", "b"), {"{}": [["a"], ["b"]]}, encoder, scores)
+    data = TaskData([], list(range(4)), ("a", "b"), [(0,), (0,), (1,), (1,)])
+    result, details = score_classification(
+        task, data, audio, {"{}": [["a"], ["b"]]}, lambda texts: vectors, logit_scale=1000.0, scores=scores
+    )
     assert result["value"] == 1.0 and details.similarity.shape == (2, 2)
 
 
 def big_task(clips, classes=50):
     names = {f"class {i}": () for i in range(classes)}
     task = Task("big", "classification", "accuracy", "", names, ("a {}",), "ours", ())
-    place = DataLocation(None, None, "big", "big")
+    location = DataLocation(None, None, "big", "big")
     audio = [{"bytes": b"never decoded", "path": None}] * clips
     labels = [(i % classes,) for i in range(clips)]
     data = TaskData(audio, list(range(clips)), tuple(names), labels)
-    return Job(task, lambda: iter([place]), lambda place: data), place
+    return Job(task, lambda: iter([location]), lambda location: data), location
 
 
-def test_new_prompts_on_5000_cached_clips_hear_nothing(tmp_path):
+def test_new_prompts_on_5000_cached_clips_embed_no_sound(tmp_path):
     encoder = Random()
-    job, place = big_task(5000)
-    cache = EmbeddingCache(tmp_path / "cache", f"{place.identity} ", encoder.key)
+    job, location = big_task(5000)
+    cache = EmbeddingCache(tmp_path / "cache" / "embeddings", f"{location.identity} ", encoder.key)
     for start in range(0, 5000, 500):
-        cache.write(range(start, start + 500), encoder.vectors(500), [], {})
-    options = Options(templates=tuple(f"prompt {n}: {{}}" for n in range(10)), plots=False)
-    found = find_places([job])
+        cache.store.write(
+            {"position": start + i, "vector": vector} for i, vector in enumerate(encoder.vectors(500).numpy())
+        )
+    options = EvaluationOptions(
+        templates=tuple(f"prompt {n}: {{}}" for n in range(10)),
+        plots=False,
+        output_dir=tmp_path / "out",
+        cache_dir=tmp_path / "cache",
+    )
+    found = find_locations([job])
     quiet = Console(quiet=True)
-    outcomes = run([job], found, encoder, None, tmp_path / "out", tmp_path / "cache", options, quiet)
+    outcomes = run([job], found, encoder, None, options, quiet)
     assert outcomes[0].status == "done", outcomes[0].reason
     assert len(outcomes[0].result["per_prompt"]) == 10 and outcomes[0].result["clips"] == 5000
     assert encoder.calls == 0
-    changed = Options(templates=("another {}",), limit=100, plots=False)
-    outcomes = run([job], found, encoder, None, tmp_path / "out", tmp_path / "cache", changed, quiet)
+    changed = replace(options, templates=("another {}",), limit=100)
+    outcomes = run([job], found, encoder, None, changed, quiet)
     assert outcomes[0].result["clips"] == 100 and encoder.calls == 0
 
 
@@ -141,33 +153,46 @@ def test_damaged_parts_are_made_anew_and_limits_add_up(tmp_path):
     encoder = Random()
     cache = EmbeddingCache(tmp_path, "x", "y")
 
-    def heard(positions):
-        before = encoder.calls
-        made = listen(audio, positions, encoder, lambda prepared: (encoder.embed_audio(prepared), []), cache)
-        return made, encoder.calls - before
+    def encode_batch(prepared):
+        return [{"vector": vector} for vector in encoder.embed_audio(prepared).numpy()]
 
-    some, calls = heard([0, 2])
+    def encoded(positions, **options):
+        before = encoder.calls
+        return encode_clips(audio, positions, encoder, encode_batch, cache, **options), encoder.calls - before
+
+    some, calls = encoded([0, 2])
     assert calls == 1 and set(some.vectors) == {0, 2}
-    everything, calls = heard(range(len(audio)))
+    everything, calls = encoded(range(len(audio)))
     assert calls == 1 and len(everything.vectors) == len(files)
-    assert torch.equal(everything.vectors[2], some.vectors[2])
+    assert np.array_equal(everything.vectors[2], some.vectors[2])
     assert "noise" not in everything.skipped[len(files)] and list(everything.skipped) == [len(files)]
-    assert heard(range(len(audio)))[1] == 0
-    part = sorted(cache.folder.glob("*.safetensors"))[0]
+    assert encoded(range(len(audio)))[1] == 0
+    part = cache.store.paths()[0]
     lost = sorted(set(everything.vectors) - set(cache.read().vectors)) or None
     assert lost is None
     part.write_bytes(part.read_bytes()[:40])
-    again, calls = heard(range(len(audio)))
+    again, calls = encoded(range(len(audio)))
     assert calls == 1 and set(again.vectors) == set(everything.vectors)
+    # What could not be read is tried again on request, and then is no longer among the skipped.
+    audio[-1]["path"] = str(files[0])
+    audio[-1]["bytes"] = None
+    assert list(encoded(range(len(audio)))[0].skipped) == [len(files)]
+    mended, calls = encoded(range(len(audio)), retry_skipped=True)
+    assert calls == 1 and not mended.skipped and len(mended.vectors) == len(audio)
+    assert not cache.read().skipped
 
 
 def test_options_and_own_folders_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="scores"):
-        Options(scores="tanh")
-    with pytest.raises(ValueError, match="limit"):
-        Options(limit=0)
-    with pytest.raises(ValueError, match="for the label"):
-        Options(templates=("a sound",))
+    for wrong, message in (
+        ({"scores": "tanh"}, "scores"),
+        ({"limit": 0}, "limit"),
+        ({"templates": ("a sound",)}, "for the label"),
+        ({"suite": "nonsense"}, "expected one of"),
+        ({"suite": "own"}, "needs data_dir"),
+        ({"split": "validation"}, "of the suite sounds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EvaluationOptions(**wrong)
     with pytest.raises(DataSourceError, match="no CSV"):
         own_tasks(tmp_path)
     (tmp_path / "x.csv").write_text("file,label\na.wav,dog\n")
@@ -191,23 +216,27 @@ def own_folder(tmp_path):
     many = [(sounds["dog.ogg"], "dog|animal"), (sounds["sheep.wav"], "animal"), (sounds["fire.ogg"], "fire")]
     write_csv(folder / "several.csv", ["path", "label"], many)
     spoken = [(sounds[n], f"{labels[n]} {i}") for n in ("dog.ogg", "fire.ogg") for i in range(2)]
-    write_csv(folder / "said.csv", ["path", "caption"], spoken)
+    write_csv(folder / "captioned.csv", ["path", "caption"], spoken)
     return folder
 
 
 def test_one_s_own_sounds(own_folder, processor, tmp_path):
     tasks = own_tasks(own_folder)
     assert [(t.name, t.metric) for t in tasks] == [
-        ("animals", "accuracy"), ("said audio-to-text", "R@1"), ("said text-to-audio", "R@1"), ("several", "mAP"),
-    ]  # fmt: skip
+        ("animals", "accuracy"),
+        ("captioned audio-to-text", "R@1"),
+        ("captioned text-to-audio", "R@1"),
+        ("several", "mAP"),
+    ]
     encoder = ClapEncoder(make_model(), processor, "tiny")
     jobs = paper_jobs(tasks, own_folder, tmp_path)
-    outcomes = run(jobs, find_places(jobs), encoder, None, tmp_path / "out", tmp_path, Options(), Console(quiet=True))
+    options = EvaluationOptions(output_dir=tmp_path / "out", cache_dir=tmp_path)
+    outcomes = run(jobs, find_locations(jobs), encoder, None, options, Console(quiet=True))
     assert [o.status for o in outcomes] == ["done"] * 4, [o.reason for o in outcomes]
     by_name = {o.task.name: o.result for o in outcomes}
     assert by_name["animals"]["clips"] == 4 and by_name["animals"]["classes"] == 4
     assert set(by_name["several"]["per_class"]) == {"animal", "dog", "fire"}
-    assert by_name["said text-to-audio"]["captions"] == 4 and by_name["said text-to-audio"]["clips"] == 2
+    assert by_name["captioned text-to-audio"]["captions"] == 4 and by_name["captioned text-to-audio"]["clips"] == 2
 
 
 def test_the_encoder_s_vectors_are_the_model_s_and_its_key_knows_the_weights(processor):
@@ -261,28 +290,73 @@ def corpus(folder):
     return str(folder)
 
 
-def test_the_sounds_suite_gives_what_training_s_evaluation_gives(processor, tmp_path):
+def test_the_sounds_suite_gives_what_training_validates_with(processor, tmp_path):
     folder = corpus(tmp_path)
     model = make_model()
+    encoder = ClapEncoder(model, processor)
+    options = EvaluationOptions(plots=False, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache")
     jobs = sound_jobs(folder)
-    outcomes = run(
-        jobs, find_places(jobs), ClapEncoder(model, processor), None, tmp_path / "out", tmp_path / "cache",
-        Options(plots=False), Console(quiet=True),
-    )  # fmt: skip
+    outcomes = run(jobs, find_locations(jobs), encoder, None, options, Console(quiet=True))
     results = {o.task.name: o.result for o in outcomes if o.result is not None}
     assert {o.status for o in outcomes} == {"done", "not reached"}
-    split = datasets.load_dataset(folder, split="test")
-    expected = zero_shot.evaluate(model, processor, zero_shot.load_clips(split, processor))
+    clips = CorpusClips(datasets.load_dataset(folder, split="test"), processor)
+    expected = clips.results(clips.embed(model), encoder.embed_texts)
     for name in ("instrument family", "animals", "sound events", "human vocal sounds"):
-        for key in ("value", "low", "high", "clips", "classes", "chance"):
-            assert results[name][key] == pytest.approx(expected[name][key], abs=1e-6), (name, key)
-    for name, key in (
-        ("audio to text R@1", "retrieval audio-to-text"),
-        ("text to audio R@1", "retrieval text-to-audio"),
-    ):
-        assert results[key]["value"] == pytest.approx(expected[name]["value"])
+        for key in ("value", "low", "high", "clips", "classes", "chance", "per_class"):
+            assert results[name][key] == expected[name][key], (name, key)
+    for name in ("audio to text", "text to audio"):
+        for k in (1, 10):
+            for key in ("value", "low", "high", "chance"):
+                assert results[name][f"R@{k}"][key] == expected[f"{name} R@{k}"][key]
     assert results["velocity"]["classes"] == 3 and results["velocity"]["clips"] == 63
     assert {"dog", "animal", "human"} <= set(results["sound events, several labels"]["per_class"])
+    assert suite_score(outcomes)["score"] == zero_shot_score(expected)
+    assert suite_score(outcomes)["tasks"] == list(expected)
+
+
+def test_results_by_the_labels_before_a_correction(checkpoint, tmp_path):
+    """`--relabelled`: one pass over the sounds, results by both labels."""
+    (tmp_path / "corpus").mkdir()
+    folder = corpus(tmp_path / "corpus")
+    was = {"category": "animal", "label": "cow", "quality": "named"}
+    changes = {"clips": [{"id": f"animal/dog/{i}", "was": was} for i in range(3)]}
+    (tmp_path / "changes.json").write_text(json.dumps(changes))
+    arguments = ["evaluate", str(checkpoint), "--suite", "sounds", "--data-dir", folder, "--device", "cpu"]
+    arguments += ["--no-plots", "--tasks", "animals,text to audio", "--relabelled", str(tmp_path / "changes.json")]
+    arguments += ["--cache-dir", str(tmp_path / "cache"), "--output-dir", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    before = written["before_relabelling"]
+    assert before["clips"] == 3
+    now, then = ({task["task"]: task for task in part["tasks"]} for part in (written, before))
+    counts = [{name: own["clips"] for name, own in part["animals"]["per_class"].items()} for part in (now, then)]
+    assert counts == [{"dog": 6, "cow": 6}, {"dog": 3, "cow": 9}]
+    assert now["text to audio"]["R@10"] == then["text to audio"]["R@10"]
+    assert written["settings"]["suite"] == "sounds" and written["settings"]["split"] == "test"
+    assert len(list((tmp_path / "cache").rglob("*.parquet"))) == 2, "the sounds were embedded again"
+
+
+def test_equal_captions_are_equal_answers():
+    """A perfect model finds a clip of an equal caption; both directions count it and report their number."""
+    captions = [["rain"], ["rain"], ["a dog"], ["a dog", "a bark"]]
+    axes = {"rain": 0, "a dog": 1, "a bark": 2}
+
+    def embed(texts):
+        return F.one_hot(torch.tensor([axes[text] for text in texts]), 4).float()
+
+    audio = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.8, 0]], dtype=np.float32)
+    data = TaskData([], [0, 1, 2, 3], captions=captions)
+    for kind in ("text-to-audio", "audio-to-text"):
+        task = Task("x", kind, "R@1", "")
+        result, _ = score_retrieval(task, data, audio, embed)
+        assert result["R@1"]["value"] == 1.0 and result["captions_of_several_clips"] == 4
+    broken = audio.copy()
+    broken[2, 1] = np.nan
+    with pytest.raises(ValueError, match="row 2 hold NaN"):  # the query's own
+        score_retrieval(Task("x", "audio-to-text", "R@1", ""), data, broken, embed)
+    with pytest.raises(ValueError, match="row 0 hold NaN"):  # an item of every query
+        score_retrieval(Task("x", "text-to-audio", "R@1", ""), data, broken, embed)
 
 
 # The second process looks into the cache when the first has written its parts already.
@@ -292,8 +366,8 @@ from accelerate import PartialState
 from clap_hf.evaluation.cache import EmbeddingCache
 read, seen = EmbeddingCache.read, set()
 def late(self):
-    if PartialState().process_index == 1 and self.folder not in seen:
-        seen.add(self.folder)
+    if PartialState().process_index == 1 and self.store.folder not in seen:
+        seen.add(self.store.folder)
         time.sleep(3)
     return read(self)
 EmbeddingCache.read = late
@@ -307,7 +381,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_two_processes_share_the_work(own_folder, checkpoint, tmp_path, late):
     """torchrun and gloo: the same scores as one process, from parts of both."""
     arguments = [str(checkpoint), "--suite", "own", "--data-dir", str(own_folder), "--device", "cpu", "--no-plots"]
-    arguments += ["--num-workers", "0", "--cache-dir", str(tmp_path / "cache"), "--output-dir"]
+    arguments += ["--cache-dir", str(tmp_path / "cache"), "--output-dir"]
     script = str(ROOT / "scripts" / "evaluate.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -318,11 +392,11 @@ def test_two_processes_share_the_work(own_folder, checkpoint, tmp_path, late):
         [*launch, script, *arguments, str(tmp_path / "two")], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = list((tmp_path / "cache").rglob("*.safetensors"))
+    parts = list((tmp_path / "cache").rglob("*.parquet"))
     assert len(parts) >= 6  # two a task's sounds, one of each process
     one = CliRunner().invoke(app, ["evaluate", *arguments, str(tmp_path / "one"), "--overwrite"])
     assert one.exit_code == 0, one.output
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == len(parts), "one process embedded again"
+    assert len(list((tmp_path / "cache").rglob("*.parquet"))) == len(parts), "one process embedded again"
     names = sorted(path.name for path in (tmp_path / "one" / "tasks").iterdir())
     assert len(names) == 4
     for name in names:

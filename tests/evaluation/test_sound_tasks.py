@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from tools.sound_corpus.manifest import load_manifest
 
-from clap_hf.evaluation import zero_shot
-from clap_hf.evaluation.sound_tasks import CLASSIFICATION_TASKS, RETRIEVAL_SOURCE, SoundTask, select_clips
+from clap_hf.cards.results import rows_of
+from clap_hf.evaluation.scoring import bootstrap_interval
+from clap_hf.evaluation.sound_tasks import (
+    RETRIEVAL_SOURCE,
+    SOUND_TASKS,
+    SoundTask,
+    corpus_tasks,
+    select_clips,
+    with_labels,
+)
+from clap_hf.evaluation.task_scores import class_texts, score_classification, score_retrieval
 
 RELABELLED = Path(__file__).parents[2] / "model_cards" / "embedded.relabelled.json"
 BLANK = dict.fromkeys(("family", "register", "lang", "velocity"))
@@ -23,9 +31,19 @@ def row(number, category, label, **values):
     return BLANK | base | {"source": "x", "captions": [f"{label} {number}"]} | values
 
 
-def clips_of(rows):
-    classes = {task.name: select_clips(task, rows) for task in CLASSIFICATION_TASKS}
-    return SimpleNamespace(rows=rows, classes=classes)
+def scored(rows, audio, embed_texts):
+    """Results of the scored tasks by name, as training and the cards name them."""
+    results = {}
+    for task, data in corpus_tasks(rows, [{}] * len(rows)):
+        if not task.scored or not data.rows:
+            continue
+        vectors = audio[data.rows].numpy()
+        if task.kind == "classification":
+            found, _ = score_classification(task, data, vectors, class_texts(task, data.classes), embed_texts)
+        else:
+            found, _ = score_retrieval(task, data, vectors, embed_texts)
+        results |= {row["task"]: row for row in rows_of({"task": task.name} | found)}
+    return results
 
 
 def corpus_rows():
@@ -37,7 +55,7 @@ def corpus_rows():
 
 
 def test_classes_are_capped_and_rare_ones_left_out():
-    task = next(task for task in CLASSIFICATION_TASKS if task.name == "animals")
+    task = next(task for task in SOUND_TASKS if task.name == "animals")
     rows = corpus_rows()
     chosen = select_clips(task, rows)
     counts = {name: list(chosen.values()).count(name) for name in set(chosen.values())}
@@ -50,11 +68,11 @@ def test_labels_before_a_correction_can_be_measured_too():
     rows = corpus_rows()
     split = datasets.Dataset.from_list(rows)
     was = {"animal/dog/3": {"category": "human", "label": "bark", "quality": "rule"}}
-    changed = zero_shot.with_labels(split, was).to_list()
+    changed = with_labels(split, was).to_list()
     assert [a["id"] for a, b in zip(changed, rows, strict=True) if a != b] == ["animal/dog/3"]
     assert changed[3] == rows[3] | was["animal/dog/3"]
     with pytest.raises(ValueError, match="lacks 1 of 2 relabelled clips, the first 'animal/cat/1'"):
-        zero_shot.with_labels(split, was | {"animal/cat/1": was["animal/dog/3"]})
+        with_labels(split, was | {"animal/cat/1": was["animal/dog/3"]})
 
 
 def test_the_list_of_corrected_labels_is_what_the_manifest_says():
@@ -67,55 +85,49 @@ def test_the_list_of_corrected_labels_is_what_the_manifest_says():
 
 
 def test_one_class_is_no_task():
-    task = SoundTask("x", lambda r: "only", {}, 1, 10)
+    task = SoundTask("x", (1, 10), categories=("vehicle",), words={f"train {i}": "only" for i in range(12)})
     assert select_clips(task, corpus_rows()) == {}
 
 
 @pytest.fixture
-def fake_space(monkeypatch):
+def fake_space():
     """Texts and clips as vectors that know the truth: every distinct text gets its own axis."""
     axes: dict[str, int] = {}
 
     def axis(name):
         return F.one_hot(torch.tensor(axes.setdefault(name, len(axes))), 256).float()
 
-    def embed_texts(model, tokenizer, texts):
+    def embed_texts(texts):
         by_length = sorted(labels, key=len, reverse=True)
         return torch.stack([axis(next((name for name in by_length if name in text), text)) for text in texts])
 
     rows = corpus_rows()
     labels = {r["label"] for r in rows}
-    monkeypatch.setattr(zero_shot, "embed_texts", embed_texts)
-    return rows, torch.stack([axis(r["label"]) for r in rows])
+    return rows, torch.stack([axis(r["label"]) for r in rows]), embed_texts
 
 
 def test_oracle_scores_one_on_every_task(fake_space):
-    rows, audio = fake_space
-    clips = clips_of(rows)
-    results = zero_shot.classify(None, SimpleNamespace(tokenizer=None), clips, audio) | zero_shot.retrieve(
-        None, SimpleNamespace(tokenizer=None), clips, audio
-    )
+    results = scored(*fake_space)
     assert {"animals", "sound events", "human vocal sounds", "text to audio R@1"} <= set(results)
     for name, result in results.items():
         assert result["value"] == result["low"] == result["high"] == 1.0, name
 
 
 def test_random_embeddings_score_chance(fake_space):
-    rows, audio = fake_space
+    rows, audio, embed_texts = fake_space
     random = F.normalize(torch.randn(audio.shape, generator=torch.Generator().manual_seed(3)), dim=-1)
-    result = zero_shot.classify(None, SimpleNamespace(tokenizer=None), clips_of(rows), random)["animals"]
+    result = scored(rows, random, embed_texts)["animals"]
     assert result["low"] <= result["chance"] <= result["high"]
 
 
 def test_ties_count_against_the_model(fake_space):
-    rows, audio = fake_space
-    same = torch.ones_like(audio)
-    results = zero_shot.retrieve(None, SimpleNamespace(tokenizer=None), clips_of(rows), same)
+    rows, audio, embed_texts = fake_space
+    results = scored(rows, torch.ones_like(audio), embed_texts)
     assert results["text to audio R@1"]["value"] == 0.0
     assert results["text to audio R@10"]["value"] == 0.0
 
 
 def test_interval_of_a_mean():
-    low, high = zero_shot.bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
-    assert (low, high) == zero_shot.bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
+    low, high = bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
+    assert (low, high) == bootstrap_interval(np.array([1.0] * 50 + [0.0] * 50))
     assert low == pytest.approx(0.40, abs=0.03) and high == pytest.approx(0.60, abs=0.03)

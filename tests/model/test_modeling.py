@@ -12,8 +12,9 @@ from transformers import (
 
 from clap_hf import MSClapForAudioClassification, MSClapModel
 from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows
+from clap_hf.model.modeling_msclap_base import mask_stripes
 from clap_hf.model.modeling_msclap_cnn14 import MSClapCnn14Model
-from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel, drop_path, mask_stripes
+from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel
 from conftest import TINY_AUDIO, TINY_CNN14, make_config, make_feature_extractor, make_model, sound
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -90,11 +91,22 @@ def test_features_are_the_forward_embeddings(model, batch):
     assert torch.equal(similarity, out.logits_per_audio)
 
 
+def test_one_side_alone_is_embedded(model, batch):
+    with torch.no_grad():
+        both = model(**batch)
+        text = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        audio = model(input_features=batch["input_features"], num_windows=batch["num_windows"])
+    assert torch.equal(text.text_embeds, both.text_embeds) and torch.equal(audio.audio_embeds, both.audio_embeds)
+    assert text.logits_per_audio is None and audio.text_embeds is None
+
+
 def test_missing_sides_are_errors(model, batch):
+    with pytest.raises(ValueError, match="neither input_ids nor input_features"):
+        model()
     with pytest.raises(ValueError, match="input_features is missing"):
-        model(input_ids=batch["input_ids"])
+        model(input_ids=batch["input_ids"], return_loss=True)
     with pytest.raises(ValueError, match="input_ids is missing"):
-        model(input_features=batch["input_features"])
+        model(input_features=batch["input_features"], return_loss=True)
     with pytest.raises(ValueError, match="3 texts and 4 clips"):
         model(input_ids=batch["input_ids"], input_features=batch["input_features"], return_loss=True)
 
@@ -502,19 +514,18 @@ def test_gradient_checkpointing_replays_random_numbers(batch):
 def test_drop_path_drops_whole_residuals_per_clip():
     torch.manual_seed(0)
     residual = torch.ones(2_000, 3, 4)
-    dropped = drop_path(residual, 0.3, training=True)
+    drop_path = MSClapDropPath(0.3)
+    dropped = drop_path(residual)
     per_clip = dropped.flatten(1)
     assert ((per_clip == 0).all(dim=1) | (per_clip == 1 / 0.7).all(dim=1)).all()
     assert (per_clip[:, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.04)
-    assert torch.equal(drop_path(residual, 0.3, training=False), residual)
+    assert torch.equal(drop_path.eval()(residual), residual)
 
 
 def test_drop_path_rises_over_the_blocks():
     model = make_model(audio={**TINY_AUDIO, "depths": [2, 3], "drop_path_rate": 0.2})
     blocks = [block for stage in model.audio_model.stages for block in stage.blocks]
-    for path in ("attn", "mlp"):
-        rates = [block.get_submodule(path).residual.drop_path_rate for block in blocks]
-        assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_spec_augment_only_in_training_and_only_if_switched_on(batch):

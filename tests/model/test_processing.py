@@ -96,3 +96,28 @@ def test_bert_keeps_its_own_special_tokens():
     assert tokenizer.convert_ids_to_tokens(tokens["input_ids"]) == ["[CLS]", "a", "dog", ",", "outside", "!", "[SEP]"]
     assert set(tokens) == {"input_ids", "attention_mask"}
     assert len(tokenizer("dog " * 200, truncation=True)["input_ids"]) == 100
+
+
+def test_an_option_given_twice_is_an_error(processor):
+    with pytest.raises(ValueError, match="padding was passed two times"):
+        processor(text="rain", padding=True, text_kwargs={"padding": "max_length"})
+
+
+@pytest.mark.parametrize(
+    "own, call, length", [({}, {}, 77), ({"max_length": 12}, {}, 12), ({"max_length": 12}, {"max_length": 20}, 20)]
+)
+def test_the_call_comes_before_the_tokenizer_before_the_defaults(own, call, length, tmp_path, processor):
+    processor.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, **own)
+    configured = MSClapProcessor(processor.feature_extractor, tokenizer)
+    assert configured(text="thunder " * 200, **call)["input_ids"].shape == (1, length)
+
+
+def test_random_crops_differ_from_call_to_call(processor):
+    generator = torch.Generator().manual_seed(0)
+    call = {
+        "audio": sound(5.0),
+        "sampling_rate": 16_000,
+        "audio_kwargs": {"long_audio": "random", "generator": generator},
+    }
+    assert not torch.equal(processor(**call)["input_features"], processor(**call)["input_features"])

@@ -34,6 +34,8 @@ trust = {"trust_remote_code": True}
 
 model = AutoModel.from_pretrained(folder, **trust)
 classifier = AutoModelForAudioClassification.from_pretrained(classifier_folder, **trust)
+other = AutoModelForAudioClassification.from_pretrained(folder, **trust)  # the dual encoder's folder
+assert all(torch.equal(a, b) for a, b in zip(other.audio_model.parameters(), model.audio_model.parameters()))
 for loaded in (model, classifier):
     assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
 assert AutoConfig.from_pretrained(folder, **trust).model_type == "msclap"
@@ -92,7 +94,7 @@ def test_folders_load_without_the_package(tmp_path, checkpoint, batch, processor
 
 def test_the_package_wins_where_it_is_installed(checkpoint):
     auto_map = json.loads((checkpoint / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", "AutoModel"}
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForAudioClassification"}
     assert "custom_pipelines" not in json.loads((checkpoint / "config.json").read_text())
     for trust in (False, True):
         assert type(AutoModel.from_pretrained(checkpoint, trust_remote_code=trust)) is MSClapModel

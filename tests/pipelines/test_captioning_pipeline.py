@@ -1,5 +1,6 @@
 """The captioning pipeline: every kind of sound, batches, options of generation."""
 
+import io
 from types import SimpleNamespace
 
 import datasets
@@ -53,15 +54,20 @@ def test_every_kind_of_sound_gives_the_same_caption(describe, clips, expected, t
         str(path),
         path,
         path.read_bytes(),
+        bytearray(path.read_bytes()),
+        memoryview(path.read_bytes()),
+        io.BytesIO(path.read_bytes()),
         load_audio(path),
+        {"audio": {"path": str(path), "bytes": None}},
         {"array": clip, "sampling_rate": RATE},
         {"path": "elsewhere.wav", "bytes": path.read_bytes()},
         SimpleNamespace(get_all_samples=lambda: samples),
     ]
     for kind in own_rate:
         assert describe(kind) == caption
-    for kind in (clip, torch.from_numpy(clip), np.stack([clip, clip])):
+    for kind in (clip, clip.tolist(), torch.from_numpy(clip), np.stack([clip, clip])):
         assert describe(kind, sampling_rate=RATE) == caption
+    own_rate = [kind for kind in own_rate if not isinstance(kind, io.BytesIO)]  # which was read to its end
     assert describe(own_rate, batch_size=3) == [caption] * len(own_rate)
 
 

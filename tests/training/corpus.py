@@ -15,7 +15,7 @@ TEXT_COLUMNS = ("label", "category", "quality", "source", "family", "register", 
 
 
 def write_corpus(folder: Path) -> Path:
-    """Write `train` and `validation` splits; every recording gives four half-second clips to each."""
+    """Write `train` and `validation` splits; every recording gives four half-second clips to each, the dog two."""
     features = Features(
         {"id": Value("string"), "audio": {"bytes": Value("binary"), "path": Value("string")}}
         | {"captions": List(Value("string"))}
@@ -26,7 +26,7 @@ def write_corpus(folder: Path) -> Path:
     for line in csv.DictReader((EXAMPLES / "labels.csv").open()):
         audio = load_audio(EXAMPLES / line["file"])
         mono = audio.samples.mean(axis=0)
-        for k in range(8):
+        for k in range(4 if line["label"] == "dog" else 8):
             start = k * (len(mono) - 1) // 16
             buffer = io.BytesIO()
             soundfile.write(buffer, mono[start : start + audio.sampling_rate // 2], audio.sampling_rate, format="FLAC")
@@ -39,7 +39,7 @@ def write_corpus(folder: Path) -> Path:
                 "label": line["label"],
                 "category": CATEGORIES.get(stem, "nature"),
                 "quality": "named",
-                "source": "examples",
+                "source": "examples" if k < 6 else "elsewhere",
                 "lang": "English" if stem == "speech" else None,
             }
             splits["train" if k % 2 else "validation"].append(row)

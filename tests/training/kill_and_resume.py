@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.recipe import ContrastiveRecipe, TextTower
 from clap_hf.training.resume import load_checkpoint, newest_checkpoint
+from clap_hf.training.run import train_recipe
 
 GPT2_TOKENIZER = Path(__file__).parent.parent / "tokenizers" / "gpt2"
 
@@ -93,7 +93,7 @@ def _start(recipe: ContrastiveRecipe, folder: Path, workers: int, rank: int, pro
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         _trace(Path(f"{folder}.seen"), rank, port)
-        train_contrastive(recipe, folder, resume=(folder / "run.jsonl").exists(), num_workers=workers)
+        train_recipe(recipe, folder, resume=(folder / "run.jsonl").exists(), num_workers=workers)
         code = 0
     except BaseException as error:
         print(repr(error), flush=True)
@@ -105,13 +105,13 @@ def _trace(path: Path, rank: int, attempt: int) -> None:
     """Have every step write what it trains on."""
     real = ContrastiveStage.prepare_batch
 
-    def traced(self, batch, position, device):
+    def traced(self, batch, position):
         with path.open("a") as file:
             names = batch["clips" if "clips" in batch else "texts"]
             texts = (batch["input_ids"] * batch["attention_mask"]).sum(dim=1)  # padding is the share's, not the pair's
             seen = torch.stack([names, texts], dim=1).tolist()
             file.write(json.dumps([attempt, rank, position.step, seen]) + "\n")
-        return real(self, batch, position, device)
+        return real(self, batch, position)
 
     ContrastiveStage.prepare_batch = traced
 

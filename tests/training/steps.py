@@ -17,7 +17,7 @@ from clap_hf.training.stage import Position
 from conftest import TESTS, TINY_AUDIO, TINY_CNN14, TINY_GPT2, make_config, make_model
 
 BATCH = 12
-STEP = Position(seed=3, step=5, epoch=0, process=0, processes=1)
+STEP = Position(seed=3, step=5, epoch=0, rank=0, world_size=1)
 CAPTIONS = ["a dog barks", "rain on a tin roof, and far thunder", "silence!", "a train passes by at night"]
 HTSAT = TINY_AUDIO | {"drop_path_rate": 0.4, "hidden_dropout_prob": 0.1, "spec_augment_time_width": 40}
 CNN14 = TINY_CNN14 | {"conv_dropout": 0.2, "head_dropout": 0.3}
@@ -28,7 +28,7 @@ BERT = {
 }  # fmt: skip
 
 
-def make_task(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, **settings) -> ContrastiveStage:
+def make_stage(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, **settings) -> ContrastiveStage:
     """In float64, so that a wrong step cannot hide behind rounding, nor a right one fail by it."""
     model = make_model(text, audio, projection_dropout=0.5).train().to(dtype)
     for module in model.modules() if still else ():
@@ -42,20 +42,20 @@ def make_task(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=F
     processor = MSClapProcessor(
         MSClapFeatureExtractor(), sentence_tokenizer(folder, make_config(text).text_config, max_length=77)
     )
-    task = ContrastiveStage(model, processor, recipe, data=None, evaluation=None)
-    task.train_mode()
-    return task
+    stage = ContrastiveStage(model, processor, recipe, data=None, evaluation=None)
+    stage.train_mode()
+    return stage
 
 
-def make_batch(task: ContrastiveStage) -> dict[str, torch.Tensor]:
+def make_batch(stage: ContrastiveStage) -> dict[str, torch.Tensor]:
     """Clips of very different levels, sorted by level: the worst case for statistics of chunks."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(BATCH, 1, 201, 32, generator=generator) * torch.linspace(2, 20, BATCH).view(-1, 1, 1, 1)
     features += torch.linspace(-80, -10, BATCH).view(-1, 1, 1, 1)
     texts = [f"{CAPTIONS[i % 4]} {'again ' * (i // 4)}" for i in range(BATCH)]
-    tokens = task.processor.tokenizer(texts, padding=True, return_tensors="pt")
+    tokens = stage.processor.tokenizer(texts, padding=True, return_tensors="pt")
     return {
-        "input_features": features.to(task.model.dtype),
+        "input_features": features.to(stage.model.dtype),
         "input_ids": tokens["input_ids"],
         "attention_mask": tokens["attention_mask"],
         "groups": torch.arange(BATCH) // 2,
@@ -64,27 +64,27 @@ def make_batch(task: ContrastiveStage) -> dict[str, torch.Tensor]:
     }
 
 
-def gradients(task: ContrastiveStage) -> dict[str, torch.Tensor]:
-    named = [*task.model.named_parameters(), *task.criterion.named_parameters(prefix="criterion")]
+def gradients(stage: ContrastiveStage) -> dict[str, torch.Tensor]:
+    named = [*stage.model.named_parameters(), *stage.criterion.named_parameters(prefix="criterion")]
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def cached_step(task: ContrastiveStage, batch, chunk_size: int, process: int = 0, processes: int = 1):
-    """Gradients and buffers after one step of this process's share, averaged over the processes."""
-    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
-    task.model.zero_grad()
-    task.criterion.zero_grad()
-    task.set_chunk_size(chunk_size)
-    share = BATCH // processes
-    part = {name: value[process * share : (process + 1) * share] for name, value in batch.items()}
-    position = Position(STEP.seed, STEP.step, STEP.epoch, process, processes)
-    numbers = task.backward(Accelerator(cpu=True), part, position)
-    parameters = [*task.model.parameters(), *task.criterion.parameters()]
+def cached_step(stage: ContrastiveStage, batch, chunk_size: int, rank: int = 0, world_size: int = 1):
+    """Gradients and buffers after one step of this rank's share, averaged over the ranks."""
+    buffers = {name: buffer.clone() for name, buffer in stage.model.named_buffers()}
+    stage.model.zero_grad()
+    stage.criterion.zero_grad()
+    stage.set_chunk_size(chunk_size)
+    share = BATCH // world_size
+    part = {name: value[rank * share : (rank + 1) * share] for name, value in batch.items()}
+    position = Position(STEP.seed, STEP.step, STEP.epoch, rank, world_size)
+    metrics = stage.backward(Accelerator(cpu=True), part, position)
+    parameters = [*stage.model.parameters(), *stage.criterion.parameters()]
     average_gradients(parameters)
-    after = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
-    for name, buffer in task.model.named_buffers():
+    after = {name: buffer.clone() for name, buffer in stage.model.named_buffers()}
+    for name, buffer in stage.model.named_buffers():
         buffer.copy_(buffers[name])
-    return gradients(task), after, {name: float(value) for name, value in numbers.items()}
+    return gradients(stage), after, {name: float(value) for name, value in metrics.items()}
 
 
 def work(process: int, processes: int, cases: list, folder: str) -> None:
@@ -100,7 +100,7 @@ def work(process: int, processes: int, cases: list, folder: str) -> None:
     )
     results = {}
     for name, arguments, chunk_size in cases:
-        task = make_task(**arguments)
-        results[name] = cached_step(task, make_batch(task), chunk_size, process, processes)
+        stage = make_stage(**arguments)
+        results[name] = cached_step(stage, make_batch(stage), chunk_size, process, processes)
     torch.save(results, f"{folder}/{process}.pt")
     dist.destroy_process_group()

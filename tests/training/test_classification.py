@@ -9,7 +9,8 @@ import torch
 from clap_hf import MSClapForAudioClassification
 from clap_hf.audio import load_stored_audio
 from clap_hf.training import classification
-from clap_hf.training.classification import FineTuning, cross_validate
+from clap_hf.training.classification import cross_validate
+from clap_hf.training.recipe import ClassificationRecipe
 from conftest import EXAMPLES
 from evaluation.paper_hub import Cuts
 
@@ -32,11 +33,13 @@ def folder(tmp_path_factory):
 
 
 def settings(checkpoint, folder, **changes):
-    return FineTuning(**{"model": str(checkpoint), "dataset": folder, "label": "kind", "fold": "fold"} | changes)
+    return ClassificationRecipe(
+        **{"model": str(checkpoint), "dataset": folder, "label": "kind", "fold": "fold"} | changes
+    )
 
 
 def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
-    found = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, "cpu")
+    found = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, device="cpu")
     assert [fold["fold"] for fold in found["folds"]] == [1, 2, 3]
     assert [fold["clips"] for fold in found["folds"]] == [12, 13, 12]
     assert list(found["skipped"]) == ["36"] and "not a sound" in found["skipped"]["36"]
@@ -60,10 +63,10 @@ def test_a_probe_learns_and_is_kept(checkpoint, folder, tmp_path, monkeypatch):
     # A second run trains nothing; other settings do.
     fitted = []
     monkeypatch.setattr(classification, "_probe", lambda *arguments: fitted.append(1) or 1 / 0)
-    again = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, "cpu")
+    again = cross_validate(settings(checkpoint, folder, frozen=True), tmp_path, device="cpu")
     assert again["folds"] == found["folds"] and again["pooled"] == found["pooled"] and not fitted
     with pytest.raises(ZeroDivisionError):
-        cross_validate(settings(checkpoint, folder, frozen=True, seed=1), tmp_path, "cpu")
+        cross_validate(settings(checkpoint, folder, frozen=True, seed=1), tmp_path, device="cpu")
 
 
 def test_the_whole_tower_trains(checkpoint, folder, tmp_path):

@@ -62,6 +62,7 @@ def write_recipe(folder: Path) -> Path:
         if audio != "CNN14":
             combinations[name]["chunk_size"] = 4
     settings = {
+        "stage": "contrastive",
         "name": "table1",
         "dataset": str(write_corpus(folder / "corpus")),
         "features": FEATURES,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import clap_hf
-from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.recipe import load_recipe
+from clap_hf.training.run import train_recipe
 from pairs import write_pairs
 
 RECIPE = Path(__file__).parents[2] / "configs" / "finetune_embedded.yaml"
@@ -20,7 +20,7 @@ def test_the_embedded_checkpoint_learns_other_pairs(tmp_path):
     write_pairs(folder, rows=24, files=1, split="validation")  # the same: how well they are learnt
     data = {"sources": [{"dataset": str(folder)}], "validation": {"dataset": str(folder)}}
     recipe = load_recipe(RECIPE, **data, batch_size=12, epochs=4, warmup_steps=1)
-    train_contrastive(recipe, tmp_path / "run", num_workers=0)
+    train_recipe(recipe, tmp_path / "run", num_workers=0)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()][1:]
     assert len(epochs) == 4 and epochs[-1]["validation_loss"] < epochs[0]["validation_loss"]
 

@@ -12,12 +12,10 @@ from transformers import AutoModelForMultimodalLM, pipeline
 from clap_hf import MSClapForConditionalGeneration, MSClapModel
 from clap_hf.cards import model_card, records_of_folder
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.training.captioning_stage import CaptioningRecipe, train_captioning
-from clap_hf.training.contrastive_run import train_contrastive
-from clap_hf.training.factory import build_model, load_audio_tower
-from clap_hf.training.generative import LanguageModel, build_language_model, load_stage_recipe
-from clap_hf.training.prompt_stage import PromptRecipe, PromptStage, pretrain_prompts
-from clap_hf.training.recipe import load_recipe
+from clap_hf.training.factory import build_language_model, build_model, load_audio_tower
+from clap_hf.training.prompt_stage import PromptStage
+from clap_hf.training.recipe import LanguageModel, load_recipe
+from clap_hf.training.run import train_recipe
 from conftest import EXAMPLES, GPT2_TOKENIZER, TESTS
 
 AUDIO = {
@@ -50,8 +48,9 @@ def records(folder):
 @pytest.fixture(scope="module")
 def tasks_recipe(corpus, tmp_path_factory):
     settings = {
+        "stage": "prompts",
         "name": "tiny-tasks",
-        "streams": [{"task": task, "dataset": corpus} for task in TASKS],
+        "streams": [{"prompts": name, "dataset": corpus} for name in TASKS],
         "audio": AUDIO,
         "features": FEATURES,
         "language_model": LANGUAGE_MODEL,
@@ -59,19 +58,19 @@ def tasks_recipe(corpus, tmp_path_factory):
         "validation_clips": 4,
         **RUN,
     }
-    return load_stage_recipe(PromptRecipe, write_recipe(tmp_path_factory.mktemp("recipe"), settings))
+    return load_recipe(write_recipe(tmp_path_factory.mktemp("recipe"), settings))
 
 
 @pytest.fixture(scope="module")
 def tasks_run(tasks_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks") / "run"
-    pretrain_prompts(tasks_recipe, folder, num_workers=0)
+    train_recipe(tasks_recipe, folder, num_workers=0)
     return folder
 
 
 def contrastive_settings(corpus, **settings):
     return {
-        "name": "tiny", "dataset": corpus, "audio": AUDIO, "features": FEATURES,
+        "stage": "contrastive", "name": "tiny", "dataset": corpus, "audio": AUDIO, "features": FEATURES,
         "text": {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}, "model": {"projection_dim": 32}, **RUN, **settings,
     }  # fmt: skip
 
@@ -80,7 +79,7 @@ def contrastive_settings(corpus, **settings):
 def contrastive_run(corpus, tasks_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("contrastive")
     settings = contrastive_settings(corpus, audio_tower=str(tasks_run / "best"))
-    train_contrastive(load_recipe(write_recipe(folder, settings)), folder / "run", num_workers=0)
+    train_recipe(load_recipe(write_recipe(folder, settings)), folder / "run", num_workers=0)
     return folder / "run"
 
 
@@ -106,8 +105,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tasks_recipe, tasks_run,
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(PromptStage, "evaluate", stop)  # after the first epoch's steps, which are saved
-        pretrain_prompts(tasks_recipe, tmp_path / "run", num_workers=0)
-    pretrain_prompts(tasks_recipe, tmp_path / "run", resume=True, num_workers=0)
+        train_recipe(tasks_recipe, tmp_path / "run", num_workers=0)
+    train_recipe(tasks_recipe, tmp_path / "run", resume=True, num_workers=0)
     first, second = records(tmp_path / "run")[-1], records(tasks_run)[-1]
     assert first["loss"] == second["loss"] and first["validation"] == second["validation"]
 
@@ -137,12 +136,12 @@ def test_a_tower_that_does_not_fit_is_refused(corpus, tasks_run, tmp_path):
 
 def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_path):
     best = contrastive_run / "best"
-    settings = contrastive_settings(corpus, weights=str(best), steps=1, steps_per_epoch=1)
+    settings = contrastive_settings(corpus, weights=str(best), text={}, steps=1, steps_per_epoch=1)
     recipe = load_recipe(write_recipe(tmp_path, settings))
     trained = MSClapModel.from_pretrained(best).state_dict()
     for name, value in build_model(recipe)[0].state_dict().items():
         assert torch.equal(value, trained[name]), name
-    train_contrastive(recipe, tmp_path / "run", num_workers=0)
+    train_recipe(recipe, tmp_path / "run", num_workers=0)
     assert records(tmp_path / "run")[-1]["loss"] < records(contrastive_run)[1]["loss"]
     assert (tmp_path / "run" / "earlier.jsonl").read_text() == (contrastive_run / "run.jsonl").read_text()
     card = model_card(tmp_path / "run" / "best", records_of_folder(tmp_path / "run" / "best"), repo_id="acme/longer")
@@ -159,6 +158,7 @@ def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_
 def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")  # no Java: METEOR and its like take 8 s an epoch
     settings = {
+        "stage": "captioning",
         "name": "tiny-captioning",
         "clap": str(contrastive_run / "best"),
         "sources": [{"dataset": corpus, "text": "captions"}],
@@ -168,8 +168,8 @@ def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, 
         "model": MAPPER,
         **RUN,
     }
-    recipe = load_stage_recipe(CaptioningRecipe, write_recipe(tmp_path, settings))
-    train_captioning(recipe, tmp_path / "run", num_workers=0)
+    recipe = load_recipe(write_recipe(tmp_path, settings))
+    train_recipe(recipe, tmp_path / "run", num_workers=0)
     lines = records(tmp_path / "run")
     assert lines[-1]["validation_loss"] < lines[1]["validation_loss"] < 12
     assert 0 <= lines[-1]["cider_d"] <= 10 and {"bleu_4", "rouge_l"} <= set(lines[-1]["validation"])
@@ -188,24 +188,24 @@ def test_captioning_on_the_contrastive_model(corpus, contrastive_run, tmp_path, 
 @pytest.mark.parametrize(
     "stage, change, message",
     [
-        (CaptioningRecipe, {"beams": 3}, "unknown settings .*beams"),
-        (CaptioningRecipe, {"language_model": {}}, "exactly one of 'pretrained' and 'config'"),
-        (CaptioningRecipe, {"language_model": {"config": GPT2}}, "'tokenizer' must be named"),
-        (CaptioningRecipe, {"streaming": "simple", "sources": []}, "streaming is 'simple' with 0 sources"),
-        (PromptRecipe, {}, "missing .*streams"),
+        ("captioning", {"beams": 3}, "unknown settings .*beams"),
+        ("captioning", {"language_model": {}}, "exactly one of 'pretrained' and 'config'"),
+        ("captioning", {"language_model": {"config": GPT2}}, "'tokenizer' must be named"),
+        ("captioning", {"streaming": "simple", "sources": []}, "streaming is 'simple' with 0 sources"),
+        ("prompts", {}, "missing .*streams"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path, stage, change, message):
-    settings = {"name": "x", "language_model": LANGUAGE_MODEL}
-    if stage is CaptioningRecipe:
+    settings = {"stage": stage, "name": "x", "language_model": LANGUAGE_MODEL}
+    if stage == "captioning":
         settings |= {"clap": "embedded", "sources": [{"dataset": "d"}], "validation": {}}
     with pytest.raises(ValueError, match=message):
-        load_stage_recipe(stage, write_recipe(tmp_path, settings | change))
+        load_recipe(write_recipe(tmp_path, settings | change))
 
 
-def test_unknown_tasks_are_named(tasks_recipe, tmp_path):
-    with pytest.raises(ValueError, match="task is 'humming', expected one of"):
-        pretrain_prompts(replace(tasks_recipe, streams=[{"task": "humming", "dataset": "d"}]), tmp_path)
+def test_unknown_prompts_are_named(tasks_recipe, tmp_path):
+    with pytest.raises(ValueError, match="prompts is 'humming', expected one of"):
+        train_recipe(replace(tasks_recipe, streams=[{"prompts": "humming", "dataset": "d"}]), tmp_path)
 
 
 def test_a_language_model_must_end_its_texts(tmp_path):
@@ -217,10 +217,8 @@ def test_a_language_model_must_end_its_texts(tmp_path):
         build_language_model(replace(bert, config=bert.config | {"num_attention_heads": 2}), 0)
 
 
-def test_shipped_recipes_are_read():
+def test_the_shipped_towers_fit():
     configs = TESTS.parent / "configs"
-    small = load_stage_recipe(PromptRecipe, configs / "small_prompts.yaml")
+    small = load_recipe(configs / "small_prompts.yaml")
     contrastive = load_recipe(configs / "small_htsat_minilm.yaml")
-    assert small.audio == contrastive.audio and small.features == contrastive.features, "its tower fits this one"
-    for name in ("captioning", "small_captioning"):
-        load_stage_recipe(CaptioningRecipe, configs / f"{name}.yaml")
+    assert small.audio == contrastive.audio and small.features == contrastive.features

@@ -11,10 +11,10 @@ import yaml
 from corpus import write_corpus
 
 from clap_hf import MSClapModel, MSClapProcessor
-from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.recipe import load_recipe
 from clap_hf.training.resume import load_checkpoint, newest_checkpoint
+from clap_hf.training.run import train_recipe
 
 AUDIO = {
     "num_mel_bins": 32, "num_frames": 128, "num_time_chunks": 2, "embed_dim": 16, "depths": [1, 1],
@@ -30,6 +30,7 @@ def recipe(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("training")
     settings = {
+        "stage": "contrastive",
         "name": "tiny",
         "dataset": str(write_corpus(folder / "corpus")),
         "audio": AUDIO,
@@ -50,7 +51,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    train_contrastive(recipe, folder / "a", num_workers=0)
+    train_recipe(recipe, folder / "a", num_workers=0)
     return folder / "a"
 
 
@@ -78,7 +79,7 @@ def test_best_epoch_loads_with_from_pretrained(finished):
 
 def test_a_last_run_learns_from_validation_too_and_keeps_its_last_epoch(finished, recipe, tmp_path):
     """As the embedded checkpoint's recipe does."""
-    train_contrastive(replace(recipe, split="train+validation", best_metric="step"), tmp_path / "run", num_workers=0)
+    train_recipe(replace(recipe, split="train+validation", best_metric="step"), tmp_path / "run", num_workers=0)
     assert [epoch["best"] for epoch in records(tmp_path / "run")[1:]] == [True, True, True]
     tensors, about = load_checkpoint(newest_checkpoint(tmp_path / "run" / "last"))
     kept = MSClapModel.from_pretrained(tmp_path / "run" / "best").state_dict()
@@ -104,19 +105,19 @@ def assert_same_run(ours, theirs):
 def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished, recipe, tmp_path, monkeypatch):
     real = ContrastiveStage.prepare_batch
 
-    def stop_at_step_6(self, batch, position, device):
+    def stop_at_step_6(self, batch, position):
         if position.step == 6 and not stopped:
             stopped.append(position)
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, batch, position, device)
+        return real(self, batch, position)
 
     stopped = []
     monkeypatch.setattr(ContrastiveStage, "prepare_batch", stop_at_step_6)
-    train_contrastive(recipe, tmp_path / "b", num_workers=0)
+    train_recipe(recipe, tmp_path / "b", num_workers=0)
     assert final_weights(tmp_path / "b")[1]["step"] == 7  # the step under way is finished first
     with pytest.raises(FileExistsError, match="--resume"):
-        train_contrastive(recipe, tmp_path / "b", num_workers=0)
-    train_contrastive(recipe, tmp_path / "b", resume=True, num_workers=1)  # the loader's workers change nothing either
+        train_recipe(recipe, tmp_path / "b", num_workers=0)
+    train_recipe(recipe, tmp_path / "b", resume=True, num_workers=1)  # the loader's workers change nothing either
     assert_same_run(tmp_path / "b", finished)
     assert [r.get("epoch", "start") for r in records(tmp_path / "b")] == ["start", 1, "start", 2, 3]
     for ours, theirs in zip([r for r in records(tmp_path / "b") if "epoch" in r], records(finished)[1:], strict=True):
@@ -125,4 +126,4 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished
 
 def test_nothing_to_resume_is_said(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="Nothing to resume"):
-        train_contrastive(recipe, tmp_path / "new", resume=True, num_workers=0)
+        train_recipe(recipe, tmp_path / "new", resume=True, num_workers=0)

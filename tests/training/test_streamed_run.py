@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from clap_hf import MSClapModel
 from clap_hf.hub import BackgroundPush
-from clap_hf.training.contrastive_run import train_contrastive
 from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.records import check_trackers
 from clap_hf.training.resume import load_checkpoint, newest_checkpoint
+from clap_hf.training.run import train_recipe
 from pairs import write_pairs
 
 REPO = "acme/pairs-to-train-on"
@@ -46,7 +46,7 @@ def lines(path):
 @pytest.mark.slow
 def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, repository, tmp_path, monkeypatch):
     push = BackgroundPush("acme/streamed-run", wait_s=0.1)
-    train_contrastive(repository, tmp_path / "whole", num_workers=0, trackers=["tensorboard"], push=push)
+    train_recipe(repository, tmp_path / "whole", num_workers=0, trackers=["tensorboard"], push=push)
     expected, state = final(tmp_path / "whole")
     assert (state["step"], state["epoch"]) == (12, 2)
 
@@ -63,16 +63,16 @@ def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, reposito
 
     real, stopped = ContrastiveStage.prepare_batch, []
 
-    def stop_at_step_8(self, batch, position, device):
+    def stop_at_step_8(self, batch, position):
         if position.step == 8 and not stopped:
             stopped.append(position)
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, batch, position, device)
+        return real(self, batch, position)
 
     monkeypatch.setattr(ContrastiveStage, "prepare_batch", stop_at_step_8)
-    train_contrastive(repository, tmp_path / "broken", num_workers=2)
+    train_recipe(repository, tmp_path / "broken", num_workers=2)
     assert final(tmp_path / "broken")[1]["step"] == 9
-    train_contrastive(repository, tmp_path / "broken", resume=True, num_workers=1)
+    train_recipe(repository, tmp_path / "broken", resume=True, num_workers=1)
     ours, our_state = final(tmp_path / "broken")
     for name, value in expected.items():
         assert torch.equal(value, ours[name]), name
@@ -84,17 +84,17 @@ def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, reposito
 @pytest.mark.slow
 def test_too_many_unreadable_rows_stop_the_run(repository, tmp_path):
     with pytest.raises(RuntimeError, match="more than max_skipped=0.*clip-(13|40)"):
-        train_contrastive(replace(repository, max_skipped=0), tmp_path / "run", num_workers=0)
+        train_recipe(replace(repository, max_skipped=0), tmp_path / "run", num_workers=0)
 
 
 @pytest.mark.slow
 def test_a_changed_recipe_or_other_data_are_not_resumed(repository, tmp_path):
     short = replace(repository, steps=6)
-    train_contrastive(short, tmp_path / "run", num_workers=0)
+    train_recipe(short, tmp_path / "run", num_workers=0)
     with pytest.raises(ValueError, match="learning_rate: 0.001 then, 0.1 now"):
-        train_contrastive(replace(short, learning_rate=0.1), tmp_path / "run", resume=True, num_workers=0)
-    simple = replace(short, streaming="simple", name="simple")
-    train_contrastive(simple, tmp_path / "simple", num_workers=1)
+        train_recipe(replace(short, learning_rate=0.1), tmp_path / "run", resume=True, num_workers=0)
+    simple = replace(short, streaming="simple", lanes=None, name="simple")
+    train_recipe(simple, tmp_path / "simple", num_workers=1)
     assert len(lines(tmp_path / "simple" / "run.jsonl")) == 2
 
 

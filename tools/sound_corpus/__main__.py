@@ -31,7 +31,10 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
 ) -> None:
     """Fetch, decode, render and write the corpus."""
-    jobs = plan_jobs(load_manifest(), FONTS, packages or (), skip_package or (), limit)
+    try:
+        jobs = plan_jobs(load_manifest(), FONTS, packages or (), skip_package or (), limit)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("clips", total=sum(job.size for job in jobs))

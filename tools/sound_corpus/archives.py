@@ -22,10 +22,10 @@ _AUDIO_SUFFIXES = (".ogg", ".oga", ".wav", ".mp3", ".flac", ".aiff", ".aif", ".a
 
 
 def read_zip(path: Path) -> Iterator[Member]:
-    """Yields the sounds of a zip archive.
+    """Yield the sounds of a zip archive.
 
     Args:
-        path: the archive.
+        path: The archive.
 
     Yields:
         `<archive name>.d/<member>` and the member's bytes.
@@ -37,18 +37,18 @@ def read_zip(path: Path) -> Iterator[Member]:
 
 
 def read_ttd_catalogue(path: Path) -> Iterator[Member]:
-    """Yields the sounds of a Transport Tycoon Deluxe sample catalogue, the format of OpenTTD's base sounds.
+    """Yield the sounds of a Transport Tycoon Deluxe sample catalogue, the format of OpenTTD's base sounds.
 
     The file opens with pairs of 32-bit offset and size, one a sound; at each offset lie a title and a RIFF file.
 
     Args:
-        path: the `.cat` file.
+        path: The `.cat` file.
 
     Yields:
         `opensfx/osfx_<number>.wav` and the bytes of the wav file.
     """
     data = path.read_bytes()
-    # The top bit of the first offset tells old files from new ones; it is not part of the offset.
+    # The top bit of the first offset separates old files from new ones; it is not part of the offset.
     count = (struct.unpack_from("<I", data, 0)[0] & 0x7FFFFFFF) // 8
     for index in range(count):
         offset = struct.unpack_from("<I", data, 8 * index)[0] & 0x7FFFFFFF
@@ -58,10 +58,10 @@ def read_ttd_catalogue(path: Path) -> Iterator[Member]:
 
 
 def read_doom_wad(path: Path) -> Iterator[Member]:
-    """Yields the digital sounds (`DS…` lumps, unsigned 8 bit) of a Doom WAD.
+    """Yield the digital sounds (`DS…` lumps, unsigned 8 bit) of a Doom WAD.
 
     Args:
-        path: the `.wad` file.
+        path: The `.wad` file.
 
     Yields:
         `<wad name>/<lump>.wav` and the bytes of a wav file.
@@ -105,16 +105,16 @@ def _clonk_group(data: bytes, prefix: str) -> Iterator[Member]:
 
 
 def read_clonk_group(path: Path) -> Iterator[Member]:
-    """Yields the sounds of an OpenClonk group and of the groups inside it.
+    """Yield the sounds of an OpenClonk group and of the groups inside it.
 
     Args:
-        path: the `.ocg` or `.ocd` file.
+        path: The `.ocg` or `.ocd` file.
 
     Yields:
         `clonk/<inner group>/…/<member>` and the member's bytes.
 
     Raises:
-        ValueError: the file is no group.
+        ValueError: The file is no group.
     """
     yield from _clonk_group(path.read_bytes(), "clonk/")
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Features, List, Value
 
-from clap_hf.atomic_io import replace_folder, write_json, write_text
+from clap_hf.atomic_io import part_facts, replace_folder, write_json, write_text
 from tools.sound_corpus.captions import caption_variants
 from tools.sound_corpus.card import write_card
 from tools.sound_corpus.decode import SAMPLING_RATE
 from tools.sound_corpus.duplicates import find_near_duplicates
 from tools.sound_corpus.manifest import SPLITS, Clip
-from tools.sound_corpus.sounds import PackageJob, Problem, is_finished, sounds_file
+from tools.sound_corpus.sounds import PackageJob, Problem, is_finished
 
 SEED = 2023
 ROWS_PER_GROUP = 200
@@ -50,7 +50,7 @@ FEATURES = Features(
     }
 )
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Sound:
 def _load(
     jobs: Iterable[PackageJob], work_dir: Path
 ) -> tuple[list[_Sound], list[pa.Table], np.ndarray, list[Problem]]:
-    """Reads the finished packages; the FLAC bytes stay on disk, mapped into memory."""
+    """Read the finished packages; the FLAC bytes stay on disk, mapped into memory."""
     sounds: list[_Sound] = []
     tables: list[pa.Table] = []
     pictures: list[np.ndarray] = []
@@ -77,10 +77,9 @@ def _load(
     for job in jobs:
         if not is_finished(job, work_dir):
             continue
-        path = sounds_file(job.package, work_dir)
-        problems += json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"]
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+        store = job.store(work_dir)
+        table = store.read(store.path(job.part))
+        problems += part_facts(store.path(job.part))["problems"]
         clips = {clip.id: clip for clip in job.clips}
         clips |= {phrase.clip.id: phrase.clip for _, phrases in job.fonts for phrase in phrases}
         facts = table.select(["id", "clip", "duration_s", "original_sampling_rate", "digest"]).to_pylist()
@@ -92,7 +91,7 @@ def _load(
 
 
 def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
-    """Drops byte-equal sounds inside train and inside validation: many kits and banks reuse a recording."""
+    """Drop byte-equal sounds inside train and inside validation: many kits and banks reuse a recording."""
     kept: list[int] = []
     seen: set[tuple[str, str]] = set()
     for index in order:
@@ -106,7 +105,7 @@ def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
 def _without_leaks(
     sounds: list[_Sound], order: list[int], pictures: np.ndarray
 ) -> tuple[list[int], list[dict[str, object]]]:
-    """Drops from validation what sounds like a test clip, and from train what sounds like either."""
+    """Drop from validation near-duplicates of test clips, and from train near-duplicates of either."""
     leaks: list[dict[str, object]] = []
     kept = [index for index in order if sounds[index].clip.split == "test"]
     for split in ("validation", "train"):
@@ -180,21 +179,21 @@ def _summary(sounds: list[_Sound]) -> Report:
 
 
 def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: list[Problem]) -> Report:
-    """Writes the parquet files, the report and the dataset card from the finished packages.
+    """Write the parquet files, the report and the dataset card from the finished packages.
 
     Rows are shuffled by a fixed seed, so that each row group is a mix. Equal input gives equal bytes.
 
     Args:
-        jobs: the packages to put in; those without sounds in the work folder are left out.
-        work_dir: the builder's own folder.
-        output_dir: folder to write; `datasets.load_dataset` opens it.
-        failed: packages that could not be fetched, for the report.
+        jobs: The packages to put in; those without sounds in the work folder are left out.
+        work_dir: The builder's own folder.
+        output_dir: Folder to write; `datasets.load_dataset` opens it.
+        failed: Packages that could not be fetched, for the report.
 
     Returns:
         What `build_report.json` holds.
 
     Raises:
-        ValueError: no package has a usable sound.
+        ValueError: No package has a usable sound.
     """
     sounds, tables, pictures, problems = _load(jobs, work_dir)
     problems = failed + problems

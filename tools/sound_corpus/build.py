@@ -1,4 +1,4 @@
-"""Which packages to work on, and working on them: each is a resumable step of its own."""
+"""Grouping the clips by package, and processing the packages: each is a resumable step of its own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def plan_jobs(
     skip: Iterable[str] = (),
     limit: int | None = None,
 ) -> list[PackageJob]:
-    """Groups clips and phrases by package.
+    """Group clips and phrases by package.
 
     Args:
-        clips: recorded clips.
-        fonts: soundfonts to render.
-        packages: take only these; all if empty.
-        skip: leave these out.
-        limit: take at most this many clips, and phrases of each font, from a package; all if None.
+        clips: Recorded clips.
+        fonts: Soundfonts to render.
+        packages: Take only these; all if empty.
+        skip: Leave these out.
+        limit: Take at most this many clips, and phrases of each font, from a package; all if None.
 
     Returns:
         One job a package, sorted by package.
@@ -43,7 +43,7 @@ def plan_jobs(
     only, without = set(packages), set(skip)
     unknown = sorted((only | without) - set(by_package))
     if unknown:
-        raise ValueError(f"packages {unknown} give no clips; use names that the manifest has")
+        raise ValueError(f"packages {unknown} give no clips, expected names of the manifest.")
     jobs = []
     for package in sorted(by_package):
         if package in without or (only and package not in only):
@@ -59,13 +59,13 @@ def build_packages(
     processes: int = 2,
     on_finished: Callable[[PackageJob], None] | None = None,
 ) -> list[Problem]:
-    """Makes the sounds of every package that is not finished yet.
+    """Make the sounds of every package that is not finished yet.
 
     Args:
-        jobs: the packages.
-        work_dir: the builder's own folder.
-        processes: worker processes; 1 works in this process.
-        on_finished: told of each package when it is done.
+        jobs: The packages.
+        work_dir: The builder's own folder.
+        processes: Worker processes; 1 works in this process.
+        on_finished: Called with each package when it is done.
 
     Returns:
         The packages that could not be fetched or unpacked, with the reason.
@@ -79,7 +79,7 @@ def build_packages(
     waiting.sort(key=lambda job: -job.size)  # largest first, so that the processes end together
     failed: list[Problem] = []
 
-    def finish(job: PackageJob, collect: Callable[[], int]) -> None:
+    def finish(job: PackageJob, collect: Callable[[], None]) -> None:
         try:
             collect()
         except PackageError as error:

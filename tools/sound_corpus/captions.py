@@ -37,10 +37,10 @@ def _paraphrases() -> dict[str, list[str]]:
 
 
 def with_article(noun: str) -> str:
-    """Puts `a` or `an` before a noun in the singular, as its first letters ask for.
+    """Put `a` or `an` before a noun in the singular, as its first letters ask for.
 
     Args:
-        noun: a noun without an article.
+        noun: A noun without an article.
 
     Returns:
         The noun with its article; a plural as it is.
@@ -52,10 +52,10 @@ def with_article(noun: str) -> str:
 
 
 def clean_title(title: str) -> str:
-    """Turns a human-given title into a plain phrase.
+    """Turn a human-given title into a plain phrase.
 
     Args:
-        title: for example `An orca.` or `walkie-talkie`.
+        title: For example `An orca.` or `walkie-talkie`.
 
     Returns:
         The phrase in lower case without final punctuation, or an empty string if it has no word of three letters.
@@ -66,7 +66,7 @@ def clean_title(title: str) -> str:
 
 
 def _mended(caption: str, category: str) -> str:
-    """Takes loudness off drum hits, where level normalisation would make it false, and mends articles."""
+    """Take loudness off drum hits, where level normalisation would make it false, and mend articles."""
     if category == "drum":
         caption = re.sub(r"^an? (?:soft|hard|loud|quiet) (.*)$", lambda match: with_article(match[1]), caption)
     caption = re.sub(r"^an? ([\w -]+) playing$", lambda match: f"{with_article(match[1])} playing", caption)
@@ -74,13 +74,13 @@ def _mended(caption: str, category: str) -> str:
 
 
 def caption_variants(clip: Clip) -> list[str]:
-    """Writes one to five captions; the manifest's own comes first.
+    """Write one to five captions; the manifest's own comes first.
 
     Args:
-        clip: the clip to describe.
+        clip: The clip to describe.
 
     Returns:
-        Distinct captions. None speaks of how loud a note or hit is, which level normalisation would undo.
+        Distinct captions. None states how loud a note or hit is, which level normalisation would undo.
     """
     captions = [_mended(clip.caption, clip.category)]
     if clip.package in _TITLED_PACKAGES and clip.quality == "named" and clip.lang is None and clip.raw_label:

@@ -23,9 +23,9 @@ every sound left out, with the reason.
 
 ## Captions and labels
 
-`captions` holds one to five phrases, the most telling first. They are templates over labels: `quality` says whether
-a label was `named` by people, found by a `rule` on the file name, or is the bare file name (`weak`). Expect some wrong
-labels among the last two. The captions of `openttd-opensfx` are titles that people gave to the recordings.
+`captions` holds one to five phrases, the most specific first. They are templates over labels. By `quality`, a label
+was `named` by people, found by a `rule` on the file name, or is the bare file name (`weak`). Expect some wrong labels
+among the last two. The captions of `openttd-opensfx` are titles that people gave to the recordings.
 
 ## Splits
 
@@ -46,10 +46,10 @@ copyleft, and some state a license per file. Read a package's copyright file bef
 
 
 def write_card(report: dict[str, Any]) -> str:
-    """Writes the dataset card.
+    """Write the dataset card.
 
     Args:
-        report: the build report, as `build.assemble` makes it.
+        report: The build report, as `assemble` makes it.
 
     Returns:
         Markdown with the metadata block that the Hub and `datasets` read.

@@ -1,4 +1,4 @@
-"""One way in for every sound of the corpus: 44.1 kHz, one channel, 16-bit FLAC, at most ten seconds."""
+"""Decoding of every sound of the corpus: 44.1 kHz, one channel, at most ten seconds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Excerpt:
 
     Args:
         waveform: float32 samples at 44.1 kHz, shape `[samples]`.
-        sampling_rate: rate of the source file in Hz.
+        sampling_rate: Rate of the source file in Hz.
         part: 0 for the only excerpt, otherwise 1, 2, 3.
     """
 
@@ -43,7 +43,7 @@ class Excerpt:
 
 
 def _transcode(path: Path, folder: str) -> Path:
-    """Turns a headerless GSM 06.10 file (telephone prompts) into wav; only its name tells what it is."""
+    """Turn a headerless GSM 06.10 file (telephone prompts) into wav; only its name shows the format."""
     target = Path(folder) / "sound.wav"
     command = ["ffmpeg", "-nostdin", "-v", "error", "-f", "gsm", "-i", str(path), "-bitexact", str(target)]
     try:
@@ -104,20 +104,20 @@ def _read(path: Path, is_music: bool) -> list[Excerpt]:
 
 
 def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
-    """Decodes a sound file: channels averaged, resampled once with soxr's HQ filter, at most ten seconds.
+    """Decode a sound file: channels averaged, resampled once with soxr's HQ filter, at most ten seconds.
 
     A longer file gives its first ten seconds after the leading silence; music above 40 s gives three excerpts spread
     over the file.
 
     Args:
-        path: the file, in any format that `clap_hf.load_audio` reads, or raw GSM named `.gsm`.
-        is_music: whether the file is music.
+        path: The file, in any format that `clap_hf.load_audio` reads, or raw GSM named `.gsm`.
+        is_music: Whether the file is music.
 
     Returns:
         One excerpt, or three for long music.
 
     Raises:
-        UnusableSound: the file cannot be decoded, or is silent or too short.
+        UnusableSound: The file cannot be decoded, or is silent or too short.
     """
     if path.suffix.lower() != ".gsm":
         return _read(path, is_music)

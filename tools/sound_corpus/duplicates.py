@@ -27,7 +27,7 @@ def _filterbank() -> np.ndarray:
 
 
 def thumbnail(waveform: np.ndarray) -> np.ndarray:
-    """Draws a clip as a small log-mel picture with zero mean and unit length, whatever its level.
+    """Draw a clip as a small log-mel picture with zero mean and unit length, whatever its level.
 
     Silence at both ends is cut first, and time is pooled into a fixed number of columns, so copies that were trimmed,
     resampled or re-encoded look alike.
@@ -57,12 +57,12 @@ def thumbnail(waveform: np.ndarray) -> np.ndarray:
 def find_near_duplicates(
     candidates: np.ndarray, held_out: np.ndarray, threshold: float = THRESHOLD
 ) -> dict[int, tuple[int, float]]:
-    """Finds the candidates that look like a held-out clip.
+    """Find the candidates that look like a held-out clip.
 
     Args:
         candidates: thumbnails, shape `[n, 1024]`.
         held_out: thumbnails, shape `[m, 1024]`.
-        threshold: cosine above which two clips count as the same sound.
+        threshold: Cosine above which two clips count as the same sound.
 
     Returns:
         For each candidate found: the index of the held-out clip most like it, and their cosine.

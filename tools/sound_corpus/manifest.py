@@ -16,24 +16,24 @@ class Clip:
     """One sound and what is known about it.
 
     Args:
-        id: unique and stable: the package, then the path without its suffix.
+        id: Unique and stable: the package, then the path without its suffix.
         package: Debian package name, or `@scope/name@version` for an npm package.
-        path: path inside the package; for a clip inside an archive, `<archive>/<member>` (see `archives`).
+        path: Path inside the package; for a clip inside an archive, `<archive>/<member>` (see `archives`).
         split: `train`, `validation` or `test`; a package, kit or soundfont is never on two sides.
-        category: coarse kind of sound, for example `animal`, `weapon`, `speech`, `instrument`, `drum`, `music`.
-        quality: how the label was found: `named` by people, `rule` by keywords in the file name, `weak` the file name.
-        label: short class name.
-        caption: one sentence about the sound.
-        license: license of the package's sounds as its copyright file states it.
-        archive: kind of archive that holds the clip (`zip`, `ttd`, `wad`, `clonk`), or None for a plain file.
-        raw_label: file name or title the label came from.
-        lang: spoken language, in English.
-        transcript: what is said.
-        family: instrument family.
+        category: Coarse kind of sound, for example `animal`, `weapon`, `speech`, `instrument`, `drum`, `music`.
+        quality: How the label was found: `named` by people, `rule` by keywords in the file name, `weak` the file name.
+        label: Short class name.
+        caption: One sentence about the sound.
+        license: License of the package's sounds as its copyright file states it.
+        archive: Kind of archive that holds the clip (`zip`, `ttd`, `wad`, `clonk`), or None for a plain file.
+        raw_label: File name or title the label came from.
+        lang: Spoken language, in English.
+        transcript: The spoken words.
+        family: Instrument family.
         midi: MIDI note number, 60 is middle C.
         velocity: MIDI velocity, 1 to 127.
         register: `very low` to `very high`.
-        kit: drum kit.
+        kit: Drum kit.
         program: General MIDI program, counted from 0.
     """
 
@@ -59,16 +59,16 @@ class Clip:
 
 
 def load_manifest(path: str | Path | None = None) -> list[Clip]:
-    """Reads the recorded clips (rendered notes are planned by `soundfonts`).
+    """Read the recorded clips (rendered notes are planned by `soundfonts`).
 
     Args:
-        path: a gzipped JSON-lines file; by default the one inside the package.
+        path: A gzipped JSON-lines file; by default the one inside the package.
 
     Returns:
         One `Clip` a line, in file order.
 
     Raises:
-        ValueError: a line is not a clip or names an unknown split, or an id occurs twice.
+        ValueError: A line is not a clip or names an unknown split, or an id occurs twice.
     """
     source = Path(str(path)) if path is not None else resources.files(__package__) / "manifest.jsonl.gz"
     text = gzip.decompress(source.read_bytes()).decode("utf-8")

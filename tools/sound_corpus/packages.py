@@ -1,4 +1,4 @@
-"""Fetching packages with the registries' own clients, and unpacking the files asked for."""
+"""Fetching packages with the registries' own clients, and unpacking the wanted files."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def _is_npm(package: str) -> bool:
 
 
 def archive_prefix(package: str) -> str:
-    """Gives the beginning of the file name under which a client saves a package.
+    """Return the beginning of the file name under which a client saves a package.
 
     Args:
-        package: a Debian package name or `@scope/name@version`.
+        package: A Debian package name or `@scope/name@version`.
 
     Returns:
         For example `fillets-ng-data_` or `scope-name-1.0.5`.
@@ -56,17 +56,17 @@ def archive_prefix(package: str) -> str:
 
 
 def fetch_package(package: str, folder: Path) -> Path:
-    """Downloads a package with `apt-get download` or `npm pack`, unless the folder already holds it.
+    """Download a package with `apt-get download` or `npm pack`, unless the folder already holds it.
 
     Args:
-        package: a Debian package name or `@scope/name@version`.
-        folder: where packages are kept.
+        package: A Debian package name or `@scope/name@version`.
+        folder: Where packages are kept.
 
     Returns:
         The `.deb` or `.tgz` file.
 
     Raises:
-        PackageError: the client is missing or refuses, with its last words and the suite that apt has to know.
+        PackageError: The client is missing or fails; with its last line of output and the suite that apt needs.
     """
     pattern = archive_prefix(package) + ("*.tgz" if _is_npm(package) else "*.deb")
     found = sorted(folder.glob(pattern))
@@ -82,9 +82,9 @@ def fetch_package(package: str, folder: Path) -> Path:
         raise PackageError(f"{package}: cannot be fetched, the command {command[0]} is not installed") from error
     found = sorted(folder.glob(pattern))
     if outcome.returncode or not found:
-        last_words = (outcome.stderr.strip() or outcome.stdout.strip() or "no message").splitlines()[-1]
+        last_line = (outcome.stderr.strip() or outcome.stdout.strip() or "no message").splitlines()[-1]
         remedy = "" if suite is None else f"; it is in the suite {suite}: add that to apt's sources"
-        raise PackageError(f"{package}: {' '.join(command)} failed: {last_words}{remedy}")
+        raise PackageError(f"{package}: {' '.join(command)} failed: {last_line}{remedy}")
     return found[-1]
 
 
@@ -103,15 +103,15 @@ def _unpack_stream(stream: IO[bytes], wanted: Callable[[str], bool], folder: Pat
 
 
 def unpack_package(archive: Path, wanted: Callable[[str], bool], folder: Path) -> None:
-    """Unpacks the wanted regular files of a package; links are left out.
+    """Unpack the wanted regular files of a package; links are left out.
 
     Args:
-        archive: a `.deb` or a tar file.
-        wanted: told each path inside the package, says whether to unpack it.
-        folder: where the files go, under their paths inside the package.
+        archive: A `.deb` or a tar file.
+        wanted: Whether to unpack a file, by its path inside the package.
+        folder: Where the files go, under their paths inside the package.
 
     Raises:
-        PackageError: the file is damaged or no package.
+        PackageError: The file is damaged or no package.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -121,9 +121,9 @@ def unpack_package(archive: Path, wanted: Callable[[str], bool], folder: Path) -
                 assert process.stdout is not None and process.stderr is not None
                 _unpack_stream(process.stdout, wanted, folder)
                 process.stdout.read()
-                complaint = process.stderr.read().decode("utf-8", "replace").strip()
+                message = process.stderr.read().decode("utf-8", "replace").strip()
             if process.returncode:
-                raise PackageError(f"{archive.name}: dpkg-deb failed: {complaint}")
+                raise PackageError(f"{archive.name}: dpkg-deb failed: {message}")
         else:
             with archive.open("rb") as stream:
                 _unpack_stream(stream, wanted, folder)

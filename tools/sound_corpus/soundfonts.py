@@ -12,7 +12,7 @@ from tools.sound_corpus.manifest import Clip
 from tools.sound_corpus.synthesis import PERCUSSION_CHANNEL, Phrase, PlayedNote
 
 _KITS = (0, 8, 16, 24, 25, 32, 40, 48)
-# MIDI notes asked of a family: every six semitones, or every three for the dense grid of the train fonts.
+# MIDI notes rendered of a family: every six semitones, or every three for the dense grid of the train fonts.
 _PLAIN_NOTES = {"bass": (28, 34, 40, 46, 52, 58), "flute": (60, 66, 72, 78, 84, 90)}
 _OTHER_PLAIN_NOTES = (40, 48, 54, 60, 66, 72, 78, 84)
 _DENSE_NOTES = {"bass": range(25, 62, 3), "flute": range(57, 97, 3)}
@@ -36,16 +36,16 @@ class Font:
     """A soundfont inside a package.
 
     Args:
-        package: the Debian package.
-        file: file name of the font, or of the Timidity configuration.
-        split: the split that all its phrases go to: fonts that share samples must share a split.
-        license: license of the samples.
+        package: The Debian package.
+        file: File name of the font, or of the Timidity configuration.
+        split: The split that all its phrases go to: fonts that share samples must share a split.
+        license: License of the samples.
         layout: `gm` for a General MIDI bank, `avl` for one drum kit on a melodic channel.
-        dense: whether to render chords and melodies too, and notes every three semitones instead of every six.
-        velocities: velocities of the notes.
-        hit_velocities: velocities of the drum hits.
-        kits: drum kits, as programs of the percussion channel.
-        left_out: programs not rendered.
+        dense: Whether to render chords and melodies too, and notes every three semitones instead of every six.
+        velocities: Velocities of the notes.
+        hit_velocities: Velocities of the drum hits.
+        kits: Drum kits, as programs of the percussion channel.
+        left_out: Programs not rendered.
     """
 
     package: str
@@ -182,10 +182,10 @@ def _drum_hit(font: Font, kit: int, midi: int, velocity: int) -> Phrase:
 
 
 def plan_phrases(font: Font) -> list[Phrase]:
-    """Lists what to render from a font.
+    """List what to render from a font.
 
     Args:
-        font: the font.
+        font: The font.
 
     Returns:
         The phrases, those of one program side by side.

@@ -1,4 +1,4 @@
-"""The sounds of one package: unpack it, decode or render its clips, keep them in one Arrow file."""
+"""The sounds of one package: unpack it, decode or render its clips, keep them in one part of the work folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 
-from clap_hf.atomic_io import replacing, write_json
+from clap_hf.atomic_io import PartStore
 from clap_hf.audio import encode_flac
 from tools.sound_corpus.archives import ARCHIVE_READERS
 from tools.sound_corpus.decode import SAMPLING_RATE, Excerpt, UnusableSound, read_excerpts
@@ -25,9 +25,8 @@ from tools.sound_corpus.synthesis import SILENT_PEAK, Phrase, RenderError, rende
 
 # Raise it when decoding or rendering changes, so that finished packages are made again.
 BUILDER_VERSION = 3
-_SOUNDS_PER_BATCH = 256
 
-# Only what it costs time to make; labels and captions are joined at assembly, so mending one decodes nothing.
+# Only what takes long to make; labels and captions are joined at assembly, so mending one decodes nothing.
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
@@ -49,9 +48,9 @@ class PackageJob:
     """The clips that one package gives.
 
     Args:
-        package: the package.
-        clips: recorded clips.
-        fonts: soundfonts in the package, each with the phrases to render.
+        package: The package.
+        clips: Recorded clips.
+        fonts: Soundfonts in the package, each with the phrases to render.
     """
 
     package: str
@@ -63,8 +62,17 @@ class PackageJob:
         """Number of clips and phrases."""
         return len(self.clips) + sum(len(phrases) for _, phrases in self.fonts)
 
-    def fingerprint(self) -> str:
-        """Tells this job from one with other sounds or made by another version of the builder."""
+    @property
+    def part(self) -> str:
+        """Name of the part that holds the package's sounds."""
+        return self.package.replace("/", "-")
+
+    def store(self, work_dir: Path) -> PartStore:
+        """Store of the package's sounds, made from these clips by this version of the builder.
+
+        Args:
+            work_dir: The builder's own folder.
+        """
         files = [[clip.id, clip.path, clip.archive, clip.category == "music"] for clip in self.clips]
         phrases = [
             [phrase.clip.id, phrase.channel, phrase.program, phrase.length_s, *map(dataclasses.astuple, phrase.notes)]
@@ -72,7 +80,8 @@ class PackageJob:
             for phrase in planned
         ]
         content = [BUILDER_VERSION, files, phrases]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return PartStore(work_dir / "sounds", identity, SCHEMA, suffix=".arrow")
 
 
 def _sound(clip: Clip, excerpt: Excerpt) -> Sound:
@@ -93,7 +102,7 @@ def _problem(clip: Clip, reason: str) -> Problem:
 
 
 def _open_archives(job: PackageJob, folder: Path) -> list[Problem]:
-    """Puts the wanted members of the package's archives beside its plain files."""
+    """Put the wanted members of the package's archives beside its plain files."""
     problems = []
     for kind in sorted({clip.archive for clip in job.clips if clip.archive}):
         suffixes, reader = ARCHIVE_READERS[kind]
@@ -158,53 +167,29 @@ def _wanted_paths(job: PackageJob) -> Callable[[str], bool]:
     return wanted
 
 
-def sounds_file(package: str, work_dir: Path) -> Path:
-    """Gives the Arrow file that keeps a finished package's sounds; its problems lie beside it as JSON.
-
-    Args:
-        package: the package.
-        work_dir: the builder's own folder.
-
-    Returns:
-        The path.
-    """
-    return work_dir / "sounds" / f"{package.replace('/', '-')}.arrow"
-
-
 def is_finished(job: PackageJob, work_dir: Path) -> bool:
-    """Tells whether the sounds of a package are there and made from these very clips.
+    """Whether the sounds of a package are there, made from these very clips.
 
     Args:
-        job: the package's clips.
-        work_dir: the builder's own folder.
-
-    Returns:
-        True if the package need not be made again.
+        job: The package's clips.
+        work_dir: The builder's own folder.
     """
-    path = sounds_file(job.package, work_dir)
-    notes = path.with_suffix(".json")
-    if not path.is_file() or not notes.is_file():
-        return False
-    return json.loads(notes.read_text(encoding="utf-8"))["fingerprint"] == job.fingerprint()
+    return job.store(work_dir).has(job.part)
 
 
-def build_package(job: PackageJob, work_dir: Path) -> int:
-    """Makes the sounds of one package and keeps them in the work folder.
+def build_package(job: PackageJob, work_dir: Path) -> None:
+    """Make the sounds of one package and keep them in the work folder, with the problems met.
 
     A package that cannot be fetched leaves no file, so the next run tries it again.
 
     Args:
-        job: the package's clips.
-        work_dir: the builder's own folder; fetched packages are kept in its `packages` folder.
-
-    Returns:
-        Number of sounds.
+        job: The package's clips.
+        work_dir: The builder's own folder; fetched packages are kept in its `packages` folder.
 
     Raises:
-        PackageError: the package cannot be fetched or unpacked.
+        PackageError: If the package cannot be fetched or unpacked.
     """
-    path = sounds_file(job.package, work_dir)
-    folder = work_dir / "unpacked" / path.stem
+    folder = work_dir / "unpacked" / job.part
     shutil.rmtree(folder, ignore_errors=True)
     try:
         unpack_package(fetch_package(job.package, work_dir / "packages"), _wanted_paths(job), folder)
@@ -213,12 +198,6 @@ def build_package(job: PackageJob, work_dir: Path) -> int:
             _recorded_sounds(job, folder, problems),
             *(_rendered_sounds(font, phrases, folder, problems) for font, phrases in job.fonts),
         )
-        count = 0
-        with replacing(path) as fresh, pa.OSFile(str(fresh), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            while batch := list(islice(sounds, _SOUNDS_PER_BATCH)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-                count += len(batch)
+        job.store(work_dir).write(sounds, job.part, lambda: {"problems": problems})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    write_json(path.with_suffix(".json"), {"fingerprint": job.fingerprint(), "problems": problems})
-    return count

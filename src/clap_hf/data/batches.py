@@ -43,7 +43,7 @@ class SampledBatches:
         )
 
     def fingerprint(self) -> str:
-        """Names the data by what can be told without reading it."""
+        """Number of rows, known without reading the data."""
         return f"{len(self.sampler.probabilities)} rows"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,27 +18,30 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import soxr
 import torch
 from rich.progress import track
 
-from ..atomic_io import replacing, write_json
+from ..atomic_io import PartStore
 from ..audio import load_stored_audio
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 
-ROWS_PER_PART = 1000
-# Shorter clips are repeated up to this before the transform, so that the seams sound as they do at inference.
+CLIPS_PER_PART = 1000
+SCHEMA = pa.schema({"log_mel": pa.large_list(pa.float16())})  # one row a clip and speed, [frames, mel] laid flat
+# Shorter clips are repeated up to this before the transform, so that the seams are those of inference.
 MIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows `first` to `first + ROWS_PER_PART` of a split, for one worker process."""
+    """Rows of a split for one worker process, and where their log-mels go."""
 
     rows: datasets.Dataset
     feature_extractor: MSClapFeatureExtractor
     speeds: tuple[float, ...]
-    path: Path
+    store: PartStore
+    name: str
 
 
 def clip_log_mels(
@@ -68,23 +71,24 @@ def clip_log_mels(
 
 def _write_part(part: _Part) -> None:
     torch.set_num_threads(1)
-    blocks: list[np.ndarray] = []
-    for row in part.rows:
-        audio = load_stored_audio(row["audio"])
-        samples = audio.samples.mean(axis=0)
-        if audio.sampling_rate != part.feature_extractor.sampling_rate:
-            samples = soxr.resample(samples, audio.sampling_rate, part.feature_extractor.sampling_rate)
-        blocks += clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds)
-    # The lengths first: a part counts as finished once its log-mels are there.
-    write_json(part.path.with_suffix(".json"), {"frames": [len(block) for block in blocks]})
-    with replacing(part.path) as fresh, fresh.open("wb") as file:  # given a name, np.save would add its ending
-        np.save(file, np.concatenate(blocks))
+    rate = part.feature_extractor.sampling_rate
+
+    def log_mels() -> Iterator[dict[str, np.ndarray]]:
+        for row in part.rows:
+            audio = load_stored_audio(row["audio"])
+            samples = audio.samples.mean(axis=0)
+            if audio.sampling_rate != rate:
+                samples = soxr.resample(samples, audio.sampling_rate, rate)
+            for log_mel in clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds):
+                yield {"log_mel": log_mel.ravel()}
+
+    part.store.write(log_mels(), part.name)
 
 
 class LogMelStore:
-    """Random access to the log-mels of a split; the file parts stay on disk, mapped into memory.
+    """Random access to the log-mels of a split; the parts stay on disk, mapped into memory.
 
-    Parts that an earlier, perhaps interrupted, run wrote are kept.
+    Parts that an earlier, perhaps interrupted, run wrote whole are kept.
 
     Args:
         rows: Rows whose `audio` holds encoded bytes (`Audio(decode=False)`).
@@ -107,20 +111,24 @@ class LogMelStore:
         for name in ("long_audio", "short_audio", "duration_s", "processor_class", "auto_map"):
             settings.pop(name, None)  # they do not change a whole clip's log-mel
         ids = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
-        key = json.dumps([settings, self.speeds, ids, rows.num_rows, ROWS_PER_PART], sort_keys=True)
-        self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-        paths = [self.folder / f"part-{first:08d}.npy" for first in range(0, rows.num_rows, ROWS_PER_PART)]
+        key = json.dumps([settings, self.speeds, ids, rows.num_rows, CLIPS_PER_PART], sort_keys=True)
+        identity = hashlib.sha256(key.encode()).hexdigest()
+        self.num_mel_bins: int = feature_extractor.feature_size
+        store = PartStore(folder / identity[:16], identity, SCHEMA, suffix=".arrow")
+        self.folder = store.folder
+        names = [f"part-{first:08d}" for first in range(0, rows.num_rows, CLIPS_PER_PART)]
         missing = [
             _Part(
                 rows.select_columns(["audio"]).select(
-                    range(k * ROWS_PER_PART, min((k + 1) * ROWS_PER_PART, len(rows)))
+                    range(k * CLIPS_PER_PART, min((k + 1) * CLIPS_PER_PART, len(rows)))
                 ),
                 feature_extractor,
                 self.speeds,
-                path,
+                store,
+                name,
             )
-            for k, path in enumerate(paths)
-            if not path.is_file()
+            for k, name in enumerate(names)
+            if not store.has(name)
         ]
         if processes == 1:
             for part in track(missing, "Computing log-mels"):
@@ -128,11 +136,7 @@ class LogMelStore:
         elif missing:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
                 list(track(pool.map(_write_part, missing), "Computing log-mels", total=len(missing)))
-        self._parts = [np.load(path, mmap_mode="r") for path in paths]
-        self._starts = []
-        for path in paths:
-            frames = json.loads(path.with_suffix(".json").read_text())["frames"]
-            self._starts.append(np.concatenate([[0], np.cumsum(frames)]))
+        self._parts = [store.read(store.path(name))["log_mel"] for name in names]
 
     def __call__(self, row: int, speed: int) -> np.ndarray:
         """Log-mel of a whole clip.
@@ -144,7 +148,6 @@ class LogMelStore:
         Returns:
             `[frames, mel]`, float32 dB.
         """
-        part, offset = divmod(row, ROWS_PER_PART)
-        position = offset * len(self.speeds) + speed
-        start, stop = self._starts[part][position : position + 2]
-        return np.asarray(self._parts[part][start:stop], dtype=np.float32)
+        part, offset = divmod(row, CLIPS_PER_PART)
+        flat = self._parts[part][offset * len(self.speeds) + speed].values.to_numpy()
+        return flat.reshape(-1, self.num_mel_bins).astype(np.float32)

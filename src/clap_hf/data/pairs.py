@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from .augment import Augmentation, blend, fill_window
 from .log_mels import LogMelStore
 
-# Their labels say less than their captions: a note's pitch, a sentence's language.
+# Their captions hold more than their labels: a note's pitch, a sentence's language.
 CAPTION_GROUPS = ("instrument", "speech", "other")
 
 
@@ -82,7 +82,7 @@ class PairDataset(Dataset):
         return len(self.groups)
 
     def texts_of_groups(self) -> torch.Tensor:
-        """Which of `texts` say something true of a group, `[groups, texts]`, bool."""
+        """Which of `texts` are captions or labels of a group, `[groups, texts]`, bool."""
         column = {text: i for i, text in enumerate(self.texts)}
         table = torch.zeros(max(self.groups) + 1, len(self.texts), dtype=torch.bool)
         for group, captions, label in zip(self.groups, self.captions, self.labels, strict=True):
@@ -130,7 +130,7 @@ class PairDataset(Dataset):
         if self.categories[row] not in CAPTION_GROUPS and rng.random() < self.template_probability:
             return self.template.format(self.labels[row])
         captions = self.captions[row]
-        # Half of the time the first caption, which is the most telling one.
+        # Half of the time the first caption, which is the most specific one.
         return captions[0] if rng.random() < 0.5 else captions[int(rng.integers(len(captions)))]
 
 
@@ -164,7 +164,7 @@ class PairCollator:
 
     Args:
         tokenizer: Tokenizer with the text tower's sentence rules.
-        texts: All texts of the dataset; a batch also says where its own stand among them.
+        texts: All texts of the dataset; a batch also has the indices of its own among them.
     """
 
     def __init__(self, tokenizer: Any, texts: list[str]):

@@ -2,9 +2,9 @@
 
 Shuffle buffers cannot be resumed exactly, and files larger than memory cannot be permuted row by row. So the row
 groups of all files are permuted, their rows laid end to end, and that line is cut into equal lanes. Every batch takes
-the next few rows of every lane; within a lane, rows are permuted in windows of a few row groups. Where an epoch stands
-is then one number, the batch; and since a lane is read by one loader process, whichever it is, neither the number of
-processes nor that of loaders changes what a batch holds.
+the next few rows of every lane; within a lane, rows are permuted in blocks of a few row groups. The position in an
+epoch is then one number, the batch; and since a lane is read by one loader process, whichever it is, neither the
+number of processes nor that of loaders changes what a batch holds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_LANES = 128
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a parquet file: source and file as numbers, its place in the file, its rows."""
+    """A row group of a parquet file: source and file as numbers, its index in the file, its rows."""
 
     source: int
     file: int
@@ -30,7 +30,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows `first` to `last` (exclusive) of a row group; `copy` counts how often the epoch has met it before."""
+    """Rows `first` to `last` (exclusive) of a row group; `copy` counts the earlier passes of the epoch over it."""
 
     group: RowGroup
     copy: int
@@ -44,7 +44,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShuffleBlock:
-    """What a lane holds in memory at once: its segments, the order of their rows, and how many were taken already."""
+    """What a lane holds in memory at once: segments, the order of their rows, and how many of these are done."""
 
     segments: tuple[Segment, ...]
     order: np.ndarray
@@ -62,7 +62,7 @@ class Plan:
         seed: Source of the order.
         lanes: Divides the batch size, and is divided by the number of loaders over all processes; the largest divisor
             of the batch size up to 128 that suits powers of two when None.
-        window: Row groups that a lane mixes.
+        block: Row groups of a lane whose rows are permuted together.
 
     Raises:
         ValueError: If the lanes do not divide the batch, a weight is not positive, or there are too few rows.
@@ -75,11 +75,11 @@ class Plan:
         batch_size: int,
         seed: int,
         lanes: int | None = None,
-        window: int = 2,
+        block: int = 2,
     ):
         if any(weight <= 0 for weight in weights):
             raise ValueError(f"weights are {list(weights)}, expected numbers above 0; leave a source out instead.")
-        self.groups, self.weights, self.batch_size, self.seed, self.window = groups, weights, batch_size, seed, window
+        self.groups, self.weights, self.batch_size, self.seed, self.block = groups, weights, batch_size, seed, block
         self.lanes = math.gcd(batch_size, MOST_LANES) if lanes is None else lanes
         if batch_size % self.lanes:
             raise ValueError(f"lanes is {self.lanes}, expected a divisor of batch_size={batch_size}.")
@@ -111,8 +111,8 @@ class Plan:
                 copy += 1
         return [found[i] for i in rng.permutation(len(found))]
 
-    def windows(self, segments: list[Segment], epoch: int, lane: int, first_step: int) -> Iterator[ShuffleBlock]:
-        """What a lane reads in an epoch, from a step on.
+    def blocks(self, segments: list[Segment], epoch: int, lane: int, first_step: int) -> Iterator[ShuffleBlock]:
+        """Shuffle blocks of a lane in an epoch, from a step on.
 
         Args:
             segments: Of the epoch.
@@ -131,8 +131,8 @@ class Plan:
             if offset >= end:
                 break
         done = first_step * self.per_lane
-        for number, i in enumerate(range(0, len(own), self.window)):
-            chosen = tuple(own[i : i + self.window])
+        for number, i in enumerate(range(0, len(own), self.block)):
+            chosen = tuple(own[i : i + self.block])
             rows = sum(segment.rows for segment in chosen)
             if done < rows:
                 order = np.random.default_rng([self.seed, epoch, lane, number]).permutation(rows)

@@ -1,11 +1,12 @@
 """Turns a training set, as its owner distributes it, into parquet files that `clap_hf.data.stream` reads.
 
-Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, length, license and provenance. Files are written whole,
-one after the other, so that a build that was stopped goes on after the last one.
+Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, length, license and provenance. The files are the parts of
+a `PartStore`: a build that was stopped goes on with those that are missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,8 @@ import pyarrow as pa
 import soxr
 from rich.progress import track
 
-from ..atomic_io import write_json, write_parquet, write_text
+from ..atomic_io import PartStore, part_facts, write_json, write_text
 from ..audio import encode_flac, load_audio
-from ..hub import push
 from .originals import ORIGINALS, Original
 from .registry import TrainingSet, training_set
 from .stream import number_of
@@ -65,9 +65,10 @@ def build_dataset(
     """Build one of the paper's training sets.
 
     Args:
-        name: Its key in `TRAINING_SETS`.
+        name: Its key in `training_sets()`.
         root: Your copy of it.
-        output: Gets `train-*.parquet`, `README.md` and `build_report.json`; files that are there already are kept.
+        output: Gets `train-*.parquet`, `README.md` and `build_report.json`; files of an earlier, perhaps stopped, run
+            of the same build are kept.
         exclude: Ids of clips to leave out, for example those of test sets.
         hold_out: Clips that go into `validation-*.parquet` instead, chosen by a hash of their ids.
 
@@ -75,7 +76,7 @@ def build_dataset(
         The report: counts, and the clips that were skipped with the reason.
 
     Raises:
-        ValueError: If there is no such set, or nothing of it could be built.
+        ValueError: If there is no such set, nothing of it could be built, or the folder holds another build.
         FileNotFoundError: If the folder does not hold the set's listings.
     """
     about = training_set(name)
@@ -96,17 +97,23 @@ def build_dataset(
         "train": [clip for clip in kept if clip.id not in held],
         "validation": [clip for clip in kept if clip.id in held],
     }
-    files = []
+    files = {}
     for split, members in splits.items():
         starts = range(0, len(members), CLIPS_PER_FILE)
         for number, start in enumerate(starts):
-            files.append((f"{split}-{number:05d}-of-{len(starts):05d}", members[start : start + CLIPS_PER_FILE]))
+            files[f"{split}-{number:05d}-of-{len(starts):05d}"] = members[start : start + CLIPS_PER_FILE]
+    store = PartStore(output, _identity(name, splits), SCHEMA)
+    for path in store.paths():
+        if path.stem not in files:
+            raise ValueError(
+                f"{path}: a file of another build, expected only the {len(files)} files of this one. Remove it, or "
+                "build into another folder."
+            )
     parts = []
-    for stem, members in track(files, description=f"Building {about.title}"):
-        record = output / ".parts" / f"{stem}.json"
-        if not (record.exists() and (output / f"{stem}.parquet").exists()):
-            write_json(record, _write_part(output / f"{stem}.parquet", name, about, members))
-        parts.append(json.loads(record.read_text()))
+    for stem, members in track(files.items(), description=f"Building {about.title}"):
+        if not store.has(stem):
+            _write_part(store, stem, name, about, members)
+        parts.append(part_facts(store.path(stem)))
     report = {
         "source": name,
         "license": about.license,
@@ -129,30 +136,16 @@ def build_dataset(
     return report
 
 
-def push_dataset(name: str, folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a built set to the Hub, if its license allows that.
+def refuse_to_share(name: str) -> None:
+    """Raise an error if a training set may not be passed on.
 
     Args:
-        name: Its key in `TRAINING_SETS`.
-        folder: What `build_dataset` wrote.
-        repo_id: Repository, made if need be.
-        private: Whether the repository must be private; that does not change what a license allows.
-
-    Returns:
-        The repository's address.
+        name: Its key in `training_sets()`.
 
     Raises:
-        PermissionError: If the set may not be passed on.
+        PermissionError: If its license does not allow it.
     """
     about = training_set(name)
-    refuse_to_share(name, about)
-    commit = push(folder, repo_id, repo_type="dataset", private=private or None).commit
-    assert commit is not None  # it was no dry run
-    return str(commit.repo_url)
-
-
-def refuse_to_share(name: str, about: TrainingSet) -> None:
-    """Raise PermissionError if a set may not be passed on."""
     if about.access == "own copy":
         raise PermissionError(
             f"{about.title} may not be passed on ({about.license}): what is built of it stays on your machines, and "
@@ -160,24 +153,46 @@ def refuse_to_share(name: str, about: TrainingSet) -> None:
         )
 
 
-def _write_part(path: Path, name: str, about: TrainingSet, clips: list[Original]) -> dict[str, Any]:
-    """Write one parquet file; returns its counts and the clips that were skipped."""
-    part: dict[str, Any] = {"clips": 0, "rows": 0, "seconds": 0.0, "skipped": {}}
+def read_ids(path: Path) -> set[str]:
+    """Ids of clips in a file.
+
+    Args:
+        path: One id a line, or JSON: a list, or an object of lists, as WavCaps' blacklists are.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return set(text.split())
+    content = json.loads(text)
+    lists = content.values() if isinstance(content, dict) else [content]
+    return {Path(str(name)).stem for names in lists for name in names}
+
+
+def _identity(name: str, splits: dict[str, list[Original]]) -> str:
+    """Hash of the clips of every split, wherever their files are."""
+    clips = {
+        split: [[clip.id, clip.metadata, clip.start_s, clip.end_s, clip.license] for clip in members]
+        for split, members in splits.items()
+    }
+    return hashlib.sha256(json.dumps([name, CLIPS_PER_FILE, clips]).encode()).hexdigest()
+
+
+def _write_part(store: PartStore, stem: str, name: str, about: TrainingSet, clips: list[Original]) -> None:
+    """Write one file, which keeps its counts and the clips that were skipped."""
+    facts: dict[str, Any] = {"clips": 0, "rows": 0, "seconds": 0.0, "skipped": {}}
 
     def rows() -> Iterator[dict[str, Any]]:
         for clip in clips:
             try:
                 pieces = list(_rows_of(clip, name, about))
             except ValueError as error:
-                part["skipped"][clip.id] = str(error)
+                facts["skipped"][clip.id] = str(error)
                 continue
-            part["clips"] += 1
-            part["rows"] += len(pieces)
-            part["seconds"] += sum(row["duration"] for row in pieces)
+            facts["clips"] += 1
+            facts["rows"] += len(pieces)
+            facts["seconds"] += sum(row["duration"] for row in pieces)
             yield from pieces
 
-    write_parquet(path, SCHEMA, rows())
-    return part
+    store.write(rows(), stem, lambda: facts)
 
 
 def _rows_of(clip: Original, name: str, about: TrainingSet) -> Iterator[dict[str, Any]]:

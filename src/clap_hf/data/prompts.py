@@ -1,9 +1,10 @@
-"""The audio tasks that HTSAT-22 was pretrained on, as data: what is asked about a clip, and what the answer is.
+"""Prompts and answers about clips for multi-task pretraining (Eq. 5): the paper's 22, and those of the sound corpus.
 
-The paper says "22 audio tasks using a similar method to [Pengi]" (Section 2.2) and lists neither tasks nor data. Pengi
-(Deshmukh et al., 2023) maps every training set to one of 8 prompts. `PAPER_TASKS` is a reading of both: the 22 pairs
-of a training set and a target that Pengi's sets give. Prompts are in Pengi's wording where it is published and in its
-manner where it is not. With NSynth as one stream there would be 20, with five single attributes 24.
+The paper says "22 audio tasks using a similar method to [Pengi]" (Section 2.2) for the pretraining of HTSAT-22, and
+lists neither tasks nor data. Pengi (Deshmukh et al., 2023) maps every training set to one of 8 prompts.
+`PAPER_STREAMS` is a reading of both: the 22 pairs of a training set and a target that Pengi's sets give. Prompts are
+in Pengi's wording where it is published and in its manner where it is not. With NSynth as one stream there would be
+20, with five single attributes 24.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ ATTEMPTS = 10  # rows tried in the place of one that cannot be read
 
 @dataclass(frozen=True)
 class PromptStream:
-    """A question about clips of one dataset.
+    """A prompt about clips of one dataset, and its answers.
 
     Args:
-        name: Names the task in recipes and records.
+        name: Its name in recipes and records.
         dataset: The training set it is for.
-        prompt: What the model is asked; `{question}` is the row's own.
-        answers: Gives a row's answers, each right on its own; none where the row does not tell.
+        prompt: The text before the answer; `{question}` is the row's own.
+        answers: Gives a row's answers, each right on its own; none where the row has none.
         columns: What `answers`, and the prompt, read of a row.
         weight: How often it is drawn, beside the others' weights.
         closed: Whether answers come from a fixed set, so that an exact match counts.
@@ -96,7 +97,7 @@ SCENE, EMOTION, SENTIMENT, NOTE = (
 )
 GENRE, QUESTION = "this music genre is", "question: {question}"
 
-PAPER_TASKS = (
+PAPER_STREAMS = (
     PromptStream("audioset_events", "AudioSet", EVENT, listed("labels"), ("labels",)),
     PromptStream("fsd50k_events", "FSD50K", EVENT, listed("labels"), ("labels",)),
     PromptStream("cochlscene_scene", "CochlScene", SCENE, one("label"), ("label",)),
@@ -129,9 +130,9 @@ PAPER_TASKS = (
     PromptStream("findsounds_metadata", "FindSounds", METADATA, each("text"), ("text",), closed=False),
 )
 
-# What the sound corpus can ask, for runs at small size.
+# For runs at small size.
 CORPUS = "sound corpus"
-CORPUS_TASKS = (
+CORPUS_STREAMS = (
     PromptStream("corpus_events", CORPUS, EVENT, one("label"), ("label",), 2.0),
     PromptStream("corpus_captions", CORPUS, CAPTION, each("captions"), ("captions",), 2.0, closed=False),
     PromptStream("corpus_kind", CORPUS, "this kind of sound is", one("category"), ("category",)),
@@ -140,11 +141,11 @@ CORPUS_TASKS = (
     PromptStream("corpus_language", CORPUS, "this language is", one("lang"), ("lang",)),
 )
 
-PROMPT_STREAMS = {task.name: task for task in (*PAPER_TASKS, *CORPUS_TASKS)}
+PROMPT_STREAMS = {stream.name: stream for stream in (*PAPER_STREAMS, *CORPUS_STREAMS)}
 
 
 @dataclass(frozen=True)
-class TaskExample:
+class PromptExample:
     """A clip with its question and an answer: log-mel `[1, frames, mel]` in dB; what was skipped for it."""
 
     input_features: torch.Tensor
@@ -154,15 +155,15 @@ class TaskExample:
 
 
 class PromptDataset(Dataset):
-    """Rows of several tasks in one sequence; every random choice comes from (seed, draw, row).
+    """Rows of several streams in one sequence; every random choice comes from (seed, draw, row).
 
     Args:
-        streams: Tasks, each with the rows of its dataset: `audio` as `datasets.Audio` stores it, and its columns.
+        streams: Each with the rows of its dataset: `audio` as `datasets.Audio` stores it, and its columns.
         feature_extractor: Makes the log-mel of a crop at random.
         seed: Source of every choice.
 
     Raises:
-        ValueError: If a dataset lacks a task's columns, or no row of it has an answer.
+        ValueError: If a dataset lacks a stream's columns, or no row of it has an answer.
     """
 
     def __init__(
@@ -171,22 +172,24 @@ class PromptDataset(Dataset):
         feature_extractor: MSClapFeatureExtractor,
         seed: int,
     ):
-        self.tasks = [task for task, _ in streams]
+        self.streams = [stream for stream, _ in streams]
         self.feature_extractor, self.seed = feature_extractor, seed
         self.splits: list[datasets.Dataset] = []
-        self.places: list[tuple[int, int]] = []  # (task, row) of every example
-        for number, (task, split) in enumerate(streams):
-            missing = [name for name in ("audio", *task.columns) if name not in split.column_names]
+        self.places: list[tuple[int, int]] = []  # (stream, row) of every example
+        for number, (stream, split) in enumerate(streams):
+            missing = [name for name in ("audio", *stream.columns) if name not in split.column_names]
             if missing:
                 raise ValueError(
-                    f"Task {task.name!r} needs the columns {missing}, the dataset has {split.column_names}. "
+                    f"Stream {stream.name!r} needs the columns {missing}, the dataset has {split.column_names}. "
                     "Rename them."
                 )
             self.splits.append(split.cast_column("audio", datasets.Audio(decode=False)))
-            words = split.select_columns(list(task.columns))
-            rows = [(number, row) for row, values in enumerate(words) if task.answers(values)]
+            words = split.select_columns(list(stream.columns))
+            rows = [(number, row) for row, values in enumerate(words) if stream.answers(values)]
             if not rows:
-                raise ValueError(f"Task {task.name!r}: none of {len(split)} rows has an answer in {task.columns}.")
+                raise ValueError(
+                    f"Stream {stream.name!r}: none of {len(split)} rows has an answer in {stream.columns}."
+                )
             self.places += rows
 
     def __len__(self) -> int:
@@ -196,32 +199,32 @@ class PromptDataset(Dataset):
         """Sampling weight of every row.
 
         Args:
-            balance: 1 draws tasks by their weights alone, however many rows they have; 0 in proportion to their rows.
+            balance: 1 draws streams by their weights alone, 0 in proportion to their rows, too.
 
         Returns:
-            A task's weight x (its rows) ** -balance, `[rows]`.
+            A stream's weight x (its rows) ** -balance, `[rows]`.
         """
-        numbers = np.array([task for task, _ in self.places])
-        counts = np.bincount(numbers, minlength=len(self.tasks)).astype(float)
-        return np.array([task.weight for task in self.tasks])[numbers] * counts[numbers] ** -balance
+        numbers = np.array([stream for stream, _ in self.places])
+        counts = np.bincount(numbers, minlength=len(self.streams)).astype(float)
+        return np.array([stream.weight for stream in self.streams])[numbers] * counts[numbers] ** -balance
 
-    def __getitem__(self, key: tuple[int, int]) -> TaskExample:
+    def __getitem__(self, key: tuple[int, int]) -> PromptExample:
         index, draw = key
         rng = np.random.default_rng([self.seed, draw, index])
         skipped: list[dict[str, str]] = []
         for _ in range(ATTEMPTS):
             number, row = self.places[index]
-            task, values = self.tasks[number], self.splits[number][row]
+            stream, values = self.streams[number], self.splits[number][row]
             try:
                 features = self._features(values["audio"], rng)
             except AudioDecodeError as error:
-                skipped.append({"id": f"{task.name}:{row}", "reason": str(error)})
+                skipped.append({"id": f"{stream.name}:{row}", "reason": str(error)})
                 index = (index + 1) % len(self.places)
                 continue
-            answers = task.answers(values)
+            answers = stream.answers(values)
             answer = answers[int(rng.integers(len(answers)))]
-            prompt = task.prompt.replace("{question}", str(values.get("question", "")))
-            return TaskExample(features, prompt, answer, tuple(skipped))
+            prompt = stream.prompt.replace("{question}", str(values.get("question", "")))
+            return PromptExample(features, prompt, answer, tuple(skipped))
         raise RuntimeError(f"None of {ATTEMPTS} rows from {skipped[0]['id']} on can be read: {skipped[0]['reason']}")
 
     def _features(self, audio: Row, rng: np.random.Generator) -> torch.Tensor:
@@ -232,9 +235,9 @@ class PromptDataset(Dataset):
         )
         return extracted["input_features"][0]
 
-    def examples_of(self, task: int) -> Iterator[int]:
-        """Places of a task's examples."""
-        return (place for place, (number, _) in enumerate(self.places) if number == task)
+    def examples_of(self, stream: int) -> Iterator[int]:
+        """Places of a stream's examples."""
+        return (place for place, (number, _) in enumerate(self.places) if number == stream)
 
 
 class PromptCollator:
@@ -247,7 +250,7 @@ class PromptCollator:
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
 
-    def __call__(self, examples: Sequence[TaskExample]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[PromptExample]) -> dict[str, Any]:
         answers = self.tokenizer([e.answer for e in examples], padding=True, truncation=True, return_tensors="pt")
         prompts = self.tokenizer(
             [e.prompt for e in examples], add_special_tokens=False, padding=True, truncation=True, return_tensors="pt"

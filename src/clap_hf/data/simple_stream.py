@@ -1,6 +1,6 @@
-"""Pairs from any dataset that `datasets` can stream, shuffled by a buffer: the quick way in.
+"""Pairs from any dataset that `datasets` can stream, in any format, shuffled by a buffer.
 
-Needs nothing of the dataset's format. What it costs, against `clap_hf.data.stream`: a resumed run reads its epoch
+What that costs, against `clap_hf.data.stream`: a resumed run reads its epoch
 again from the start to find its place, every process reads all rows, and shuffling goes no further than the buffer.
 """
 
@@ -34,7 +34,7 @@ class SimpleStream:
 
     Args:
         source: Where pairs come from.
-        processor: Its feature extractor says rate and window, its tokenizer makes the tokens.
+        processor: Its feature extractor has rate and window, its tokenizer makes the tokens.
         batch_size: Pairs of a batch, over all processes.
         seed: Source of every choice.
         augmentation: Random changes of the samples; None only crops.
@@ -55,7 +55,7 @@ class SimpleStream:
         self.rows = stream_rows(source)
 
     def steps_per_epoch(self) -> int:
-        """Not known ahead.
+        """Raise an error: the number of rows is not known ahead.
 
         Raises:
             ValueError: Always.
@@ -63,7 +63,7 @@ class SimpleStream:
         raise ValueError(f"{self.source.dataset} is streamed without a plan: set steps_per_epoch in the recipe.")
 
     def fingerprint(self) -> str:
-        """Names the data as far as it is known."""
+        """Name of the data; its size is not known."""
         return f"{self.source.dataset}:{self.source.split}"
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """How the texts of the training sets are formed from their metadata: pure functions of a row.
 
 Label sets follow the rules of LAION's data ("The sounds of A, B and C") or the paper's own zero-shot prompt; human
-captions and descriptions are taken as they are, but for markup and file endings.
+captions and descriptions are taken as they are, but for markup and file endings. `RULES` names the functions that a
+table of training sets may use.
 """
 
 from __future__ import annotations
@@ -136,3 +137,12 @@ def query(row: Row) -> list[str]:
     """What a search found a sound by: `{'query': 'cow-bell'}` is `['the sound of cow bell']`."""
     name = clean(row["query"].replace("-", " ").replace("_", " ")).lower()
     return [f"the sound of {name}"] if name else []
+
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        captions, labels, title_and_description, note, track, emotion, sentiment, emotion_and_sentiment, transcript,
+        scene, action, query,
+    )
+}  # fmt: skip

@@ -34,7 +34,7 @@ READ_ATTEMPTS = 5
 
 
 class RowError(ValueError):
-    """A row that no example can be made of."""
+    """A row without text or without audio that can be decoded."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def make_example(
         row: Values of the source's columns.
         name: Names the row.
         source: Where it comes from.
-        feature_extractor: Says the model's rate and window.
+        feature_extractor: Has the model's rate and window.
         augmentation: Random changes of the samples.
         rng: Source of every choice.
 
@@ -165,7 +165,7 @@ def make_example(
 
 
 def _duration_s(encoded: bytes) -> float | None:
-    """Length by the header, s; None where libsndfile does not know the format."""
+    """Length by the header, in s; None where libsndfile does not know the format."""
     try:
         return soundfile.info(io.BytesIO(encoded)).duration
     except soundfile.LibsndfileError:
@@ -223,13 +223,13 @@ class PairStream:
 
     Args:
         sources: Where pairs come from.
-        processor: Its feature extractor says rate and window, its tokenizer makes the tokens.
+        processor: Its feature extractor has rate and window, its tokenizer makes the tokens.
         batch_size: Pairs of a batch, over all processes.
         seed: Source of every choice.
         augmentation: Random changes of the samples; None only crops.
         num_workers: Loader processes of every process; they and the processes divide the lanes.
         lanes: See `Plan`.
-        window: See `Plan`.
+        block: See `Plan`.
 
     Raises:
         ValueError: If a source lacks its split, its columns or parquet files.
@@ -244,22 +244,22 @@ class PairStream:
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         lanes: int | None = None,
-        window: int = 2,
+        block: int = 2,
     ):
         self.sources, self.processor, self.seed, self.num_workers = sources, processor, seed, num_workers
         self.augmentation = augmentation or CROP_ONLY
         self.files = [source.files() for source in sources]
         groups = [group for i in range(len(sources)) for group in _row_groups(i, sources[i], self.files[i])]
-        self.plan = Plan(groups, [source.weight for source in sources], batch_size, seed, lanes, window)
+        self.plan = Plan(groups, [source.weight for source in sources], batch_size, seed, lanes, block)
 
     def steps_per_epoch(self) -> int:
         """Whole batches of an epoch."""
         return self.plan.steps_per_epoch
 
     def fingerprint(self) -> str:
-        """Names the data: rows of all row groups of all files, wherever these lie."""
+        """Hash of the layout of the data: rows of all row groups of all files, wherever these lie."""
         layout = [[group.source, group.file, group.index, group.rows] for group in self.plan.groups]
-        about = (layout, self.plan.lanes, self.plan.window, [float(weight) for weight in self.plan.weights])
+        about = (layout, self.plan.lanes, self.plan.block, [float(weight) for weight in self.plan.weights])
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[dict[str, Any]]:
@@ -283,12 +283,12 @@ class PairStream:
             prefetch_factor=2 if self.num_workers else None,
         )
         parts = iter(loader)
-        # Loaders answer in turn, each with its lanes' part of the batch.
+        # Loaders are read in turn, each with its lanes' part of the batch.
         return (join_parts(turn, self.processor.tokenizer) for turn in zip(*[parts] * loaders, strict=True))
 
 
 def make_part(examples: Sequence[Example], skipped: list[dict[str, str]], tokenizer: Any) -> dict[str, Any]:
-    """What a loader gives of a batch: stacked crops, tokens not padded yet, numbers, and the rows skipped for it."""
+    """A loader's part of a batch: stacked crops, tokens not padded yet, numbers, and the rows skipped for it."""
     return {
         "waveforms": torch.from_numpy(np.stack([example.waveform for example in examples])),
         "tokens": tokenizer([example.text for example in examples], truncation=True)["input_ids"],
@@ -333,7 +333,7 @@ def _row_groups(number: int, source: StreamSource, files: list[str]) -> list[Row
 
 
 class _Parts(IterableDataset):
-    """What one loader contributes to every batch: the next rows of its lanes."""
+    """One loader's part of every batch: the next rows of its lanes."""
 
     def __init__(self, stream: PairStream, epoch: int, first_step: int, lanes: range):
         self.stream, self.epoch, self.first_step, self.lanes = stream, epoch, first_step, lanes
@@ -344,7 +344,7 @@ class _Parts(IterableDataset):
         own = len(self.lanes) // loaders
         plan = self.stream.plan
         segments = plan.segments(self.epoch)
-        with ThreadPoolExecutor(1) as pool:  # reads the next windows while this thread decodes
+        with ThreadPoolExecutor(1) as pool:  # reads the next blocks while this thread decodes
             reader = RowGroupReader(self.stream.sources, self.stream.files)
             lanes = [
                 self._lane(segments, lane, pool, reader) for lane in self.lanes[number * own : (number + 1) * own]
@@ -358,21 +358,21 @@ class _Parts(IterableDataset):
         self, segments: list[Segment], lane: int, pool: ThreadPoolExecutor, reader: RowGroupReader
     ) -> Iterator[tuple[Example, list[dict[str, str]]]]:
         """Examples of a lane, each with the rows that were skipped for it."""
-        windows = list(self.stream.plan.windows(segments, self.epoch, lane, self.first_step))
-        pending = pool.submit(reader.read, windows[0].segments)
-        for i, window in enumerate(windows):
+        blocks = list(self.stream.plan.blocks(segments, self.epoch, lane, self.first_step))
+        pending = pool.submit(reader.read, blocks[0].segments)
+        for i, block in enumerate(blocks):
             rows = [(segment, table, row) for segment, table in pending.result() for row in range(table.num_rows)]
-            if i + 1 < len(windows):
-                pending = pool.submit(reader.read, windows[i + 1].segments)
-            for place in range(window.taken, len(rows)):
-                yield self._readable(rows, window.order, place)
+            if i + 1 < len(blocks):
+                pending = pool.submit(reader.read, blocks[i + 1].segments)
+            for place in range(block.taken, len(rows)):
+                yield self._readable(rows, block.order, place)
 
     def _readable(
         self, rows: list[tuple[Segment, pa.Table, int]], order: np.ndarray, place: int
     ) -> tuple[Example, list[dict[str, str]]]:
-        """The example at a place of a window, or, if that cannot be read, the one half a window on, and so forth.
+        """The example at a place of a block, or, if that cannot be read, the one half a block on, and so forth.
 
-        So what stands at a place depends on nothing but the data.
+        What a place gives depends on the data alone.
         """
         skipped: list[dict[str, str]] = []
         for attempt in range(len(order)):

@@ -1,60 +1,57 @@
-"""What a model made of sounds, on disk as it is made: what was embedded or captioned once is never done again.
+"""Embeddings and captions of sounds, kept in a `PartStore`: each is made once, and a stopped run goes on.
 
-A folder per (sounds, model, window policy) holds parts, each a safetensors file of some positions. Parts of several
-processes and of runs with other limits add up; a killed run loses the part it was in.
+Parts of several processes and of runs with other limits add up; a killed run loses the part it was in.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
 
-from ..atomic_io import replacing
-from ..audio import AudioDecodeError, load_stored_audio
-from ..embedding import Encoder
+from ..atomic_io import PartError, PartStore
+from ..audio import load_stored_audio
+from ..embedding import AHEAD, GPU_THREADS, THREADS, Encoder, is_accelerator, read_ahead
 from .captioner import Captioner
 
 CLIPS_PER_PART = 64
+SCHEMA = pa.schema(
+    {"position": pa.int64(), "vector": pa.list_(pa.float32()), "caption": pa.string(), "skipped": pa.string()}
+)
+
+EncodeBatch = Callable[[list[Any]], list[dict[str, Any]]]  # prepared sounds -> `vector` or `caption` of each
 
 
 @dataclass
-class Embedded:
-    """What a folder of parts holds.
+class CachedClips:
+    """Content of a cache.
 
     Attributes:
         vectors: Position -> unit vector `[dim]`.
-        texts: Position -> caption, where the model writes some.
+        captions: Position -> caption, where the model writes captions.
         skipped: Position -> why the sound could not be read.
     """
 
-    vectors: dict[int, torch.Tensor] = field(default_factory=dict)
-    texts: dict[int, str] = field(default_factory=dict)
+    vectors: dict[int, np.ndarray] = field(default_factory=dict)
+    captions: dict[int, str] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
 
-    def select(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int]]:
-        """Vectors `[clips, dim]` of those positions that have one, and these positions' places in the list."""
-        kept = [i for i, position in enumerate(positions) if position in self.vectors]
-        if not kept:
-            return np.zeros((0, 0), dtype=np.float32), kept
-        return torch.stack([self.vectors[positions[i]] for i in kept]).numpy(), kept
+    def __contains__(self, position: int) -> bool:
+        return position in self.vectors or position in self.captions
 
 
 class EmbeddingCache:
-    """The parts of one (sounds, model, window policy).
+    """The parts of one set of sounds, model and window policy.
 
     Args:
         root: Folder of all caches.
@@ -63,88 +60,72 @@ class EmbeddingCache:
     """
 
     def __init__(self, root: Path, identity: str, key: str):
-        self.folder = root / hashlib.sha256(f"{identity}\0{key}".encode()).hexdigest()[:32]
+        digest = hashlib.sha256(f"{identity}\0{key}".encode()).hexdigest()
+        self.store = PartStore(root / digest[:32], digest, SCHEMA)
 
-    def read(self) -> Embedded:
-        """All finished parts; a damaged one is made anew."""
-        found = Embedded()
-        for path in sorted(self.folder.glob("*.safetensors")):
+    def read(self) -> CachedClips:
+        """Content of all finished parts; a damaged one is removed, and what it held is made anew."""
+        found = CachedClips()
+        for path in self.store.paths():
             try:
-                with safe_open(path, "pt") as part:
-                    positions = part.get_tensor("positions").tolist()
-                    vectors = part.get_tensor("vectors")
-                    texts, skipped = json.loads(part.metadata()["texts"]), json.loads(part.metadata()["skipped"])
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                table = self.store.read(path)
+            except PartError:
                 path.unlink(missing_ok=True)
                 continue
-            found.vectors.update(zip(positions, vectors, strict=True))
-            found.texts.update(zip(positions, texts, strict=False))
-            found.skipped.update({int(position): reason for position, reason in skipped.items()})
+            columns = {name: table[name].to_pylist() for name in ("position", "caption", "skipped")}
+            vectors = table["vector"].combine_chunks()
+            embedded = [
+                p for p, there in zip(columns["position"], vectors.is_valid().to_pylist(), strict=True) if there
+            ]
+            if embedded:
+                found.vectors.update(
+                    zip(embedded, vectors.flatten().to_numpy().reshape(len(embedded), -1), strict=True)
+                )
+            for position, caption, reason in zip(*columns.values(), strict=True):
+                if caption is not None:
+                    found.captions[position] = caption
+                if reason is not None:
+                    found.skipped[position] = reason
+        found.skipped = {position: reason for position, reason in found.skipped.items() if position not in found}
         return found
 
-    def write(
-        self, positions: Sequence[int], vectors: torch.Tensor, texts: Sequence[str], skipped: dict[int, str]
-    ) -> None:
-        """Write a part whole or not at all."""
-        name = hashlib.sha256(f"{list(positions)}{sorted(skipped)}".encode()).hexdigest()[:24]
-        tensors = {"positions": torch.tensor(list(positions), dtype=torch.long), "vectors": vectors.contiguous()}
-        notes = {"texts": json.dumps(list(texts)), "skipped": json.dumps(skipped)}
-        with replacing(self.folder / f"{name}.safetensors") as fresh:
-            save_file(tensors, fresh, notes)
 
-
-class _Sounds(Dataset):
-    """Prepared sounds by position; a sound that cannot be read is its reason."""
-
-    def __init__(self, audio: Sequence[dict[str, Any]], positions: Sequence[int], model: Encoder | Captioner):
-        self.audio, self.positions, self.model = audio, positions, model
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.model.prepare(load_stored_audio(self.audio[self.positions[index]]))
-        except (AudioDecodeError, ValueError, OSError) as error:
-            return str(error)
-
-
-def listen(
+def encode_clips(
     audio: Sequence[dict[str, Any]],
     positions: Sequence[int],
     model: Encoder | Captioner,
-    hear: Callable[[list[Any]], tuple[torch.Tensor, list[str]]],
+    encode_batch: EncodeBatch,
     cache: EmbeddingCache,
     *,
     name: str = "",
-    num_workers: int = 0,
-) -> Embedded:
+    retry_skipped: bool = False,
+) -> CachedClips:
     """Embeddings or captions of sounds, each made once; on several processes each makes its share.
 
     Args:
         audio: Encoded sounds, see `TaskData.audio`.
         positions: Which of them are needed.
         model: Prepares sounds.
-        hear: What the model makes of prepared sounds: vectors `[clips, dim]`, and captions if it writes some.
-        cache: Where they are kept.
+        encode_batch: Embeds or captions prepared sounds.
+        cache: Where the results are kept.
         name: Shown beside the progress bar.
-        num_workers: Loader processes that decode and make log-mels.
+        retry_skipped: Whether sounds that could not be read before are tried again.
 
     Raises:
         RuntimeError: If it failed on any process; all processes raise it.
     """
     state = PartialState()
-    there = cache.read()
-    missing = [p for p in positions if p not in there.vectors and p not in there.skipped]
+    known = cache.read()
+    missing = [p for p in positions if p not in known and (retry_skipped or p not in known.skipped)]
     if not missing and state.num_processes == 1:
-        return there
+        return known
     # The main process' list for all: another may have read the cache when parts of this round were there already.
     [missing] = broadcast_object_list([missing])
-    mine = missing[state.process_index :: state.num_processes]
+    own = missing[state.process_index :: state.num_processes]
     problem = ""
     try:
-        _make_parts(audio, mine, model, hear, cache, name, num_workers)
-    except Exception as error:  # told to the other processes, which would wait for this one forever
+        _write_parts(audio, own, model, encode_batch, cache, name)
+    except Exception as error:  # sent to the other processes, which would wait for this one forever
         if state.num_processes == 1:
             raise
         problem = f"process {state.process_index}: {type(error).__name__}: {error}"
@@ -154,30 +135,38 @@ def listen(
     return cache.read()
 
 
-def _make_parts(
+def _write_parts(
     audio: Sequence[dict[str, Any]],
     positions: Sequence[int],
     model: Encoder | Captioner,
-    hear: Callable[[list[Any]], tuple[torch.Tensor, list[str]]],
+    encode_batch: EncodeBatch,
     cache: EmbeddingCache,
     name: str,
-    num_workers: int,
 ) -> None:
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # batch_size=None: sounds come one at a time, in their order.
-    loader = iter(DataLoader(_Sounds(audio, positions, model), batch_size=None, num_workers=num_workers))
+    on_accelerator = is_accelerator(PartialState().device)
+    threads = min(GPU_THREADS, os.cpu_count() or THREADS) if on_accelerator else THREADS
+    skipped: dict[int, str] = {}
+    rows: list[dict[str, Any]] = []
+    sounds: list[Any] = []
+
+    def read(position: int) -> Any:
+        return model.prepare(load_stored_audio(audio[position]))
+
+    def write() -> None:
+        encoded = encode_batch(sounds) if sounds else []
+        unread = [{"position": position, "skipped": reason} for position, reason in skipped.items()]
+        cache.store.write([*(row | more for row, more in zip(rows, encoded, strict=True)), *unread])
+        progress.update(bar, advance=len(rows) + len(skipped))
+        for batch in (rows, sounds, skipped):
+            batch.clear()
+
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(positions))
-        for start in range(0, len(positions), CLIPS_PER_PART):
-            part = positions[start : start + CLIPS_PER_PART]
-            prepared, kept, skipped = [], [], {}
-            for position in part:
-                sound = next(loader)
-                if isinstance(sound, str):
-                    skipped[position] = sound
-                else:
-                    prepared.append(sound)
-                    kept.append(position)
-            vectors, texts = hear(prepared) if kept else (torch.zeros(0, 1), [])
-            cache.write(kept, vectors, texts, skipped)
-            progress.update(bar, advance=len(part))
+        for position, sound in read_ahead(positions, read, skipped, threads=threads, ahead=max(AHEAD, 4 * threads)):
+            rows.append({"position": position})
+            sounds.append(sound)
+            if len(sounds) == CLIPS_PER_PART:
+                write()
+        if rows or skipped:
+            write()

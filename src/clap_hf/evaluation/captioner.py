@@ -1,4 +1,4 @@
-"""What an evaluation asks of a captioning model, and the paper's answer to it."""
+"""The captioning model for evaluation, and the result of a captioning task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..audio import Audio
-from ..embedding import fingerprint
+from ..embedding import fingerprint, front_end
+from ..model.feature_extraction_msclap import pad_windows
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
 from . import scoring
@@ -27,7 +28,7 @@ class Captioner(Protocol):
     key: str  # changes whenever the captions may change
 
     def prepare(self, audio: Audio) -> Any:
-        """What the model hears of a sound; runs in loader processes."""
+        """The model's input for a sound; called in other threads."""
 
     def caption(self, prepared: Sequence[Any]) -> list[str]:
         """A caption a sound."""
@@ -38,7 +39,11 @@ class Captioner(Protocol):
 
 def join_clips(clips: Sequence[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """`input_features` and `num_windows` of clips that went through the feature extractor one by one, as a batch."""
-    return {name: torch.cat([clip[name] for clip in clips]).to(device) for name in ("input_features", "num_windows")}
+    features = pad_windows([clip["input_features"][0] for clip in clips])
+    return {
+        "input_features": features.to(device),
+        "num_windows": torch.cat([clip["num_windows"] for clip in clips]).to(device),
+    }
 
 
 def write_captions(
@@ -60,17 +65,14 @@ class ClapCaptioner:
 
     def __init__(self, model: MSClapForAudioCaptioning, processor: MSClapProcessor, name: str = ""):
         self.model, self.processor = model, processor
-        extractor = processor.feature_extractor
-        generation = model.generation_config.to_diff_dict()
-        front_end = {
-            "long_audio": extractor.long_audio,
-            "short_audio": extractor.short_audio,
-            "generation": generation,
+        settings = {
+            **front_end(processor.feature_extractor),
+            "generation": model.generation_config.to_diff_dict(),
             "beam_scores": model.config.beam_scores,
         }
-        self.key = fingerprint(model, front_end)
+        self.key = fingerprint(model, settings)
         revision = model.config.__dict__.get("_commit_hash")
-        self._settings = {"model": name, "revision": revision, "fingerprint": self.key[:16], **front_end}
+        self._settings = {"model": name, "revision": revision, "fingerprint": self.key[:16], **settings}
 
     def prepare(self, audio: Audio) -> dict[str, torch.Tensor]:
         """Log-mel windows of a sound."""

@@ -38,7 +38,7 @@ Tokens = list[str]
 
 
 class Unavailable(RuntimeError):
-    """A metric's program or weights are missing; the message says which and where they come from."""
+    """A metric's program or weights are missing; the message names them and where they come from."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _AUDIO_FILES = ("*.wav", "*.flac", "*.ogg", "*.mp3", "*.zip")
 
 
 class DataSourceError(RuntimeError):
-    """A source that cannot be reached or read; the message says why."""
+    """A source that cannot be reached or read; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TaskData:
     """Clips of a task and their truth.
 
     Attributes:
-        audio: Encoded sounds of the whole place by row, `{"bytes": ..., "path": ...}`; tasks on one place share them.
+        audio: Encoded sounds of the whole location by row, `{"bytes": ..., "path": ...}`; its tasks share them.
         rows: Row of every clip `[clips]`.
         classes: Words of the classes.
         labels: Indices into `classes` of every clip `[clips]`; one each for a single-label task.
@@ -81,6 +81,14 @@ class TaskData:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def select(self, clips: Sequence[int]) -> TaskData:
+        """The same with some of its clips."""
+        chosen: list[list[Any]] = [
+            [own[i] for i in clips] if own else [] for own in (self.rows, self.labels, self.captions)
+        ]
+        rows, labels, captions = chosen
+        return replace(self, rows=rows, labels=labels, captions=captions)
+
 
 class AudioColumn(Sequence[dict[str, Any]]):
     """A data set's audio column, still encoded, read a row at a time."""
@@ -96,20 +104,20 @@ class AudioColumn(Sequence[dict[str, Any]]):
         return self.rows[index][self.column]
 
 
-def places(task: Task, data_dir: Path | None) -> Iterator[DataLocation | DataSourceError]:
+def locations(task: Task, data_dir: Path | None) -> Iterator[DataLocation | DataSourceError]:
     """Where a task's clips may be found, the best first; an error for each source out of reach."""
     own = None if data_dir is None else data_dir / f"{task.dataset}.csv"
     if own is not None and own.is_file():
-        yield csv_place(own)
+        yield csv_location(own)
     for source in task.sources:
         try:
-            yield _hub_place(source, data_dir)
+            yield _hub_location(source, data_dir)
         except DataSourceError as error:
             yield error
 
 
-def csv_place(path: Path) -> DataLocation:
-    """A CSV `path,label` or `path,caption` and the sounds it names, told apart by their sizes and times."""
+def csv_location(path: Path) -> DataLocation:
+    """A CSV `path,label` or `path,caption` and the sounds it names, identified by their sizes and times."""
     digest = hashlib.sha256()
     rows = read_csv(path)
     for name in dict.fromkeys(row["path"] for row in rows):
@@ -119,7 +127,7 @@ def csv_place(path: Path) -> DataLocation:
     return DataLocation(None, path, str(path), f"csv:{digest.hexdigest()}")
 
 
-def _hub_place(source: Source, data_dir: Path | None) -> DataLocation:
+def _hub_location(source: Source, data_dir: Path | None) -> DataLocation:
     joined = None
     if source.layout == "actions":
         joined = None if data_dir is None else data_dir / ACTIONS_CSV
@@ -142,7 +150,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _split_files(siblings: Iterable[RepoSibling], source: Source, config: str | None = None) -> list[str]:
-    """Parquet files of a split, where their paths tell; else load_dataset reads the data set's own description."""
+    """Parquet files of a split, where their paths name it; else load_dataset reads the data set's own description."""
     config = config or source.config
     parquet = [s.rfilename for s in siblings if s.rfilename.endswith(".parquet")]
     if config is not None:
@@ -151,30 +159,30 @@ def _split_files(siblings: Iterable[RepoSibling], source: Source, config: str | 
     return sorted(found) if len({name.rpartition("/")[0] for name in found}) == 1 else []
 
 
-def load(task: Task, place: DataLocation, cache_dir: Path) -> TaskData:
+def load(task: Task, location: DataLocation, cache_dir: Path) -> TaskData:
     """Read a task's truth, and its sounds as they are stored; nothing is decoded here.
 
     Args:
         task: The task.
-        place: Where its clips are.
+        location: Where its clips are.
         cache_dir: Archives are unpacked below it.
 
     Raises:
         DataSourceError: If the data cannot be fetched or are not laid out as expected.
     """
-    if place.source is None:
-        assert place.csv is not None
-        return _from_rows(task, read_csv(place.csv), lambda name: place.csv.parent / name)  # type: ignore[union-attr]
+    if location.source is None:
+        assert location.csv is not None
+        return _from_rows(task, read_csv(location.csv), lambda name: location.csv.parent / name)  # type: ignore[union-attr]
     try:
-        if place.source.layout == "files":
-            return _from_files(task, place, cache_dir)
-        if place.source.layout == "pairs":
-            return _from_pairs(place)
-        return _from_dataset(task, place)
+        if location.source.layout == "files":
+            return _from_files(task, location, cache_dir)
+        if location.source.layout == "pairs":
+            return _from_pairs(location)
+        return _from_dataset(task, location)
     except (HfHubHTTPError, OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, DataSourceError):
             raise
-        raise DataSourceError(f"{place.name}: {_first_sentence(error)}") from error
+        raise DataSourceError(f"{location.name}: {_first_sentence(error)}") from error
 
 
 # Classes ------------------------------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ def classified(
 
     Args:
         task: The task.
-        audio: Encoded sounds of the whole place.
+        audio: Encoded sounds of the whole location.
         given: Row -> its labels, as the data set names them.
         rest: Class of all labels that are none of the task's.
 
@@ -298,18 +306,18 @@ def own_tasks(data_dir: Path) -> tuple[Task, ...]:
 # Hub data sets ------------------------------------------------------------------------------------------------------
 
 
-def _dataset(place: DataLocation, config: str | None) -> datasets.Dataset:
-    source = place.source
+def _dataset(location: DataLocation, config: str | None) -> datasets.Dataset:
+    source = location.source
     assert source is not None
-    files = place.files
+    files = location.files
     if config is not None and config != source.config:
-        info = HfApi().dataset_info(source.repo, revision=place.revision)
+        info = HfApi().dataset_info(source.repo, revision=location.revision)
         files = tuple(_split_files(info.siblings or [], source, config))
     if files:
-        urls = [f"hf://datasets/{source.repo}@{place.revision}/{name}" for name in files]
+        urls = [f"hf://datasets/{source.repo}@{location.revision}/{name}" for name in files]
         rows = datasets.load_dataset("parquet", data_files={source.split: urls}, split=source.split)
     else:
-        rows = datasets.load_dataset(source.repo, config, split=source.split, revision=place.revision)
+        rows = datasets.load_dataset(source.repo, config, split=source.split, revision=location.revision)
     return rows
 
 
@@ -318,23 +326,23 @@ def _audio_column(rows: datasets.Dataset) -> str | None:
     return typed[0] if typed else ("audio" if "audio" in rows.column_names else None)
 
 
-def _label_column(rows: datasets.Dataset, source: Source, place: DataLocation) -> str:
+def _label_column(rows: datasets.Dataset, source: Source, location: DataLocation) -> str:
     for name in source.label:
         if name in rows.column_names:
             return name
-    raise DataSourceError(f"{place.name} has columns {rows.column_names}, expected one of {list(source.label)}")
+    raise DataSourceError(f"{location.name} has columns {rows.column_names}, expected one of {list(source.label)}")
 
 
-def _from_dataset(task: Task, place: DataLocation) -> TaskData:
-    source = place.source
+def _from_dataset(task: Task, location: DataLocation) -> TaskData:
+    source = location.source
     assert source is not None
-    rows = _dataset(place, source.config)
+    rows = _dataset(location, source.config)
     audio = _audio_column(rows)
     if audio is None:
-        raise DataSourceError(f"{place.name} has columns {rows.column_names}, none of them audio")
-    column = _label_column(rows, source, place)
+        raise DataSourceError(f"{location.name} has columns {rows.column_names}, none of them audio")
+    column = _label_column(rows, source, location)
     if source.layout == "actions":
-        return _from_actions(task, place, rows, audio, column)
+        return _from_actions(task, location, rows, audio, column)
     if task.kind == "classification":
         given = dict(enumerate(_label_names(rows, column, source)))
         return classified(task, AudioColumn(rows, audio), given, source.rest)
@@ -375,14 +383,14 @@ def _label_names(rows: datasets.Dataset, column: str, source: Source) -> list[li
     return [[named(item) for item in value] if isinstance(value, list) else [named(value)] for value in values]
 
 
-def _from_actions(task: Task, place: DataLocation, rows: datasets.Dataset, audio: str, column: str) -> TaskData:
-    assert place.csv is not None
-    with place.csv.open(newline="", encoding="utf-8-sig") as stream:
+def _from_actions(task: Task, location: DataLocation, rows: datasets.Dataset, audio: str, column: str) -> TaskData:
+    assert location.csv is not None
+    with location.csv.open(newline="", encoding="utf-8-sig") as stream:
         counted = {row[column]: row for row in csv.DictReader(stream)}
     columns = {_key(name): name for name in next(iter(counted.values()), {})}
     missing = [action for action in task.classes if _key(action) not in columns]
     if missing:
-        raise DataSourceError(f"{place.csv} misses the columns {missing}")
+        raise DataSourceError(f"{location.csv} misses the columns {missing}")
     actions = {
         i: [a for a in task.classes if float(counted[name][columns[_key(a)]] or 0) >= ACTIONS_COUNT]
         for i, name in enumerate(rows[column][:])
@@ -391,41 +399,43 @@ def _from_actions(task: Task, place: DataLocation, rows: datasets.Dataset, audio
     return classified(task, AudioColumn(rows, audio), actions)
 
 
-def _from_pairs(place: DataLocation) -> TaskData:
+def _from_pairs(location: DataLocation) -> TaskData:
     """Queries, corpus and relevance judgements, as retrieval benchmarks store them."""
-    sides = {config: _dataset(place, config) for config in ("queries", "corpus")}
-    heard = next((config for config, rows in sides.items() if _audio_column(rows) is not None), None)
-    if heard is None:
-        raise DataSourceError(f"{place.name}: neither queries nor corpus has audio")
-    read = "corpus" if heard == "queries" else "queries"
+    sides = {config: _dataset(location, config) for config in ("queries", "corpus")}
+    with_audio = next((config for config, rows in sides.items() if _audio_column(rows) is not None), None)
+    if with_audio is None:
+        raise DataSourceError(f"{location.name}: neither queries nor corpus has audio")
+    with_text = "corpus" if with_audio == "queries" else "queries"
     ids = {config: "id" if "id" in rows.column_names else "_id" for config, rows in sides.items()}
-    texts = dict(zip(sides[read][ids[read]][:], sides[read]["text"][:], strict=True))
-    clips = {clip: i for i, clip in enumerate(sides[heard][ids[heard]][:])}
+    texts = dict(zip(sides[with_text][ids[with_text]][:], sides[with_text]["text"][:], strict=True))
+    clips = {clip: i for i, clip in enumerate(sides[with_audio][ids[with_audio]][:])}
     captions: list[list[str]] = [[] for _ in clips]
     singular = {"queries": "query-id", "corpus": "corpus-id"}
-    for row in _dataset(place, "qrels"):
+    for row in _dataset(location, "qrels"):
         if row["score"] > 0:
-            captions[clips[row[singular[heard]]]].append(texts[row[singular[read]]])
+            captions[clips[row[singular[with_audio]]]].append(texts[row[singular[with_text]]])
     kept = [i for i, own in enumerate(captions) if own]
-    audio = _audio_column(sides[heard])
+    audio = _audio_column(sides[with_audio])
     assert audio is not None
-    return TaskData(AudioColumn(sides[heard], audio), kept, captions=[captions[i] for i in kept])
+    return TaskData(AudioColumn(sides[with_audio], audio), kept, captions=[captions[i] for i in kept])
 
 
-def _from_files(task: Task, place: DataLocation, cache_dir: Path) -> TaskData:
+def _from_files(task: Task, location: DataLocation, cache_dir: Path) -> TaskData:
     """Audio files, loose or in zip archives, and CSVs that name them."""
-    source = place.source
+    source = location.source
     assert source is not None
     wanted = source.split.split("+")
     patterns = [*_AUDIO_FILES, *(f"*{name}" for name in wanted)]
-    root = Path(snapshot_download(source.repo, repo_type="dataset", revision=place.revision, allow_patterns=patterns))
+    root = Path(
+        snapshot_download(source.repo, repo_type="dataset", revision=location.revision, allow_patterns=patterns)
+    )
     rows: list[dict[str, str]] = []
     for name in wanted:
         tables = sorted(root.rglob(name))
         if not tables:
             raise DataSourceError(f"{source.repo} has no {name}")
         rows += read_csv(tables[0])
-    folders = [root, *(_unpacked(archive, cache_dir, place) for archive in sorted(root.rglob("*.zip")))]
+    folders = [root, *(_unpacked(archive, cache_dir, location) for archive in sorted(root.rglob("*.zip")))]
     files: dict[str, list[Path]] = {}
     for folder in folders:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -451,8 +461,8 @@ def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:
     return same
 
 
-def _unpacked(archive: Path, cache_dir: Path, place: DataLocation) -> Path:
-    digest = hashlib.sha256(f"{place.identity}/{archive.name}".encode()).hexdigest()[:16]
+def _unpacked(archive: Path, cache_dir: Path, location: DataLocation) -> Path:
+    digest = hashlib.sha256(f"{location.identity}/{archive.name}".encode()).hexdigest()[:16]
     folder = cache_dir / "archives" / digest
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,8 @@
 """The paper's metrics as `evaluate.Metric` classes: `add_batch`, `combine`, and no Hub at run time.
 
+Their numbers come from the functions in `scoring` and `captions` that the evaluation runner calls, too. Nothing else
+imports this module: to scripts beside `scripts/evaluate.py`, `import evaluate` would be that file.
+
 Example:
 
 ```python
@@ -56,12 +59,10 @@ class Accuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        truth = np.array(references)
-        hits = np.array(predictions) == truth
-        return {
-            "accuracy": float(hits.mean()),
-            "balanced_accuracy": float(np.mean([hits[truth == k].mean() for k in np.unique(truth)])),
-        }
+        predicted, truth = np.array(predictions), np.array(references)
+        return scoring.accuracies(
+            scoring.confusion_matrix(predicted, truth, int(max(predicted.max(), truth.max())) + 1)
+        )
 
 
 class MacroMeanAveragePrecision(evaluate.Metric):
@@ -76,13 +77,9 @@ class MacroMeanAveragePrecision(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float | int]:
-        values = scoring.average_precisions(np.array(predictions), np.array(references, dtype=bool))
-        empty = np.isnan(values)
-        return {
-            "map": float("nan") if empty.all() else float(values[~empty].mean()),
-            "classes": int((~empty).sum()),
-            "empty_classes": int(empty.sum()),
-        }
+        return scoring.mean_average_precision(
+            scoring.average_precisions(np.array(predictions), np.array(references, dtype=bool))
+        )
 
 
 class MicroF1(evaluate.Metric):
@@ -128,10 +125,9 @@ class AudioTextRetrieval(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
-        pairs = zip(predictions, references, strict=True)
-        found = scoring.retrieval([scoring.relevant_ranks(np.array(row), relevant) for row, relevant in pairs])
-        recalls = {f"R@{k}": float(hits.mean()) for k, hits in found.recall.items()}
-        return recalls | {f"mAP@{scoring.MAP_CUTOFF}": float(found.average_precision.mean())}
+        relevant = list(references)
+        ranks = scoring.rank_all(lambda start, end: np.array(predictions[start:end]), relevant)
+        return scoring.retrieval(ranks).means()
 
 
 class AudioCaptioning(evaluate.Metric):

@@ -18,8 +18,8 @@ from mteb.models.abs_encoder import AbsEncoder
 from rich.console import Console
 from rich.table import Table
 
-from ..embedding import ClapEncoder, embed_texts, embed_windows
-from ..model.modeling_msclap import MSClapModel, mean_over_windows
+from ..embedding import ClapEncoder, embed_clips, embed_texts
+from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 
 BENCHMARK = "MAEB(v1)"
@@ -96,9 +96,8 @@ class MtebEncoder(AbsEncoder):
     def _embed(self, batch: dict[str, Any]) -> torch.Tensor:
         vectors = []
         if "audio" in batch:
-            features = self.processor.feature_extractor(list(batch["audio"]))
-            windows = embed_windows(self.model, features["input_features"])
-            vectors.append(F.normalize(mean_over_windows(windows, features["num_windows"]), dim=-1))
+            clips = self.processor.feature_extractor(list(batch["audio"]), return_tensors=None)["input_features"]
+            vectors.append(embed_clips(self.model, [torch.from_numpy(clip) for clip in clips]))
         if "text" in batch:
             vectors.append(embed_texts(self.model, self.processor.tokenizer, list(batch["text"])).cpu())
         if not vectors:

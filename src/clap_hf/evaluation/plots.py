@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..atomic_io import replacing
-from .zero_shot_tasks import Details
+from .task_scores import Details
 
 MOST_BARS = 60  # of more classes, the worst and the best are shown
 LARGEST_HEATMAP = 100

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -14,23 +14,93 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from huggingface_hub.constants import HF_HOME
 from rich.console import Console
 
 from ..atomic_io import write_json
 from ..embedding import Encoder
-from .benchmarks import TABLE1_TASKS, Task
-from .cache import EmbeddingCache, listen
+from .benchmarks import SUITES, Task
+from .cache import EmbeddingCache, encode_clips
 from .captioner import Captioner, score_captions
-from .loading import DataLocation, DataSourceError, TaskData, load, places
+from .loading import DataLocation, DataSourceError, TaskData, load, locations
 from .scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, RANKING_BOOTSTRAP_SAMPLES
-from .zero_shot_tasks import Details, score_classification, score_retrieval
+from .task_scores import Details, Prompts, class_texts, score_classification, score_retrieval
 
 LIMIT_SEED = 0
+CACHE_DIR = Path(HF_HOME) / "clap_hf"
 SCORES = ("softmax", "sigmoid", "raw")
+SUITE_NAMES = (*SUITES, "sounds", "own", "maeb")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Everything that a user may choose about an evaluation.
+
+    Args:
+        model: `"embedded"`, a folder, or a Hub id.
+        captioner: Folder or Hub id of a captioning model, for the captioning tasks.
+        suite: `"paper"`, `"table1"`, `"sounds"`, `"own"` or `"maeb"`.
+        tasks: Names of the suite's tasks to run; all when None.
+        data_dir: Folder with CSVs; folder or Hub id of the sound corpus for `sounds`.
+        split: Split of the sound corpus.
+        relabelled: JSON of clips of the sound corpus whose labels were corrected, see
+            `model_cards/embedded.relabelled.json`: results by the labels before are added.
+        output_dir: Gets the results.
+        cache_dir: Keeps embeddings.
+        templates: Prompts with {} that replace those of the tasks; several are averaged, and each is measured too.
+        descriptions: Texts of a class, by its words, that stand for it as they are; measured too.
+        scores: `"softmax"`, `"sigmoid"` or `"raw"`; as the paper does (softmax for one label, sigmoid for several)
+            when None.
+        long_audio: Policy for clips longer than the window.
+        limit: Clips a task at most, drawn by a fixed seed.
+        device: Torch device; the process' own when None.
+        plots: Whether to draw plots.
+        overwrite: Score again what is done, and try again what could not be read.
+        dry_run: Only list.
+
+    Raises:
+        ValueError: If an option is none of those possible.
+    """
+
+    model: str = "embedded"
+    captioner: str | None = None
+    suite: str = "paper"
+    tasks: tuple[str, ...] | None = None
+    data_dir: str | None = None
+    split: str = "test"
+    relabelled: Path | None = None
+    output_dir: Path = Path("results")
+    cache_dir: Path = CACHE_DIR
+    templates: tuple[str, ...] | None = None
+    descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scores: str | None = None
+    long_audio: str | None = None
+    limit: int | None = None
+    device: str | None = None
+    plots: bool = True
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.suite not in SUITE_NAMES:
+            raise ValueError(f"suite is {self.suite!r}, expected one of {SUITE_NAMES}.")
+        if self.scores is not None and self.scores not in SCORES:
+            raise ValueError(f"scores is {self.scores!r}, expected one of {SCORES}.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}, expected 1 clip or more.")
+        wrong = [template for template in self.templates or () if "{}" not in template]
+        if wrong:
+            raise ValueError(f"templates {wrong} have no {{}} for the label.")
+        if self.suite in ("sounds", "own") and self.data_dir is None:
+            expected = (
+                "the sound corpus" if self.suite == "sounds" else "a folder with CSVs path,label or path,caption"
+            )
+            raise ValueError(f"suite {self.suite} needs data_dir, {expected}.")
+        if self.suite != "sounds" and (self.relabelled is not None or self.split != "test"):
+            raise ValueError(f"relabelled and split are of the suite sounds, and the suite is {self.suite}.")
 
 
 @dataclass(frozen=True)
@@ -39,8 +109,8 @@ class Job:
 
     Args:
         task: The task.
-        find: Places of its clips, the best first, and errors for those out of reach.
-        load: Reads the clips of a place.
+        find: Locations of its clips, the best first, and errors for those out of reach.
+        load: Reads the clips of a location.
     """
 
     task: Task
@@ -48,64 +118,32 @@ class Job:
     load: Callable[[DataLocation], TaskData]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about a run; all of it is recorded.
-
-    Args:
-        templates: Prompts with {} that replace those of the tasks; several are averaged, and each is measured too.
-        descriptions: Texts of a class, by its words, that stand for it as they are; measured too.
-        scores: `"softmax"`, `"sigmoid"` or `"raw"`; as the paper does (softmax for one label, sigmoid for several)
-            when None.
-        limit: Clips a task at most, drawn by a fixed seed.
-        num_workers: Loader processes.
-        plots: Whether to draw plots.
-        overwrite: Score again what is done.
-    """
-
-    templates: tuple[str, ...] | None = None
-    descriptions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    scores: str | None = None
-    limit: int | None = None
-    num_workers: int = 0
-    plots: bool = True
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scores is not None and self.scores not in SCORES:
-            raise ValueError(f"scores is {self.scores!r}, expected one of {SCORES}.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected 1 clip or more.")
-        wrong = [template for template in self.templates or () if "{}" not in template]
-        if wrong:
-            raise ValueError(f"templates {wrong} have no {{}} for the label.")
-
-
 @dataclass
 class TaskResult:
-    """What became of a task.
+    """Result of a task, or why there is none.
 
     Attributes:
         task: The task.
         status: `"done"`, `"kept"` (done by an earlier run), `"failed"` or `"not reached"`.
-        place: Where its clips were.
+        location: Where its clips were.
         result: Its scores, as in its JSON.
         reason: Why there is none.
     """
 
     task: Task
     status: str
-    place: DataLocation | None = None
+    location: DataLocation | None = None
     result: dict[str, Any] | None = None
     reason: str = ""
 
 
 def paper_jobs(tasks: Sequence[Task], data_dir: Path | None, cache_dir: Path) -> list[Job]:
     """Jobs of tasks on their own sources and on the CSVs of a data folder."""
-    return [
-        Job(task, partial(places, task, data_dir), lambda place, task=task: load(task, place, cache_dir))  # type: ignore[misc]
-        for task in tasks
-    ]
+
+    def loader(task: Task) -> Callable[[DataLocation], TaskData]:
+        return lambda location: load(task, location, cache_dir)
+
+    return [Job(task, partial(locations, task, data_dir), loader(task)) for task in tasks]
 
 
 def slug(name: str) -> str:
@@ -113,8 +151,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def find_places(jobs: Sequence[Job]) -> list[list[DataLocation | DataSourceError]]:
-    """All places of all jobs, asked for on the main process only."""
+def find_locations(jobs: Sequence[Job]) -> list[list[DataLocation | DataSourceError]]:
+    """All locations of all jobs, asked for on the main process only."""
     state = PartialState()
     found = [list(job.find()) if state.is_main_process else [] for job in jobs]
     box: list[Any] = [found]
@@ -127,79 +165,69 @@ def run(
     found: Sequence[Sequence[DataLocation | DataSourceError]],
     encoder: Encoder,
     captioner: Captioner | None,
-    output_dir: Path,
-    cache_dir: Path,
-    options: Options,
+    options: EvaluationOptions,
     console: Console,
 ) -> list[TaskResult]:
     """Run jobs one after another; what is done with the same settings is kept, what fails is recorded.
 
     Args:
         jobs: The jobs.
-        found: Their places, see `find_places`.
+        found: Their locations, see `find_locations`.
         encoder: The model.
         captioner: The captioning model, for captioning tasks.
-        output_dir: Gets `tasks/*.json` and `plots/`.
-        cache_dir: Embeddings are kept here.
-        options: The user's choices.
+        options: The user's choices; `output_dir` gets `tasks/*.json` and `plots/`.
         console: For a line a task.
 
     Returns:
-        An outcome a job; results only on the main process.
+        A result a job; scores only on the main process.
     """
-    outcomes = []
-    for number, (job, its_places) in enumerate(zip(jobs, found, strict=True), 1):
+    results = []
+    for number, (job, its_locations) in enumerate(zip(jobs, found, strict=True), 1):
         started = time.perf_counter()
-        outcome = _run_job(job, its_places, encoder, captioner, output_dir, cache_dir, options)
-        outcomes.append(outcome)
+        model = captioner if job.task.kind == "captioning" else encoder
+        if model is None:
+            result = TaskResult(job.task, "not reached", reason="no captioning model was given")
+        else:
+            result = _run_job(job, its_locations, model, options)
+        results.append(result)
         if PartialState().is_main_process:
-            console.print(_line(number, len(jobs), outcome, time.perf_counter() - started), highlight=False)
-    return outcomes
+            console.print(_line(number, len(jobs), result, time.perf_counter() - started), highlight=False)
+    return results
 
 
-def _line(number: int, total: int, outcome: TaskResult, seconds: float) -> str:
-    head = f"[{number}/{total}] {outcome.task.name}: ".replace("[", r"\[")
-    if outcome.result is None:
-        return f"{head}[yellow]{outcome.status}[/] ({outcome.reason})"
-    value = outcome.result["value"]
+def _line(number: int, total: int, result: TaskResult, seconds: float) -> str:
+    head = f"[{number}/{total}] {result.task.name}: ".replace("[", r"\[")
+    if result.result is None:
+        return f"{head}[yellow]{result.status}[/] ({result.reason})"
+    value = result.result["value"]
     shown = "no value" if value is None else f"{value:.4f}"
-    return f"{head}{outcome.result['metric']} {shown} ({outcome.status}, {seconds:.1f} s)"
+    return f"{head}{result.result['metric']} {shown} ({result.status}, {seconds:.1f} s)"
 
 
 def _run_job(
     job: Job,
-    its_places: Sequence[DataLocation | DataSourceError],
-    encoder: Encoder,
-    captioner: Captioner | None,
-    output_dir: Path,
-    cache_dir: Path,
-    options: Options,
+    its_locations: Sequence[DataLocation | DataSourceError],
+    model: Encoder | Captioner,
+    options: EvaluationOptions,
 ) -> TaskResult:
     task = job.task
-    reasons = [str(place) for place in its_places if isinstance(place, DataSourceError)]
-    model = captioner if task.kind == "captioning" else encoder
-    if model is None:
-        return TaskResult(task, "not reached", reason="no captioning model was given")
-    for place in its_places:
-        if isinstance(place, DataSourceError):
+    reasons = [str(location) for location in its_locations if isinstance(location, DataSourceError)]
+    for location in its_locations:
+        if isinstance(location, DataSourceError):
             continue
-        file = output_dir / "tasks" / f"{slug(task.name)}.json"
-        texts = class_texts(task, options) if task.classes else None
-        settings = task_settings(task, place, texts, model, options)
+        file = options.output_dir / "tasks" / f"{slug(task.name)}.json"
+        prompts = class_texts(task, list(task.classes), options.templates, options.descriptions)
+        settings = task_settings(task, location, prompts if task.classes else None, model, options)
         kept = None if options.overwrite else _kept(file, settings)
         if kept is not None:
-            return TaskResult(task, "kept", place, kept)
+            return TaskResult(task, "kept", location, kept)
         try:
-            data = _everywhere(lambda place=place: job.load(place))  # type: ignore[misc]
+            data = _everywhere(partial(job.load, location))
+            return _measure(task, location, data, model, file, settings, options)
         except DataSourceError as error:
             reasons.append(str(error))
-            continue
-        except Exception as error:
-            return TaskResult(task, "failed", place, reason=f"{type(error).__name__}: {error}")
-        try:
-            return _measure(task, place, data, model, file, settings, options, cache_dir, output_dir)
-        except Exception as error:  # one task's trouble is not the others'
-            return TaskResult(task, "failed", place, reason=f"{type(error).__name__}: {error}")
+        except Exception as error:  # a failure of one task must not stop the others
+            return TaskResult(task, "failed", location, reason=f"{type(error).__name__}: {error}")
     return TaskResult(
         task, "not reached", reason="; ".join(reasons) or "no copy on the Hub and no CSV in the data folder"
     )
@@ -221,10 +249,10 @@ def _everywhere(work: Callable[[], T]) -> T:
                     raise
                 wrong = f"{type(error).__name__}: {error}"
         state.wait_for_everyone()
-    told = gather_object([(unreachable, wrong)])
-    for text in (text for _, text in told if text):
+    reports = gather_object([(unreachable, wrong)])
+    for text in (text for _, text in reports if text):
         raise RuntimeError(text)
-    for text in (text for text, _ in told if text):
+    for text in (text for text, _ in reports if text):
         raise DataSourceError(text)
     return result[0]
 
@@ -241,44 +269,19 @@ def _kept(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return result if same else None
 
 
-def class_texts(task: Task, options: Options, classes: Sequence[str] | None = None) -> dict[str, list[list[str]]]:
-    """Texts of every class by prompt: one group a template, and one of descriptions where there are any.
-
-    Returns:
-        Prompt -> texts of every class; the prompts together are the ensemble that is reported.
-    """
-    names = list(task.classes if classes is None else classes)
-    if options.templates is None and task.phrases:
-        return {"phrases": [list(task.phrases.get(name) or _filled(task.templates, name)) for name in names]}
-    templates = options.templates or task.templates
-    prompts = {template: [_filled((template,), name) for name in names] for template in templates}
-    if any(name in options.descriptions for name in names):
-        prompts["descriptions"] = [list(options.descriptions.get(name) or _filled(templates, name)) for name in names]
-    return prompts
-
-
-def _filled(templates: Sequence[str], name: str) -> list[str]:
-    return [template.replace("{}", name) for template in templates]
-
-
 def task_settings(
-    task: Task,
-    place: DataLocation,
-    prompts: dict[str, list[list[str]]] | None,
-    model: Encoder | Captioner,
-    options: Options,
+    task: Task, location: DataLocation, prompts: Prompts | None, model: Encoder | Captioner, options: EvaluationOptions
 ) -> dict[str, Any]:
     """All that a task's number depends on."""
-    source = None if place.source is None else asdict(place.source)
     return {
         "task": task.name,
         "kind": task.kind,
         "metric": task.metric,
-        "source": source,
-        "place": place.name,
-        "revision": place.revision,
-        "identity": place.identity,
-        "fidelity": place.fidelity,
+        "source": None if location.source is None else asdict(location.source),
+        "location": location.name,
+        "revision": location.revision,
+        "identity": location.identity,
+        "fidelity": location.fidelity,
         "expected_clips": task.size,
         "limit": options.limit,
         "limit_seed": LIMIT_SEED,
@@ -288,12 +291,17 @@ def task_settings(
         "descriptions": {name: list(texts) for name, texts in options.descriptions.items()},
         "classes": list(task.classes) or "of the data",
         "scores": options.scores or ("sigmoid" if task.multi_label else "softmax"),
-        "bootstrap": {
-            "samples": BOOTSTRAP_SAMPLES,
-            "ranking_samples": RANKING_BOOTSTRAP_SAMPLES,
-            "seed": BOOTSTRAP_SEED,
-        },
+        "bootstrap": bootstrap_settings(),
         "model": model.settings(),
+    }
+
+
+def bootstrap_settings() -> dict[str, int]:
+    """How the intervals are made."""
+    return {
+        "samples": BOOTSTRAP_SAMPLES,
+        "ranking_samples": RANKING_BOOTSTRAP_SAMPLES,
+        "seed": BOOTSTRAP_SEED,
     }
 
 
@@ -304,7 +312,7 @@ def versions() -> dict[str, str]:
 
 
 def chosen_positions(clips: int, limit: int | None) -> list[int]:
-    """All clips, or `limit` of them drawn by a fixed seed, so that no class is favoured by its place."""
+    """All clips, or `limit` of them drawn by a fixed seed, so that no class is favoured by its position."""
     if limit is None or limit >= clips:
         return list(range(clips))
     return sorted(np.random.default_rng(LIMIT_SEED).permutation(clips)[:limit].tolist())
@@ -312,43 +320,46 @@ def chosen_positions(clips: int, limit: int | None) -> list[int]:
 
 def _measure(
     task: Task,
-    place: DataLocation,
+    location: DataLocation,
     data: TaskData,
     model: Any,
     file: Path,
     settings: dict[str, Any],
-    options: Options,
-    cache_dir: Path,
-    output_dir: Path,
+    options: EvaluationOptions,
 ) -> TaskResult:
-    chosen = chosen_positions(len(data), options.limit)
-    positions = [data.rows[i] for i in chosen]
+    data = data.select(chosen_positions(len(data), options.limit))
+    captioning = task.kind == "captioning"
 
-    def hear(prepared: list[Any]) -> tuple[torch.Tensor, list[str]]:
-        if task.kind == "captioning":
-            return torch.zeros(len(prepared), 1), model.caption(prepared)
-        return model.embed_audio(prepared), []
+    def encode_batch(prepared: list[Any]) -> list[dict[str, Any]]:
+        if captioning:
+            return [{"caption": caption} for caption in model.caption(prepared)]
+        return [{"vector": vector} for vector in model.embed_audio(prepared).numpy()]
 
-    cache = EmbeddingCache(cache_dir, f"{place.identity} {'captions' if task.kind == 'captioning' else ''}", model.key)
-    made = listen(data.audio, positions, model, hear, cache, name=task.name, num_workers=options.num_workers)
-    audio, kept = made.select(positions)
+    cache_key = f"{location.identity} {'captions' if captioning else ''}"
+    cache = EmbeddingCache(options.cache_dir / "embeddings", cache_key, model.key)
+    encoded = encode_clips(
+        data.audio, data.rows, model, encode_batch, cache, name=task.name, retry_skipped=options.overwrite
+    )
     if not PartialState().is_main_process:
-        return TaskResult(task, "done", place)
-    if not kept:
-        first = next(iter(made.skipped.values()), "none was read")
-        raise ValueError(f"none of {len(positions)} sounds could be read; the first: {first}")
-    clips = [chosen[i] for i in kept]
+        return TaskResult(task, "done", location)
+    skipped = {str(p): encoded.skipped[p] for p in data.rows if p in encoded.skipped}
+    readable = data.select([i for i, position in enumerate(data.rows) if position in encoded])
+    if not readable.rows:
+        first = next(iter(skipped.values()), "there is none")
+        raise ValueError(f"none of {len(data)} sounds could be read; the first: {first}")
     details = None
-    if task.kind == "captioning":
-        captions = [made.texts[positions[i]] for i in kept]
-        result = score_captions(captions, [data.captions[i] for i in clips])
-    elif task.kind == "classification":
-        prompts = class_texts(task, options, data.classes)
-        truth = [data.labels[i] for i in clips]
-        result, details = score_classification(task, audio, truth, data.classes, prompts, model, settings["scores"])
+    if captioning:
+        result = score_captions([encoded.captions[p] for p in readable.rows], readable.captions)
     else:
-        result, details = score_retrieval(task, audio, [data.captions[i] for i in clips], model)
-    skipped = {str(p): made.skipped[p] for p in positions if p in made.skipped}
+        audio = np.stack([encoded.vectors[p] for p in readable.rows])
+        if task.kind == "classification":
+            prompts = class_texts(task, data.classes, options.templates, options.descriptions)
+            scale, scores = model.logit_scale, settings["scores"]
+            result, details = score_classification(
+                task, readable, audio, prompts, model.embed_texts, logit_scale=scale, scores=scores
+            )
+        else:
+            result, details = score_retrieval(task, readable, audio, model.embed_texts)
     record = {
         "task": task.name,
         **result,
@@ -363,37 +374,13 @@ def _measure(
     }
     write_json(file, record)
     if options.plots and details is not None:
-        _plot(details, task, output_dir / "plots" / slug(task.name))
-    return TaskResult(task, "done", place, json.loads(json.dumps(record)))
+        _plot(details, task, options.output_dir / "plots" / slug(task.name))
+    return TaskResult(task, "done", location, json.loads(json.dumps(record)))
 
 
 def _plot(details: Details, task: Task, folder: Path) -> None:
     try:
         from .plots import draw
     except ImportError:
-        return  # matplotlib is an extra; the command says so once
+        return  # matplotlib is an extra; the command prints that once
     draw(details, task.name, folder)
-
-
-def suite_score(outcomes: Sequence[TaskResult]) -> dict[str, Any]:
-    """The zero-shot score: the mean of the 16 tasks of the paper's Table 1, over those that have a value.
-
-    Returns:
-        `score` (None without tasks), `tasks` it was taken over, `missing` ones of the 16, and `paper`, the mean of the
-        paper's Table 2 over the same tasks.
-    """
-    values = {
-        o.task.name: o.result["value"] for o in outcomes if o.result is not None and o.result["value"] is not None
-    }
-    there = [name for name in TABLE1_TASKS if name in values]
-    if not there:
-        there = list(values)
-    published = [o.task.paper for o in outcomes if o.task.name in there and o.task.paper is not None]
-    return {
-        "score": float(np.mean([values[name] for name in there])) if there else None,
-        "tasks": there,
-        "missing": [
-            name for name in TABLE1_TASKS if name not in values and any(o.task.name == name for o in outcomes)
-        ],
-        "paper": float(np.mean(published)) if published else None,
-    }

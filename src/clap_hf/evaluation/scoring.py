@@ -1,4 +1,8 @@
-"""Scores of predictions as plain numpy functions: every number of an evaluation comes from here, with its interval."""
+"""Scores of predictions as plain numpy functions: every number of an evaluation comes from here, with its interval.
+
+R@k, everywhere in this package: the share of queries that have at least one relevant item among their first k. Items
+that are as similar as a relevant one come before it, and items with equal texts are equally relevant.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,24 @@ BOOTSTRAP_SEED = 0
 RECALL_CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 10
 _DRAWS = 2**24  # clips drawn at a time: 128 MB of indices
+
+
+def check_finite(scores: np.ndarray, first: int = 0) -> None:
+    """Refuse NaN and infinity, which have no place in a ranking.
+
+    Args:
+        scores: `[rows, items]`.
+        first: Number of the first row, where these are a block of more.
+
+    Raises:
+        ValueError: If a row holds one.
+    """
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"similarities of row {first + int(wrong[0])} hold NaN or infinity, expected finite numbers: check the "
+            "embedding of that clip or text."
+        )
 
 
 def bootstrap_interval(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
@@ -55,6 +77,28 @@ def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
     for row, indices in zip(truth, labels, strict=True):
         row[list(indices)] = True
     return truth
+
+
+def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Clips of a class (rows) that were given a class (columns), `[classes, classes]`."""
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
+
+
+def class_accuracies(confusion: np.ndarray) -> np.ndarray:
+    """Share of right clips of every class `[classes]`; NaN where a class has no clip."""
+    counts = confusion.sum(axis=1)
+    empty = np.full(len(confusion), np.nan)
+    return np.divide(confusion.diagonal(), counts, out=empty, where=counts > 0)
+
+
+def accuracies(confusion: np.ndarray) -> dict[str, float]:
+    """`accuracy`, the share of right clips, and `balanced_accuracy`, its mean over the classes."""
+    return {
+        "accuracy": float(confusion.trace() / confusion.sum()),
+        "balanced_accuracy": float(np.nanmean(class_accuracies(confusion))),
+    }
 
 
 class RankedScores:
@@ -101,10 +145,28 @@ def average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Returns:
         `[classes]`; NaN where no clip is positive (scikit-learn gives 0 there, which lowers the mean).
+
+    Raises:
+        ValueError: If a score is NaN or infinite.
     """
+    check_finite(scores)
     blocks = range(0, scores.shape[1], 64)  # sorted copies of all classes at once would take gigabytes
     parts = [RankedScores(scores[:, i : i + 64], truth[:, i : i + 64]).average_precisions() for i in blocks]
     return np.concatenate(parts)
+
+
+def mean_average_precision(precisions: np.ndarray) -> dict[str, float | int]:
+    """`map`, the mean over the `classes` that have positives, and `empty_classes`, the number of the others.
+
+    Args:
+        precisions: See `average_precisions`.
+    """
+    empty = np.isnan(precisions)
+    return {
+        "map": float("nan") if empty.all() else float(precisions[~empty].mean()),
+        "classes": int((~empty).sum()),
+        "empty_classes": int(empty.sum()),
+    }
 
 
 def mean_average_precision_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -162,7 +224,11 @@ def micro_f1(scores: np.ndarray, truth: np.ndarray, threshold: float | None = No
         scores: `[clips, classes]`.
         truth: bool `[clips, classes]`.
         threshold: The threshold, where it was chosen elsewhere.
+
+    Raises:
+        ValueError: If a score is NaN or infinite.
     """
+    check_finite(scores)
     if threshold is None:
         order = np.argsort(-scores, axis=None, kind="stable")
         ranked = scores.ravel()[order]
@@ -206,17 +272,72 @@ def relevant_ranks(similarity: np.ndarray, relevant: Sequence[int]) -> np.ndarra
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Relevant items of captions and clips that are queries for each other; equal captions are equal answers.
+
+    Attributes:
+        of_captions: For every caption, the clips that have an equal one.
+        of_clips: For every clip, the captions that equal one of its own.
+        shared: Captions that another clip has too.
+    """
+
+    of_captions: list[list[int]]
+    of_clips: list[list[int]]
+    shared: int
+
+
+def answers(captions: Sequence[Sequence[str]]) -> Answers:
+    """Relevant items of both directions.
+
+    Args:
+        captions: Captions of every clip; they are numbered one clip after the other.
+    """
+    texts = [text for own in captions for text in own]
+    equal: dict[str, list[int]] = {}
+    for number, text in enumerate(texts):
+        equal.setdefault(text, []).append(number)
+    clips: dict[str, list[int]] = {}
+    for clip, own in enumerate(captions):
+        for text in dict.fromkeys(own):
+            clips.setdefault(text, []).append(clip)
+    return Answers(
+        of_captions=[clips[text] for text in texts],
+        of_clips=[[number for text in dict.fromkeys(own) for number in equal[text]] for own in captions],
+        shared=sum(len(clips[text]) > 1 for text in texts),
+    )
+
+
+def chance_recall(k: int, relevant: Sequence[Sequence[int]], items: int) -> float:
+    """Expected R@k of a random order of the items."""
+
+    def of_query(own: int) -> float:
+        if k == 1 or own == 1:
+            return min(1.0, k * own / items)
+        missed = [max(0, items - own - i) / (items - i) for i in range(min(k, items))]
+        return 1 - float(np.prod(missed))
+
+    sizes, queries = np.unique([len(own) for own in relevant], return_counts=True)
+    chances = [of_query(int(size)) for size in sizes]
+    return chances[0] if len(chances) == 1 else float(np.average(chances, weights=queries))
+
+
+@dataclass(frozen=True)
 class Retrieval:
     """Per-query retrieval scores.
 
     Attributes:
-        recall: By cutoff k, whether any relevant item is among the first k `[queries]`.
+        recall: By cutoff k, whether any relevant item is among the first k `[queries]`; their mean is R@k.
         average_precision: AP@10: precision at each relevant item of the first ten, summed, over the number of relevant
             items `[queries]`. One relevant item: 1 / rank.
     """
 
     recall: dict[int, np.ndarray]
     average_precision: np.ndarray
+
+    def means(self) -> dict[str, float]:
+        """R@k of every cutoff, and mAP@10."""
+        recalls = {f"R@{k}": float(hits.mean()) for k, hits in self.recall.items()}
+        return recalls | {f"mAP@{MAP_CUTOFF}": float(self.average_precision.mean())}
 
 
 def retrieval(ranks: Sequence[np.ndarray]) -> Retrieval:
@@ -241,9 +362,13 @@ def rank_all(
         similarity: Of (start, end): similarities of these queries to all items `[end - start, items]`.
         relevant: Indices of the relevant items of every query.
         block: Queries in memory.
+
+    Raises:
+        ValueError: If a similarity is NaN or infinite; the message names the query.
     """
     ranks = []
     for start in range(0, len(relevant), block):
         rows = similarity(start, min(start + block, len(relevant)))
+        check_finite(rows, start)
         ranks += [relevant_ranks(row, own) for row, own in zip(rows, relevant[start : start + block], strict=True)]
     return ranks

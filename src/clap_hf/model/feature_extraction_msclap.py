@@ -2,6 +2,7 @@
 """Feature extractor of Microsoft CLAP: audio at any stated sampling rate to log-mel windows, in torch."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,13 +12,12 @@ import torch.nn.functional as F
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-
-from .memory import keep_freed_memory
+from transformers.utils.generic import maybe_autocast
 
 LONG_AUDIO = ("windows", "center", "random")
 SHORT_AUDIO = ("repeat", "pad")
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside of it a "rate" is a mistake
-MAX_CHANNELS = 32  # a 2-D array's shorter side up to this is its channels
+MAX_CHANNELS = 8  # a 2-D array's shorter side up to this is its channels: 7.1 surround has the most in use
 MAX_AMPLITUDE = 100.0  # float audio is in [-1, 1]; far beyond it, integer samples were not scaled
 MAX_CONVOLUTION = 2**22  # weights of a resampling convolution
 GPU_WINDOWS = 64  # that are transformed at once: 7 s each take half a gigabyte
@@ -94,7 +94,7 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
             raise ValueError(
                 f"{name} has shape {tuple(audio.shape)}: neither side can be its channels (at most {MAX_CHANNELS}, "
                 "and fewer than samples). One clip is [samples], [channels, samples] or [samples, channels]; "
-                "pass several clips as a list."
+                "pass several clips as a list, list(array) for the rows of an array."
             )
     elif audio.ndim != 1:
         raise ValueError(
@@ -139,10 +139,16 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """
     if rate == new_rate:
         return samples
+    with maybe_autocast(samples.device.type, enabled=False):  # half precision would lose 16-bit audio
+        return _resample(samples, rate, new_rate)
+
+
+def _resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """`resample` between different rates, in the samples' own precision."""
     divisor = math.gcd(rate, new_rate)
     rate, new_rate = rate // divisor, new_rate // divisor
     cutoff = min(1.0, new_rate / rate) * 0.99
-    width = math.ceil(6 / cutoff)  # input samples on each side that an output sample hears
+    width = math.ceil(6 / cutoff)  # input samples on each side that an output sample depends on
     total = math.ceil(new_rate * samples.shape[0] / rate)
 
     def kernels(offset: torch.Tensor) -> torch.Tensor:
@@ -167,12 +173,24 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     return torch.cat(blocks)
 
 
+def pad_windows(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack clips of different numbers of windows.
+
+    Args:
+        clips: Log-mels of each clip, `[windows, frames, mel]`.
+
+    Returns:
+        `[clips, most windows, frames, mel]`, with zeros after a clip's last window.
+    """
+    return torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+
+
 class MSClapFeatureExtractor(SequenceFeatureExtractor):
     """Audio to log-mel windows, deterministic unless asked to crop at random.
 
     Args:
         feature_size: Mel bins.
-        sampling_rate: Rate the model hears, Hz; other rates are resampled to it.
+        sampling_rate: Rate of the model's input, Hz; other rates are resampled to it.
         duration_s: Length of a window, s.
         n_fft: Length of the Fourier transform and of its Hann window, samples.
         hop_length: Hop between frames, samples.
@@ -185,6 +203,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             (for training; needs a generator).
         short_audio: What happens to shorter clips: `"repeat"` fills the window with repetitions (as released),
             `"pad"` with zeros.
+        max_windows: Windows of a clip at most under `long_audio="windows"`, evenly spaced over the clip; as many as
+            cover it when None.
         padding_value: Required by the base class; zero-padding is the only kind.
 
     Source: paper Section 3, "Pre-processing"; `msclap.CLAPWrapper` and torchlibrosa for the exact log-mel.
@@ -204,6 +224,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         mel_sampling_rate: int | None = None,
         long_audio: str = "windows",
         short_audio: str = "repeat",
+        max_windows: int | None = None,
         padding_value: float = 0.0,
         **kwargs: Any,  # BASE_CLASS_NAMES, which saved files hold
     ):
@@ -219,7 +240,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         self.mel_sampling_rate = sampling_rate if mel_sampling_rate is None else mel_sampling_rate
         self.long_audio = long_audio
         self.short_audio = short_audio
-        self._check_policies(long_audio, short_audio)
+        self.max_windows = max_windows
+        self._check_policies(long_audio, short_audio, max_windows)
         self.mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=feature_size,
@@ -236,11 +258,13 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         return round(self.duration_s * self.sampling_rate)
 
     @staticmethod
-    def _check_policies(long_audio: str, short_audio: str) -> None:
+    def _check_policies(long_audio: str, short_audio: str, max_windows: int | None) -> None:
         if long_audio not in LONG_AUDIO:
             raise ValueError(f"long_audio is {long_audio!r}, expected one of {LONG_AUDIO}.")
         if short_audio not in SHORT_AUDIO:
             raise ValueError(f"short_audio is {short_audio!r}, expected one of {SHORT_AUDIO}.")
+        if max_windows is not None and (not isinstance(max_windows, int) or max_windows < 1):
+            raise ValueError(f"max_windows is {max_windows!r}, expected 1 or more windows a clip, or None.")
 
     def __call__(
         self,
@@ -249,6 +273,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         *,
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
         return_tensors: str | None = "pt",
@@ -262,20 +287,22 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Rate of clips that do not carry their own, Hz. Never guessed.
             long_audio: Overrides the extractor's policy for this call.
             short_audio: Overrides the extractor's policy for this call.
+            max_windows: Overrides the extractor's limit for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where the log-mel is computed and returned.
-            return_tensors: `"pt"` (also for None) or `"np"`.
+            return_tensors: `"pt"` or `"np"`; None for lists with an item for each clip, as `Dataset.map` needs them.
 
         Returns:
-            `input_features` `[windows, 1, frames, mel]`, float32 dB, and `num_windows` `[clips]`, the number of
-            consecutive windows that belong to each clip.
+            `input_features` `[clips, windows, frames, mel]`, float32 dB, a row for each clip, and `num_windows`
+            `[clips]`, how many windows a clip has; the rest of its row is padding. As lists: an array
+            `[windows, frames, mel]` and a number for each clip, which `clap_hf.MSClapDataCollator` stacks.
 
         Raises:
             TypeError: If a clip is not audio.
             ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
         """
         if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt' or 'np'.")
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt', 'np' or None.")
         num_windows: list[int] = []
 
         def windows() -> Iterator[torch.Tensor]:
@@ -284,14 +311,20 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
                 sampling_rate,
                 long_audio=long_audio,
                 short_audio=short_audio,
+                max_windows=max_windows,
                 generator=generator,
                 device=device,
             ):
                 num_windows.append(len(clip_windows))
                 yield from clip_windows
 
+        log_mels = self.log_mels(windows())
+        if return_tensors is None:
+            clips = np.split(log_mels.cpu().numpy(), np.cumsum(num_windows)[:-1])
+            return BatchFeature({"input_features": clips, "num_windows": num_windows})
+        one_each = len(log_mels) == len(num_windows)
         features = {
-            "input_features": self.log_mels(windows())[:, None],
+            "input_features": log_mels[:, None] if one_each else pad_windows(log_mels.split(num_windows)),
             "num_windows": torch.tensor(num_windows, device=device),
         }
         if return_tensors == "np":
@@ -305,6 +338,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         *,
         long_audio: str | None = None,
         short_audio: str | None = None,
+        max_windows: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
     ) -> Iterator[list[torch.Tensor]]:
@@ -317,6 +351,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: Rate of clips that do not carry their own, Hz.
             long_audio: Overrides the extractor's policy for this call.
             short_audio: Overrides the extractor's policy for this call.
+            max_windows: Overrides the extractor's limit for this call.
             generator: Source of the crop positions of `long_audio="random"`, on the CPU.
             device: Where clips are resampled.
 
@@ -329,18 +364,26 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         """
         long_audio = self.long_audio if long_audio is None else long_audio
         short_audio = self.short_audio if short_audio is None else short_audio
-        self._check_policies(long_audio, short_audio)
+        max_windows = self.max_windows if max_windows is None else max_windows
+        self._check_policies(long_audio, short_audio, max_windows)
         if long_audio == "random" and generator is None:
             raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
         for name, clip in self._clips(raw_audio):
             samples, rate = self._read_clip(clip, sampling_rate, name)
             samples = resample(samples.to(device), rate, self.sampling_rate)
-            yield self._cut(samples, long_audio, short_audio, generator)
+            yield self._cut(samples, long_audio, short_audio, max_windows, generator)
 
     @staticmethod
     def _clips(raw_audio: Any) -> Sequence[tuple[str, Any]]:
         """Name and value of every clip; a list whose first item is a number is itself one clip."""
         if not isinstance(raw_audio, (list, tuple)):
+            shape = tuple(getattr(raw_audio, "shape", ()))
+            if len(shape) == 2 and 1 < shape[0] <= MAX_CHANNELS and shape[0] < shape[1]:
+                warnings.warn(
+                    f"An array of shape {shape} is one clip of {shape[0]} channels, which are averaged. "
+                    "For several clips pass list(array); for one clip [array] or a dict, without this warning.",
+                    stacklevel=6,
+                )
             return [("The audio", raw_audio)]
         if len(raw_audio) == 0:
             raise ValueError("The list of clips is empty, expected at least one clip.")
@@ -372,7 +415,12 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         return to_mono(array, name), own_rate
 
     def _cut(
-        self, samples: torch.Tensor, long_audio: str, short_audio: str, generator: torch.Generator | None
+        self,
+        samples: torch.Tensor,
+        long_audio: str,
+        short_audio: str,
+        max_windows: int | None,
+        generator: torch.Generator | None,
     ) -> list[torch.Tensor]:
         """Cut or fill one clip `[samples]` into windows of `window_samples`."""
         length, total = self.window_samples, samples.shape[0]
@@ -382,10 +430,10 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             if short_audio == "pad":
                 return [F.pad(samples, (0, length - total))]
             return [samples.repeat(math.ceil(length / total))[:length]]
-        if long_audio == "windows":
-            count = math.ceil(total / length)
+        count = math.ceil(total / length) if max_windows is None else min(math.ceil(total / length), max_windows)
+        if long_audio == "windows" and count > 1:
             starts = [round(i * (total - length) / (count - 1)) for i in range(count)]
-        elif long_audio == "center":
+        elif long_audio != "random":
             starts = [(total - length) // 2]
         else:
             starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
@@ -403,7 +451,6 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `[windows, 1 + samples // hop_length, mel]`, dB, on that device.
         """
-        keep_freed_memory()
         log_mels: list[torch.Tensor] = []
         waiting: list[torch.Tensor] = []
         for window in windows:
@@ -421,21 +468,24 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram: Hann window, centred frames with reflected edges, power, Slaney mel filters, dB.
 
+        In float32 also within `torch.autocast` and whatever torch's default dtype is.
+
         Args:
             samples: `[samples]` or `[windows, samples]`, float32 at `sampling_rate`; any device.
 
         Returns:
             `[1 + samples // hop_length, mel]`, dB, floored at -100 dB; for several windows `[windows, ...]`.
         """
-        window = torch.hann_window(self.n_fft, device=samples.device)
-        rows = samples.view(-1, 1, samples.shape[-1])
-        padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)
-        heard = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
-        spectrum = torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop_length) * window)[..., :heard]
-        squares = torch.view_as_real(spectrum).square()
-        power = squares[..., 0] + squares[..., 1]
-        mel = power @ torch.from_numpy(self.mel_filters[:heard]).to(samples.device)
-        return 10.0 * torch.log10(mel.clamp(min=1e-10))
+        with maybe_autocast(samples.device.type, enabled=False):
+            window = torch.hann_window(self.n_fft, device=samples.device, dtype=torch.float32)
+            rows = samples.float().view(-1, 1, samples.shape[-1])
+            padded = F.pad(rows, (self.n_fft // 2, self.n_fft // 2), mode="reflect").view(*samples.shape[:-1], -1)
+            bins = int(np.flatnonzero(self.mel_filters.any(axis=1))[-1]) + 1  # no filter reaches the bins above
+            spectrum = torch.fft.rfft(padded.unfold(-1, self.n_fft, self.hop_length) * window)[..., :bins]
+            squares = torch.view_as_real(spectrum).square()
+            power = squares[..., 0] + squares[..., 1]
+            mel = power @ torch.from_numpy(self.mel_filters[:bins]).to(samples.device)
+            return 10.0 * torch.log10(mel.clamp(min=1e-10))
 
 
 __all__ = ["MSClapFeatureExtractor"]

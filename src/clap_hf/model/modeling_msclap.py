@@ -14,23 +14,24 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_msclap import MSClapAudioConfig, MSClapConfig
-from .memory import keep_freed_memory
+from .modeling_msclap_base import MSClapPreTrainedModel
 from .modeling_msclap_cnn14 import MSClapCnn14Model
 from .modeling_msclap_htsat import MSClapHtsatModel
 
-# Windows that a CPU takes at once: of more, each is slower, since what one layer makes no longer fits the cache.
-CPU_WINDOWS = 4
-RECORDED = ("output_hidden_states", "output_attentions")
-
+# The classes of a CLAP folder by Auto class; `config.json` names them where code is saved with the model.
+AUTO_MAP = {
+    "AutoModel": "modeling_msclap.MSClapModel",
+    "AutoModelForAudioClassification": "modeling_msclap.MSClapForAudioClassification",
+}
 AUDIO_TOWERS: dict[str, type[PreTrainedModel]] = {"htsat": MSClapHtsatModel, "cnn14": MSClapCnn14Model}
 
 
 @dataclass
 class MSClapOutput(ModelOutput):
-    """Output of `MSClapModel`.
+    """Output of `MSClapModel`; of one side alone, what that side decides.
 
     Args:
         loss: Symmetric contrastive loss, scalar, when asked for.
@@ -68,27 +69,53 @@ def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
 
 
-def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
-    """Average consecutive rows that belong to one clip.
+def unpad_windows(input_features: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
+    """Windows of all clips one after another, without the padding after a clip's last window.
 
     Args:
-        window_values: `[windows, ...]`.
-        num_windows: Windows of each clip `[clips]`, or None for one window per clip.
+        input_features: Log-mels `[clips, windows, frames, mel]`.
+        num_windows: Windows of each clip `[clips]`; None means that no row is padded.
+
+    Returns:
+        `[windows of all clips, 1, frames, mel]`.
+
+    Raises:
+        ValueError: If `num_windows` is not a number from 1 to `windows` for each row.
+    """
+    clips, windows = input_features.shape[:2]
+    if num_windows is None:
+        return input_features if windows == 1 else input_features.flatten(0, 1)[:, None]
+    known = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if num_windows.shape != (clips,) or (known and not (1 <= num_windows.min() and num_windows.max() <= windows)):
+        raise ValueError(
+            f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected "
+            f"numbers from 1 to {windows}, one for each of {clips} clips: a row [windows, frames, mel] is a clip."
+        )
+    if windows == 1:
+        return input_features
+    valid = torch.arange(windows, device=num_windows.device) < num_windows[:, None]
+    return input_features[valid.to(input_features.device)][:, None]
+
+
+def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | None, clips: int) -> torch.Tensor:
+    """Average the windows of each clip.
+
+    Args:
+        window_values: `[windows of all clips, ...]`, a clip's one after another.
+        num_windows: Windows of each clip `[clips]`; None means equally many.
+        clips: Number of clips.
 
     Returns:
         `[clips, ...]`.
     """
-    if num_windows is None or window_values.shape[0] == num_windows.shape[0]:
+    if window_values.shape[0] == clips:
         return window_values
-    clips = torch.arange(num_windows.shape[0], device=num_windows.device)
-    clip_of_window = clips.repeat_interleave(num_windows)
-    sums = window_values.new_zeros(num_windows.shape[0], *window_values.shape[1:])
-    sums = sums.index_add(0, clip_of_window, window_values)
+    if num_windows is None:
+        return window_values.unflatten(0, (clips, -1)).mean(dim=1)
+    num_windows = num_windows.to(window_values.device)
+    clip_of_window = torch.arange(clips, device=num_windows.device).repeat_interleave(num_windows)
+    sums = window_values.new_zeros(clips, *window_values.shape[1:]).index_add(0, clip_of_window, window_values)
     return sums / num_windows.to(sums.dtype).view(-1, *[1] * (sums.ndim - 1))
-
-
-class MSClapProjectionLinear(nn.Linear):
-    """A linear layer of a projection: weights are initialised by the class of the module that owns them."""
 
 
 class MSClapProjection(nn.Module):
@@ -96,49 +123,14 @@ class MSClapProjection(nn.Module):
 
     def __init__(self, in_features: int, config: PreTrainedConfig):
         super().__init__()
-        self.linear1 = MSClapProjectionLinear(in_features, config.projection_dim, bias=False)
-        self.linear2 = MSClapProjectionLinear(config.projection_dim, config.projection_dim, bias=False)
+        self.linear1 = nn.Linear(in_features, config.projection_dim, bias=False)
+        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
         self.layer_norm = nn.LayerNorm(config.projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.linear1(hidden_states)
         return self.layer_norm(projected + self.dropout(self.linear2(F.gelu(projected))))
-
-
-def run_audio_tower(
-    audio_model: PreTrainedModel, input_features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-) -> BaseModelOutputWithPooling:
-    """Run an audio tower, on a CPU a few windows at a time where nothing but the speed depends on it.
-
-    Args:
-        audio_model: The audio tower.
-        input_features: Log-mel windows `[windows, 1, frames, mel]`.
-
-    Returns:
-        Its output, one row per window.
-    """
-    recorded = any(kwargs.get(name, getattr(audio_model.config, name)) for name in RECORDED)
-    if (
-        torch.compiler.is_compiling()  # first: the number of windows may be a symbol
-        or torch.is_grad_enabled()
-        or audio_model.training  # batch norm looks at the whole batch
-        or recorded
-        or input_features.device.type != "cpu"
-    ):
-        return audio_model(input_features, return_dict=True, **kwargs)
-    keep_freed_memory()
-    at_once = CPU_WINDOWS
-    if audio_model.config.architecture == "htsat":  # twice as many in half of the bytes
-        kwargs["windows_at_once"] = CPU_WINDOWS * 4 // audio_model.dtype.itemsize
-        at_once = kwargs["windows_at_once"] << (len(audio_model.config.depths) - 1)
-    parts = [audio_model(part, return_dict=True, **kwargs) for part in input_features.split(at_once)]
-    if len(parts) == 1:
-        return parts[0]
-    return BaseModelOutputWithPooling(
-        last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
-        pooler_output=torch.cat([part.pooler_output for part in parts]),
-    )
 
 
 def embed_audio(
@@ -153,43 +145,88 @@ def embed_audio(
     Args:
         audio_model: The audio tower.
         audio_projection: Its projection.
-        input_features: Log-mel windows `[windows, 1, frames, mel]`.
-        num_windows: Windows of each clip `[clips]`; None means one window per clip.
+        input_features: Log-mels `[clips, windows, frames, mel]`.
+        num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
     Returns:
         Output of the audio tower, with the unit vectors `[clips, projection_dim]` as `pooler_output`.
     """
-    outputs = run_audio_tower(audio_model, input_features, **kwargs)
+    outputs = audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
     windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
-    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows), dim=-1)
+    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows, len(input_features)), dim=-1)
     return outputs
-
-
-class MSClapPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and capabilities shared by the CLAP models."""
-
-    config: MSClapConfig
-    base_model_prefix = "msclap"
-    input_modalities: tuple[str, ...] = ("audio", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["MSClapHtsatBlock", "MSClapCnn14Block", "MSClapProjection"]
-    _keep_in_fp32_modules_strict = ["batch_norm", "logit_scale"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MSClapProjectionLinear):
-            # torch's default for linear layers, as released: 0.02 would shrink both residual paths.
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        elif isinstance(module, MSClapModel):
-            init.constant_(module.logit_scale, math.log(module.config.logit_scale_init_value))
 
 
 def build_audio_tower(config: MSClapAudioConfig) -> PreTrainedModel:
     """HTSAT or CNN14, as `config.architecture` says."""
     return AUDIO_TOWERS[config.architecture]._from_config(config)
+
+
+def build_text_tower(config: MSClapConfig) -> tuple[PreTrainedModel, int]:
+    """The text tower of a configuration, and the size of its pooled vectors."""
+    text_config = config.text_config
+    if config.text_pooling == "projection":
+        return CLIPTextModelWithProjection._from_config(text_config), text_config.projection_dim
+    # An unused pooler would have parameters without gradient, which breaks distributed training.
+    options = {"add_pooling_layer": False} if text_config.model_type in ("bert", "roberta") else {}
+    return AutoModel.from_config(text_config, **options), text_config.hidden_size
+
+
+def pool_text(outputs: ModelOutput, attention_mask: torch.Tensor | None, pooling: str | None) -> torch.Tensor:
+    """One vector per text, `[texts, hidden]`.
+
+    Args:
+        outputs: Output of the text tower.
+        attention_mask: 1 for tokens, 0 for padding, `[texts, tokens]`; None where there is no padding.
+        pooling: `MSClapConfig.text_pooling`.
+    """
+    if pooling == "projection":
+        return outputs.text_embeds
+    states = outputs.last_hidden_state
+    if pooling == "cls":
+        return states[:, 0]
+    if attention_mask is None:
+        attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+    if pooling == "mean":
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    # The mask, not the ids, says where a text ends: msclap counts non-zero ids, and "!" has id 0.
+    positions = torch.arange(states.shape[1], device=states.device)
+    last = (positions * attention_mask).argmax(dim=1)
+    return states[torch.arange(states.shape[0], device=states.device), last]
+
+
+def embed_text(
+    text_model: PreTrainedModel,
+    text_projection: MSClapProjection,
+    pooling: str | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> BaseModelOutputWithPooling:
+    """Embed texts.
+
+    Args:
+        text_model: The text tower.
+        text_projection: Its projection.
+        pooling: `MSClapConfig.text_pooling`.
+        input_ids: Token ids `[texts, tokens]`.
+        attention_mask: 1 for tokens, 0 for padding, `[texts, tokens]`.
+
+    Returns:
+        Output of the text tower, with the unit vectors `[texts, projection_dim]` as `pooler_output`.
+    """
+    if pooling == "last_token":
+        kwargs["use_cache"] = False  # nothing is generated here
+    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+    pooled = pool_text(outputs, attention_mask, pooling)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=outputs.last_hidden_state,
+        pooler_output=F.normalize(text_projection(pooled).float(), dim=-1),
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
 
 
 class MSClapModel(MSClapPreTrainedModel):
@@ -198,22 +235,26 @@ class MSClapModel(MSClapPreTrainedModel):
     Source: paper Section 2.1; `msclap.models.clap.CLAP`.
     """
 
+    config: MSClapConfig
+    base_model_prefix = ""
+    auto_map = AUTO_MAP
+    _keep_in_fp32_modules_strict = ["batch_norm", "logit_scale"]
+
     def __init__(self, config: MSClapConfig):
         super().__init__(config)
-        text_config = config.text_config
-        if config.text_pooling == "projection":
-            self.text_model = CLIPTextModelWithProjection._from_config(text_config)
-            text_size = text_config.projection_dim
-        else:
-            # An unused pooler would have parameters without gradient, which breaks distributed training.
-            options = {"add_pooling_layer": False} if text_config.model_type in ("bert", "roberta") else {}
-            self.text_model = AutoModel.from_config(text_config, **options)
-            text_size = text_config.hidden_size
+        self.text_model, text_size = build_text_tower(config)
         self.audio_model = build_audio_tower(config.audio_config)
         self.audio_projection = MSClapProjection(config.audio_config.hidden_size, config)
         self.text_projection = MSClapProjection(text_size, config)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init_value)))
+        scale = torch.tensor(math.log(config.logit_scale_init_value), dtype=torch.float32)
+        self.logit_scale = nn.Parameter(scale)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MSClapModel):
+            init.constant_(module.logit_scale, math.log(module.config.logit_scale_init_value))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -223,20 +264,7 @@ class MSClapModel(MSClapPreTrainedModel):
 
     def pool_text(self, outputs: ModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """One vector per text, `[batch, hidden]`, by `config.text_pooling`."""
-        if self.config.text_pooling == "projection":
-            return outputs.text_embeds
-        states = outputs.last_hidden_state
-        if self.config.text_pooling == "cls":
-            return states[:, 0]
-        if attention_mask is None:
-            attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-        if self.config.text_pooling == "mean":
-            weights = attention_mask.unsqueeze(-1).to(states.dtype)
-            return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        # The mask, not the ids, says where a text ends: msclap counts non-zero ids, and "!" has id 0.
-        positions = torch.arange(states.shape[1], device=states.device)
-        last = (positions * attention_mask).argmax(dim=1)
-        return states[torch.arange(states.shape[0], device=states.device), last]
+        return pool_text(outputs, attention_mask, self.config.text_pooling)
 
     def project_text(self, pooled: torch.Tensor) -> torch.Tensor:
         """Unit vectors `[texts, projection_dim]`, float32, of pooled states `[texts, hidden]`."""
@@ -261,15 +289,8 @@ class MSClapModel(MSClapPreTrainedModel):
         Returns:
             Output of the text tower; its `pooler_output` is the unit vector `[texts, projection_dim]`.
         """
-        if self.config.text_pooling == "last_token":
-            kwargs["use_cache"] = False  # nothing is generated here
-        outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.project_text(self.pool_text(outputs, attention_mask)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        pooling = self.config.text_pooling
+        return embed_text(self.text_model, self.text_projection, pooling, input_ids, attention_mask, **kwargs)
 
     @can_return_tuple
     def get_audio_features(
@@ -281,8 +302,9 @@ class MSClapModel(MSClapPreTrainedModel):
         """Embed audio.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             Output of the audio tower, one row per window; its `pooler_output` is the unit vector
@@ -298,12 +320,15 @@ class MSClapModel(MSClapPreTrainedModel):
             text_embeds: Unit vectors `[texts, projection_dim]`.
 
         Returns:
-            exp(logit_scale) x cosine similarity, `[clips, texts]`.
+            exp(logit_scale) x cosine similarity, `[clips, texts]`, in float32 also within `torch.autocast`.
         """
         scale = self.logit_scale.float().exp()
         if self.config.logit_scale_max is not None:
             scale = scale.clamp(max=self.config.logit_scale_max)
-        return (scale * text_embeds @ audio_embeds.to(text_embeds.device).t()).t()
+        audio_embeds, text_embeds = audio_embeds.to(text_embeds.device).float(), text_embeds.float()
+        # Cosines times a factor of up to 100: half precision would round away what tells classes apart.
+        with maybe_autocast(text_embeds.device.type, enabled=False):
+            return (scale * text_embeds @ audio_embeds.t()).t()
 
     @can_return_tuple
     def forward(
@@ -316,13 +341,14 @@ class MSClapModel(MSClapPreTrainedModel):
         return_loss: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MSClapOutput:
-        """Compare every clip with every text.
+        """Compare every clip with every text, or embed clips or texts alone.
 
         Args:
             input_ids: Token ids `[texts, tokens]`.
             attention_mask: `[texts, tokens]`.
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             token_type_ids: See `get_text_features`.
             return_loss: Whether to return the symmetric contrastive loss; the batch is then matching pairs.
 
@@ -330,35 +356,94 @@ class MSClapModel(MSClapPreTrainedModel):
             `MSClapOutput`.
 
         Raises:
-            ValueError: If text or audio is missing, or the loss is asked for with unequal numbers of the two.
+            ValueError: If text and audio are missing, or the loss is asked for with unequal numbers of the two.
         """
-        if input_ids is None or input_features is None:
+        if input_ids is None and input_features is None:
+            raise ValueError("forward got neither input_ids nor input_features: pass texts, audio or both.")
+        if return_loss and (input_ids is None or input_features is None):
             missing = "input_ids" if input_ids is None else "input_features"
-            raise ValueError(
-                f"{missing} is missing: forward compares audio with text. For one side alone, call "
-                "get_text_features or get_audio_features."
-            )
-        audio = self.get_audio_features(input_features, num_windows, **kwargs)
-        text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
-        audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
-        logits_per_text = self.compute_similarity(audio_embeds, text_embeds).t()
-        loss = None
-        if return_loss:
-            if logits_per_text.shape[0] != logits_per_text.shape[1]:
-                raise ValueError(
-                    f"return_loss=True got {logits_per_text.shape[0]} texts and {logits_per_text.shape[1]} clips, "
-                    "expected matching pairs."
-                )
-            loss = contrastive_loss(logits_per_text)
+            raise ValueError(f"{missing} is missing: return_loss=True needs matching pairs of audio and text.")
+        audio = text = logits_per_text = loss = None
+        if input_features is not None:
+            audio = self.get_audio_features(input_features, num_windows, **kwargs)
+        if input_ids is not None:
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
+        if audio is not None and text is not None:
+            logits_per_text = self.compute_similarity(audio.pooler_output, text.pooler_output).t()
+            if return_loss:
+                texts, clips = logits_per_text.shape
+                if texts != clips:
+                    raise ValueError(f"return_loss=True got {texts} texts and {clips} clips, expected matching pairs.")
+                loss = contrastive_loss(logits_per_text)
         return MSClapOutput(
             loss=loss,
-            logits_per_audio=logits_per_text.t(),
+            logits_per_audio=None if logits_per_text is None else logits_per_text.t(),
             logits_per_text=logits_per_text,
-            audio_embeds=audio_embeds,
-            text_embeds=text_embeds,
+            audio_embeds=None if audio is None else audio.pooler_output,
+            text_embeds=None if text is None else text.pooler_output,
             audio_model_output=audio,
             text_model_output=text,
         )
+
+
+class MSClapAudioModel(MSClapPreTrainedModel):
+    """The audio half of CLAP by itself: tower and projection, loaded by `from_pretrained` from any CLAP folder."""
+
+    config: MSClapConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", "logit_scale"]
+
+    def __init__(self, config: MSClapConfig):
+        super().__init__(config)
+        self.audio_model = build_audio_tower(config.audio_config)
+        self.audio_projection = MSClapProjection(config.audio_config.hidden_size, config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        num_windows: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Embed audio; arguments and result as of `MSClapModel.get_audio_features`."""
+        return embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
+
+
+class MSClapTextModel(MSClapPreTrainedModel):
+    """The text half of CLAP by itself: tower and projection, loaded by `from_pretrained` from any CLAP folder."""
+
+    config: MSClapConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+    _no_split_modules = ["MSClapProjection"]
+    _keep_in_fp32_modules_strict: list[str] = []
+    _keys_to_ignore_on_load_unexpected = [r"^audio_model\.", r"^audio_projection\.", "logit_scale"]
+
+    def __init__(self, config: MSClapConfig):
+        super().__init__(config)
+        self.text_model, text_size = build_text_tower(config)
+        self.text_projection = MSClapProjection(text_size, config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Embed texts; arguments and result as of `MSClapModel.get_text_features`."""
+        pooling = self.config.text_pooling
+        return embed_text(self.text_model, self.text_projection, pooling, input_ids, attention_mask, **kwargs)
 
 
 class MSClapForAudioClassification(MSClapPreTrainedModel):
@@ -369,8 +454,10 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
     mean over its windows.
     """
 
+    config: MSClapConfig
     main_input_name = "input_features"
     input_modalities = ("audio",)
+    auto_map = AUTO_MAP
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^text_projection\.",
@@ -386,6 +473,13 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         self.classifier = nn.Linear(config.audio_config.hidden_size, config.num_labels)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.classifier:
+            PreTrainedModel._init_weights(self, module)
+        else:
+            super()._init_weights(module)
+
     @can_return_tuple
     def forward(
         self,
@@ -397,16 +491,18 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         """Classify clips.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             labels: Class ids `[clips]` (single label), multi-hot floats `[clips, num_labels]` (multi label) or values
                 (regression).
 
         Returns:
             `SequenceClassifierOutput` with `loss` if labels are given and `logits` `[clips, num_labels]`.
         """
-        outputs = run_audio_tower(self.audio_model, input_features, **kwargs)
-        logits = mean_over_windows(self.classifier(self.dropout(outputs.pooler_output)), num_windows)
+        outputs = self.audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
+        window_logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = mean_over_windows(window_logits, num_windows, len(input_features))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
@@ -415,4 +511,10 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         )
 
 
-__all__ = ["MSClapForAudioClassification", "MSClapModel", "MSClapPreTrainedModel"]
+__all__ = [
+    "MSClapAudioModel",
+    "MSClapForAudioClassification",
+    "MSClapModel",
+    "MSClapPreTrainedModel",
+    "MSClapTextModel",
+]

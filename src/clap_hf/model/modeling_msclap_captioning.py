@@ -10,29 +10,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_msclap import MSClapCaptioningConfig, MSClapConditionalGenerationConfig
-from .modeling_msclap import (
-    MSClapModel,
-    MSClapPreTrainedModel,
-    MSClapProjection,
-    MSClapProjectionLinear,
-    build_audio_tower,
-    embed_audio,
-)
-from .modeling_msclap_htsat import eager_attention_forward
-from .onednn import packed_weights
+from .modeling_msclap import MSClapModel, MSClapProjection, build_audio_tower, embed_audio
+from .modeling_msclap_base import MSClapPreTrainedModel, require_gradient
+from .modeling_msclap_mappers import MSClapTransformerMapper, build_mapper
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies what it sees imported, so captioners carry their pipeline
     from .pipeline_msclap import MSClapCaptioningPipeline  # noqa: F401
@@ -40,137 +33,6 @@ if TYPE_CHECKING:  # never run: `save_pretrained` copies what it sees imported, 
 # Longest caption and beams of the released code (`CLAPWrapper.generate_caption`).
 MAX_NEW_TOKENS = 67
 NUM_BEAMS = 5
-
-
-class MSClapMapperAttention(nn.Module):
-    """Multi-head self-attention of a mapper; queries, keys and values without bias, as released."""
-
-    def __init__(self, config: MSClapCaptioningConfig, size: int):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.mapper_num_heads
-        self.head_dim = size // config.mapper_num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.to_queries = MSClapProjectionLinear(size, size, bias=False)
-        self.to_keys_values = MSClapProjectionLinear(size, 2 * size, bias=False)
-        self.project = MSClapProjectionLinear(size, size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        batch, tokens, size = hidden_states.shape
-        heads = (self.num_heads, self.head_dim)
-        query = self.to_queries(hidden_states).view(batch, tokens, *heads).transpose(1, 2)
-        key, value = self.to_keys_values(hidden_states).view(batch, tokens, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context, _ = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-        return self.project(context.reshape(batch, tokens, size))
-
-
-class MSClapMapperMLP(nn.Module):
-    """Two linear layers with a ReLU between them."""
-
-    def __init__(self, size: int, hidden: int):
-        super().__init__()
-        self.fc1 = MSClapProjectionLinear(size, hidden)
-        self.fc2 = MSClapProjectionLinear(hidden, size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.relu(self.fc1(hidden_states)))
-
-
-class MSClapMapperLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: MSClapCaptioningConfig, size: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(size)
-        self.attn = MSClapMapperAttention(config, size)
-        self.norm2 = nn.LayerNorm(size)
-        self.mlp = MSClapMapperMLP(size, int(size * config.mapper_mlp_ratio))
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn(self.norm1(hidden_states), attention_mask, **kwargs)
-        return hidden_states + self.mlp(self.norm2(hidden_states))
-
-
-class MSClapTransformerMapper(nn.Module):
-    """Maps vectors to a prefix of fixed length, through learned constants that attend to them.
-
-    Args:
-        config: Sizes of the mapper.
-        input_size: Size of the vectors that are mapped.
-        input_length: Vectors made of each of them: `mapper_input_length` of an audio embedding, 1 of a prompt's token.
-
-    Source: `msclap.models.mapper.TransformerMapper`; Pengi's `TransformerMapperSeq` for prompts.
-    """
-
-    def __init__(self, config: MSClapCaptioningConfig, input_size: int, input_length: int):
-        super().__init__()
-        self.size = config.text_config.hidden_size
-        self.linear = MSClapProjectionLinear(input_size, input_length * self.size)
-        self.prefix_const = nn.Parameter(torch.zeros(config.prefix_length, self.size))
-        self.layers = nn.ModuleList(MSClapMapperLayer(config, self.size) for _ in range(config.mapper_num_layers))
-
-    def forward(
-        self,
-        vectors: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Map vectors to a prefix.
-
-        Args:
-            vectors: `[batch, vectors, input_size]`.
-            mask: 1 for vectors, 0 for padding, `[batch, vectors]`.
-
-        Returns:
-            `[batch, prefix_length, size]`.
-        """
-        batch = vectors.shape[0]
-        constants = self.prefix_const.expand(batch, -1, -1)
-        hidden_states = torch.cat([self.linear(vectors).view(batch, -1, self.size), constants], dim=1)
-        bias = None
-        if mask is not None:
-            # Added to the scores of every head and query; the constants are always there.
-            allowed = torch.cat([mask, mask.new_ones(batch, constants.shape[1])], dim=1).bool()
-            bias = torch.zeros_like(allowed, dtype=hidden_states.dtype)
-            bias = bias.masked_fill(~allowed, torch.finfo(hidden_states.dtype).min)[:, None, None]
-            bias = bias.expand(-1, -1, hidden_states.shape[1], -1)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, bias, **kwargs)
-        return hidden_states[:, -constants.shape[1] :]
-
-
-class MSClapMlpMapper(nn.Module):
-    """Maps an audio embedding to a prefix by two linear layers (`msclap.models.mapper.MLP`)."""
-
-    def __init__(self, config: MSClapCaptioningConfig):
-        super().__init__()
-        self.size = config.text_config.hidden_size
-        total = self.size * config.prefix_length
-        self.fc1 = MSClapProjectionLinear(config.projection_dim, total // 2)
-        self.fc2 = MSClapProjectionLinear(total // 2, total)
-
-    def forward(self, vectors: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Map `[batch, 1, projection_dim]` to `[batch, prefix_length, size]`."""
-        return self.fc2(torch.tanh(self.fc1(vectors))).view(vectors.shape[0], -1, self.size)
-
-
-def build_mapper(config: MSClapCaptioningConfig) -> MSClapTransformerMapper | MSClapMlpMapper:
-    """The mapper of audio embeddings, as `config.mapper_type` says."""
-    if config.mapper_type == "mlp":
-        return MSClapMlpMapper(config)
-    return MSClapTransformerMapper(config, config.projection_dim, config.mapper_input_length)
 
 
 @torch.no_grad()
@@ -251,6 +113,7 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
     """Audio tower, projection and language model, and how a prefix is continued; the mappers are the subclasses'."""
 
     config: MSClapCaptioningConfig
+    base_model_prefix = "language_model"
     main_input_name = "input_features"
     _no_split_modules = ["MSClapHtsatBlock", "MSClapCnn14Block", "MSClapProjection", "MSClapMapperLayer"]
 
@@ -291,17 +154,6 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
             for part in parts:
                 part.requires_grad_(not frozen)
 
-    def train(self, mode: bool = True) -> "MSClapGenerativeModel":
-        """Set the mode of what trains; parts without trainable weights stay in evaluation mode.
-
-        Otherwise batch norms of a frozen tower would go on moving, and its dropout would blur what the mapper sees.
-        """
-        super().train(mode)
-        for part in (self.audio_model, self.audio_projection, self.language_model):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
-        return self
-
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -311,67 +163,107 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    @can_return_tuple
     def get_audio_features(
         self,
         input_features: torch.Tensor,
         num_windows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Embed audio as CLAP does.
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Embed audio as CLAP does; arguments and result as of `MSClapModel.get_audio_features`.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
-            Unit vectors `[clips, projection_dim]`.
+            Output of the audio tower, one row per window; its `pooler_output` is the unit vector
+            `[clips, projection_dim]`.
         """
-        outputs = embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
-        return outputs.pooler_output
+        return embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
 
     def continue_prefix(
         self,
-        prefix: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
+        prefix: torch.Tensor | None,
+        prefix_length: int,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | None = None,
+        shift_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss, of texts after their prefixes (Eq. 5).
 
         Args:
-            prefix: `[clips, prefix, size]`.
+            prefix: `[clips, prefix, size]`; None if the cache holds it.
+            prefix_length: Vectors of a prefix.
             input_ids: Tokens `[clips, tokens]`.
-            attention_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
+            attention_mask: 1 for tokens, 0 for padding, `[clips, tokens]`, those in the cache included.
             labels: Tokens to predict, -100 where none is, `[clips, tokens]`.
+            inputs_embeds: Word embeddings `[clips, tokens, size]` in place of `input_ids`.
+            cache: Keys and values of what came before, from an earlier call with `use_cache`.
+            use_cache: Whether to return the cache.
+            logits_to_keep: Number of last positions to return logits of, 0 for all, the prefix' too; None for one
+                more than there are tokens.
+            shift_labels: Labels `[clips, labels]` of the last positions, in place of `labels`: what follows each.
 
         Returns:
             Output with logits `[clips, tokens + 1, vocabulary]`: `logits[:, i]` predicts token i, of which the first
-            comes from the prefix alone.
+            comes from the prefix alone. Without a prefix there is one less.
+
+        Raises:
+            ValueError: If there are both `input_ids` and `inputs_embeds`, or nothing to continue with.
         """
-        clips, length = prefix.shape[:2]
-        inputs_embeds, mask, tokens = prefix, None, 0
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("Got both input_ids and inputs_embeds, expected one of them.")
         if input_ids is not None:
-            tokens = input_ids.shape[1]
-            inputs_embeds = torch.cat([prefix, self.get_input_embeddings()(input_ids)], dim=1)
-            if attention_mask is not None:
-                mask = torch.cat([attention_mask.new_ones(clips, length), attention_mask], dim=1)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        parts = [part for part in (prefix, inputs_embeds) if part is not None]
+        if not parts:
+            raise ValueError("The cache holds the prefix already: pass input_ids or inputs_embeds to continue it.")
+        tokens = 0 if inputs_embeds is None else inputs_embeds.shape[1]
+        if tokens == 0:
+            attention_mask = None
+        elif attention_mask is not None:
+            attention_mask = torch.cat(
+                [attention_mask.new_ones(attention_mask.shape[0], prefix_length), attention_mask], dim=1
+            )
+        layers = [module for module in self.language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
         # The prefix' own positions predict nothing: their logits, most of the work in a short caption, are left out.
+        predicted = tokens + (prefix is not None)
+        keep = predicted if logits_to_keep is None else logits_to_keep
+        targets = labels if shift_labels is None else shift_labels
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False, logits_to_keep=tokens + 1, **kwargs
+            inputs_embeds=require_gradient(torch.cat(parts, dim=1), layers),
+            attention_mask=attention_mask,
+            cache=cache,
+            use_cache=use_cache,
+            logits_to_keep=keep and max(keep, 0 if targets is None else predicted),
+            **kwargs,
         )
         loss = None
-        if labels is not None:
+        if targets is not None:
+            # The last position predicts no label; `labels[:, i]` is predicted by the position before token i.
+            logits = outputs.logits[:, :-1] if shift_labels is None else outputs.logits
             loss = self.loss_function(
-                outputs.logits[:, :-1].contiguous(),
+                logits[:, -targets.shape[1] :].contiguous(),
                 labels=None,
                 vocab_size=outputs.logits.shape[-1],
-                shift_labels=labels.contiguous(),
+                shift_labels=targets.contiguous(),
                 **kwargs,
             )
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=outputs.logits,
+            logits=outputs.logits[:, -keep:],
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -385,10 +277,9 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         if self.config.beam_scores == "average" and (config.num_beams or 1) > 1 and not config.do_sample:
             kwargs.setdefault("custom_generate", average_beam_search)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-        with packed_weights(self.language_model, len(prefix) * (config.num_beams or 1), torch.bfloat16):
-            return self.language_model.generate(
-                inputs_embeds=prefix, attention_mask=mask, generation_config=config, **kwargs
-            )
+        return self.language_model.generate(
+            inputs_embeds=prefix, attention_mask=mask, generation_config=config, **kwargs
+        )
 
 
 class MSClapForAudioCaptioning(MSClapGenerativeModel):
@@ -441,40 +332,67 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """What stands before a clip's caption.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             `[clips, prefix_length, size]`.
         """
-        embeds = self.get_audio_features(input_features, num_windows, **kwargs)
+        embeds = self.get_audio_features(input_features, num_windows, **kwargs).pooler_output
         return self.mapper(embeds[:, None].to(next(self.mapper.parameters()).dtype), **kwargs)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
-        input_features: torch.Tensor,
+        input_features: torch.Tensor | None = None,
         num_windows: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CausalLMOutputWithPast:
         """Predict captions token by token.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mel windows `[windows, 1, frames, mel]`; None where a cache holds the prefix.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             input_ids: Captions `[clips, tokens]`, with their end token; None predicts the first token only.
             attention_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
             labels: `input_ids` with -100 on padding, `[clips, tokens]`; nothing is learned from the prefix.
+            inputs_embeds: Word embeddings `[clips, tokens, size]` in place of `input_ids`.
+            cache: Cache of an earlier call, which this one continues.
+            use_cache: Whether to return the cache; None does not.
+            logits_to_keep: Number of last positions to return logits of, 0 for all, the prefix' too.
+            kwargs: Further ones of transformers' causal language models: `shift_labels`, `output_hidden_states`...
 
         Returns:
             `CausalLMOutputWithPast` with `loss` if labels are given, the mean cross-entropy over their tokens (Eq. 5),
             and `logits` `[clips, tokens + 1, vocabulary]`: `logits[:, i]` predicts token i.
         """
-        prefix = self.get_prefix(input_features, num_windows)
-        return self.continue_prefix(prefix, input_ids, attention_mask, labels, **kwargs)
+        prefix = None
+        if cache is None or cache.get_seq_length() == 0:
+            if input_features is None:
+                raise ValueError("input_features are missing; only a cache that holds the prefix does without them.")
+            prefix = self.get_prefix(input_features, num_windows)
+        return self.continue_prefix(
+            prefix,
+            self.config.prefix_length,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            inputs_embeds=inputs_embeds,
+            cache=cache,
+            use_cache=bool(use_cache),
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
 
     @torch.no_grad()
     def generate(
@@ -487,8 +405,9 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """Write captions.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
             generation_config: Settings of generation; the model's own when None.
             kwargs: Further arguments of transformers' `generate`: `num_beams`, `max_new_tokens`, `do_sample`...
 
@@ -528,35 +447,58 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
         """The 2k vectors before an answer: the audio's, then the prompt's.
 
         Args:
-            input_features: Log-mel windows `[windows, 1, frames, mel]`.
+            input_features: Log-mels `[clips, windows, frames, mel]`.
             prompt_ids: Prompts `[clips, tokens]`.
             prompt_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
-            num_windows: Windows of each clip `[clips]`; None means one window per clip.
+            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
+                padded.
 
         Returns:
             `[clips, 2 * prefix_length, size]`.
         """
-        embeds = self.get_audio_features(input_features, num_windows, **kwargs)
+        embeds = self.get_audio_features(input_features, num_windows, **kwargs).pooler_output
         words = self.get_input_embeddings()(prompt_ids)
         dtype = next(self.mapper.parameters()).dtype
         audio_prefix = self.mapper(embeds[:, None].to(dtype), **kwargs)
         return torch.cat([audio_prefix, self.prompt_mapper(words.to(dtype), prompt_mask, **kwargs)], dim=1)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
-        input_features: torch.Tensor,
-        prompt_ids: torch.Tensor,
+        input_features: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
         prompt_mask: torch.Tensor | None = None,
         num_windows: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CausalLMOutputWithPast:
         """Predict answers token by token; arguments as of `get_prefix` and of `MSClapForAudioCaptioning.forward`."""
-        prefix = self.get_prefix(input_features, prompt_ids, prompt_mask, num_windows)
-        return self.continue_prefix(prefix, input_ids, attention_mask, labels, **kwargs)
+        prefix = None
+        if cache is None or cache.get_seq_length() == 0:
+            if input_features is None or prompt_ids is None:
+                raise ValueError(
+                    "input_features or prompt_ids are missing; only a cache that holds the prefix does without them."
+                )
+            prefix = self.get_prefix(input_features, prompt_ids, prompt_mask, num_windows)
+        return self.continue_prefix(
+            prefix,
+            2 * self.config.prefix_length,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            inputs_embeds=inputs_embeds,
+            cache=cache,
+            use_cache=bool(use_cache),
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
 
     @torch.no_grad()
     def generate(

@@ -7,14 +7,13 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_msclap import MSClapAudioConfig
-from .modeling_msclap_htsat import MSClapBatchNorm
+from .modeling_msclap_base import MSClapBatchNorm, MSClapPreTrainedModel, require_gradient, spec_augment
 
 
 class MSClapCnn14Block(GradientCheckpointingLayer):
@@ -35,7 +34,7 @@ class MSClapCnn14Block(GradientCheckpointingLayer):
         return self.dropout(F.avg_pool2d(hidden_states, self.pool_size))
 
 
-class MSClapCnn14Model(PreTrainedModel):
+class MSClapCnn14Model(MSClapPreTrainedModel):
     """CNN14: log-mel spectrogram to one vector.
 
     Reference: `msclap.models.audio.Cnn14`, as released with CLAP 2022.
@@ -45,9 +44,7 @@ class MSClapCnn14Model(PreTrainedModel):
     base_model_prefix = "audio_model"
     main_input_name = "input_features"
     input_modalities = ("audio",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["MSClapCnn14Block"]
-    _keep_in_fp32_modules_strict = ["batch_norm"]
     _can_record_outputs = {"hidden_states": MSClapCnn14Block}
 
     def __init__(self, config: MSClapAudioConfig):
@@ -91,7 +88,10 @@ class MSClapCnn14Model(PreTrainedModel):
                 f"input_features have {input_features.shape[-1]} mel bins, this model takes "
                 f"{self.config.num_mel_bins}. Use the feature extractor saved with the model."
             )
-        hidden_states = self.batch_norm(input_features).to(self.fc.weight.dtype)
+        features = self.batch_norm(input_features)
+        if self.training and self.config.spec_augment:
+            features = spec_augment(features, self.config)
+        hidden_states = require_gradient(features.to(next(self.blocks.parameters()).dtype), self.blocks)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.mean(dim=3).transpose(1, 2)  # [batch, steps, channels]

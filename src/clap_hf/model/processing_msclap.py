@@ -5,7 +5,32 @@ from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+
+# Of transformers' audio options: windows have one length, so there is nothing to pad or cut to a length.
+PADDING_OPTIONS = {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask"}
+
+
+class MSClapAudioKwargs(AudioKwargs, total=False):  # type: ignore[call-arg]
+    """Options of `MSClapFeatureExtractor.__call__`."""
+
+    long_audio: str | None
+    short_audio: str | None
+    generator: torch.Generator | None
+
+
+class MSClapProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Options of a call, and their defaults where neither the call nor the tokenizer's own settings have them."""
+
+    audio_kwargs: MSClapAudioKwargs
+
+    _defaults = {
+        "text_kwargs": {"padding": True, "truncation": True},
+        "common_kwargs": {"return_tensors": "pt"},
+    }
+
+
+OPTIONS = {*MSClapProcessorKwargs.__annotations__, *TextKwargs.__annotations__, *MSClapAudioKwargs.__annotations__}
 
 
 class MSClapProcessor(ProcessorMixin):
@@ -19,6 +44,8 @@ class MSClapProcessor(ProcessorMixin):
         tokenizer: Fast tokenizer of the text tower, with `model_max_length` set to the longest text in tokens.
     """
 
+    valid_processor_kwargs = MSClapProcessorKwargs
+
     def __init__(self, feature_extractor: Any, tokenizer: Any):
         super().__init__(feature_extractor, tokenizer)
 
@@ -26,62 +53,57 @@ class MSClapProcessor(ProcessorMixin):
         self,
         text: str | list[str] | None = None,
         audio: Any = None,
-        sampling_rate: int | None = None,
-        *,
-        padding: bool | str = True,
-        truncation: bool = True,
-        max_length: int | None = None,
-        text_kwargs: dict[str, Any] | None = None,
-        audio_kwargs: dict[str, Any] | None = None,
-        images_kwargs: dict[str, Any] | None = None,
-        videos_kwargs: dict[str, Any] | None = None,
-        common_kwargs: dict[str, Any] | None = None,
-        return_tensors: str = "pt",
+        **kwargs: Unpack[MSClapProcessorKwargs],
     ) -> BatchFeature:
         """Tokenize texts and turn audio into log-mel windows.
 
         Args:
             text: A text or a list of texts.
             audio: A clip or a list of clips, see `MSClapFeatureExtractor.__call__`.
-            sampling_rate: Rate of clips that do not carry their own, Hz.
-            padding: Padding of the texts; True pads to the longest of the call.
-            truncation: Whether texts are cut to `max_length`; the end token stays.
-            max_length: Longest text, tokens; the tokenizer's `model_max_length` when None.
-            text_kwargs: Further arguments of the tokenizer; they win over the ones above.
-            audio_kwargs: Further arguments of the feature extractor (`long_audio`, `generator`, `device`...).
-                `padding`, which harnesses pass to every audio model, means nothing here: windows have one length.
-            images_kwargs: Empty: part of transformers 5's calling convention, which sentence-transformers follows.
-            videos_kwargs: Empty, likewise.
-            common_kwargs: `return_tensors`, in that convention.
-            return_tensors: `"pt"` or `"np"`.
+            kwargs: Options by name or in `text_kwargs`, `audio_kwargs` and `common_kwargs`, as of every processor of
+                transformers. Texts: `padding` (default True, to the longest of the call), `truncation` (default True;
+                the end token stays), `max_length` (default the tokenizer's `model_max_length`) and others of the
+                tokenizer; its own settings come before these defaults. Audio: `sampling_rate` (of clips that do not
+                carry their own, Hz), `long_audio`, `short_audio`, `generator` and `device` of the feature extractor,
+                whose windows have one length: `padding`, `truncation` and `max_length` do not reach it. Both:
+                `return_tensors`, `"pt"` (default) or `"np"`.
 
         Returns:
             `input_ids` and `attention_mask` `[texts, tokens]` if there is text; `input_features`
-            `[windows, 1, frames, mel]` and `num_windows` `[clips]` if there is audio.
+            `[clips, windows, frames, mel]` and `num_windows` `[clips]` if there is audio.
 
         Raises:
-            ValueError: If neither text nor audio is given, or either is malformed.
+            TypeError: If an option is unknown.
+            ValueError: If neither text nor audio is given, either is malformed, or an option is given twice.
         """
         if text is None and audio is None:
             raise ValueError("Nothing to process: pass text=, audio= or both.")
-        if images_kwargs or videos_kwargs:
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        if options.get("images_kwargs") or options.get("videos_kwargs"):
             raise ValueError("images_kwargs or videos_kwargs hold settings, but CLAP takes audio and text only.")
-        return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
-        features: dict[str, torch.Tensor] = {}
+        if unknown := sorted(set(options) - OPTIONS - {"common_kwargs"}):
+            raise TypeError(f"MSClapProcessor got unknown options {unknown}, see its documentation.")
+        # Not merged: merging copies, and the copy of a generator would draw the same crops in every call; and the
+        # feature extractor checks a rate with more in its message.
+        audio_options = dict(options.pop("audio_kwargs", {}))
+        for name in ("generator", "sampling_rate"):
+            if name in options:
+                audio_options[name] = options.pop(name)
+        settings = dict(self.tokenizer.init_kwargs)
+        if settings.get("max_length"):  # saved by sentence-transformers, also where the model takes fewer
+            settings["max_length"] = min(settings["max_length"], self.tokenizer.model_max_length)
+        merged = self._merge_kwargs(tokenizer_init_kwargs=settings, **options)
+        features: dict[str, Any] = {}
         if text is not None:
-            options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (text_kwargs or {})
-            tokens = self.tokenizer(text, return_tensors=return_tensors, **options)
-            features.update(tokens)
+            features.update(self.tokenizer(text, **merged["text_kwargs"]))
         if audio is not None:
-            options = {"sampling_rate": sampling_rate} | (audio_kwargs or {})
-            options.pop("padding", None)
-            features.update(self.feature_extractor(audio, return_tensors=return_tensors, **options))
+            audio_options = {**merged["audio_kwargs"], **audio_options}
+            features.update(
+                self.feature_extractor(
+                    audio, **{name: value for name, value in audio_options.items() if name not in PADDING_OPTIONS}
+                )
+            )
         return BatchFeature(features)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of the model inputs this processor makes."""
-        return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
-
-__all__ = ["MSClapProcessor"]
+__all__ = ["MSClapProcessor", "MSClapProcessorKwargs"]

@@ -6,13 +6,14 @@ package is not installed, the same task with `trust_remote_code=True` captions s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..embedding import evaluation_mode, read_sound
+from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
-from .zero_shot import decoded_ahead, read_sound
+from ._sounds import pipeline_inputs
 
 TASK = "audio-captioning"
 
@@ -34,11 +35,16 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
     averaged.
     """
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        optimize_if_possible(self.model)
+
     def __call__(
         self,
         audios: Any,
         *,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
@@ -50,6 +56,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             audios: A sound, or a list, tuple, `datasets` column, generator or torch dataset of them, each of any kind
                 that `MSClapZeroShotAudioClassificationPipeline` takes.
             sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            max_windows: Windows of a sound at most, evenly spaced over it; as many as cover it by default.
             max_new_tokens: Longest caption, tokens.
             generate_kwargs: Further options of transformers' `generate`.
             batch_size: Sounds that go through the model together (default 1).
@@ -67,16 +74,36 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
         """
         options = {
             "sampling_rate": sampling_rate,
+            "max_windows": max_windows,
             "max_new_tokens": max_new_tokens,
             "generate_kwargs": generate_kwargs,
             "batch_size": batch_size,
             "num_workers": num_workers,
         }
-        if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            processes = self._num_workers if num_workers is None else num_workers
-            return list(super().__call__(decoded_ahead(audios, processes), **options))
-        return super().__call__(audios, **options)
+        inputs, many = pipeline_inputs(audios, self._num_workers if num_workers is None else num_workers)
+        outputs = super().__call__(inputs, **options)
+        return list(outputs) if many else outputs
 
-    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+    def _sanitize_parameters(
+        self,
+        sampling_rate: int | None = None,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        max_windows: int | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(sampling_rate, max_new_tokens, generate_kwargs)
+        if max_windows is not None:
+            preprocess["max_windows"] = max_windows
+        return preprocess, forward, postprocess
+
+    def preprocess(
+        self, audio: Any, sampling_rate: int | None = None, max_windows: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
-        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate, max_windows=max_windows))
+
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], generate_kwargs: dict[str, Any] | None = None
+    ) -> dict[str, torch.Tensor]:
+        with evaluation_mode(self.model):
+            return super()._forward(model_inputs, generate_kwargs)

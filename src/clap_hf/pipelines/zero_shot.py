@@ -9,56 +9,22 @@ its samples score alike: that is why this class stands on `audio.py`, outside `m
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
-from ..audio import Audio, load_audio
-from ..embedding import embed_texts, results
+from ..embedding import embed_classes, evaluation_mode, read_sound, warn_of_unreadable_labels
+from ..fast_cpu import optimize_if_possible
+from ._sounds import pipeline_inputs
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
 FUNCTIONS = ("softmax", "sigmoid", "none")
+LABEL_SETS = 16  # whose embeddings are kept: a server's callers may take turns with labels of their own
 
-
-class Sounds(torch.utils.data.Dataset):
-    """A sequence in the form that pipelines read item by item, so that a `datasets` column decodes one at a time."""
-
-    def __init__(self, sounds: Sequence[Any]):
-        self.sounds = sounds
-
-    def __len__(self) -> int:
-        return len(self.sounds)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.sounds[index]
-
-
-def read_sound(audio: Any) -> Any:
-    """Decode a sound that is a path, bytes, or a row of `datasets.Audio(decode=False)`; leave samples as they are.
-
-    Returns:
-        What the feature extractor takes, with its own rate.
-
-    Raises:
-        ValueError: If it is a URL.
-        AudioDecodeError: If it cannot be decoded.
-    """
-    if isinstance(audio, dict) and "array" not in audio and "raw" not in audio:
-        # A row of datasets' Audio(decode=False): either may be None.
-        sources = [audio[key] for key in ("bytes", "path") if audio.get(key) is not None]
-        audio = sources[0] if sources else audio
-    if isinstance(audio, str) and "://" in audio:
-        raise ValueError(f"{audio} is a URL, expected a file. Download it first: this pipeline fetches nothing.")
-    if isinstance(audio, (str, os.PathLike, bytes)):
-        audio = load_audio(audio)
-    if isinstance(audio, Audio):
-        audio = {"array": audio.samples, "sampling_rate": audio.sampling_rate}
-    return audio
+LabelSet = tuple[tuple[str, ...], tuple[str, ...]]  # labels and templates
 
 
 def check_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
@@ -89,16 +55,6 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return templates
 
 
-def decoded_ahead(sounds: Sequence[Any], processes: int | None) -> Sounds | Iterator[Any]:
-    """A sequence of sounds for a pipeline to go through: its loader processes decode, or else threads of this one.
-
-    Args:
-        sounds: What `read_sound` takes.
-        processes: Loader processes of the pipeline.
-    """
-    return Sounds(sounds) if processes else results(sounds, read_sound)
-
-
 class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipeline):
     """Scores sounds against labels in any words.
 
@@ -115,14 +71,16 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
     >>> classify("dog.ogg", candidate_labels=["dog", "cat", "rain"], top_k=1)
     ```
 
-    Clips longer than the model's window are covered by several windows, whose embeddings are averaged. The labels'
-    embeddings are kept until other labels come: after changing the model's weights, make a new pipeline.
+    Clips longer than the model's window are covered by several windows, whose embeddings are averaged. The
+    embeddings of the last label sets are kept: after changing the model's weights, make a new pipeline. Threads may
+    share a pipeline.
     """
 
     def __init__(self, **kwargs: Any):
-        self._label_key: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self._label_embeds = torch.empty(0)
+        # Never changed, always replaced by another: threads with other labels read and write it at the same time.
+        self._label_embeds: dict[LabelSet, torch.Tensor] = {}
         super().__init__(**kwargs)
+        optimize_if_possible(self.model)
 
     def __call__(
         self,
@@ -131,6 +89,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: str | Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         function_to_apply: str | None = None,
         multi_label: bool | None = None,
         top_k: int | None = None,
@@ -141,17 +100,20 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
 
         Args:
             audios: A sound, or a list, tuple, `datasets` column, generator or torch dataset of them. A sound is a
-                path; the bytes of a sound file; a `clap_hf.Audio`; samples as a numpy array or torch tensor
-                (`[samples]`, `[channels, samples]` or `[samples, channels]`) with `sampling_rate=`; a dict
-                `{"array" or "raw": samples, "sampling_rate": Hz}` or `{"path" or "bytes": ...}`; or an AudioDecoder.
+                path; the bytes of a sound file; a binary file object; a `clap_hf.Audio`; samples as a numpy array,
+                torch tensor or list of numbers (`[samples]`, `[channels, samples]` or `[samples, channels]`) with
+                `sampling_rate=`; a dict `{"array" or "raw": samples, "sampling_rate": Hz}` or
+                `{"path" or "bytes": ...}`; a dataset's row with `"audio"`; or an AudioDecoder.
             candidate_labels: The labels; a single string is split at its commas.
             hypothesis_template: Text with "{}" where the label goes, or several: an ensemble, whose unit vectors are
                 averaged and normalised again. "{}" alone takes the labels as they are. Default: `DEFAULT_TEMPLATE`.
             sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
+            max_windows: Windows of a sound at most, evenly spaced over it; as many as cover it by default.
             function_to_apply: `"softmax"` over the labels (default), `"sigmoid"` of every label by itself, or
-                `"none"` for the logits, exp(logit_scale) x cosine.
-            multi_label: True is short for `function_to_apply="sigmoid"`. CLAP is trained to rank, not to detect:
-                choose thresholds on sounds of your own.
+                `"none"` for the logits, exp(logit_scale) x cosine. Sigmoids are not calibrated: choose a threshold for
+                every label on sounds of your own.
+            multi_label: False is short for `function_to_apply="softmax"`. True is refused: no score of one label by
+                itself is calibrated.
             top_k: Labels returned per sound; all by default.
             batch_size: Sounds that go through the model together (default 1).
             num_workers: Processes that decode (default 0: threads of this one, for a sequence).
@@ -172,22 +134,23 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "candidate_labels": candidate_labels,
             "hypothesis_template": hypothesis_template,
             "sampling_rate": sampling_rate,
+            "max_windows": max_windows,
             "function_to_apply": function_to_apply,
             "multi_label": multi_label,
             "top_k": top_k,
             "batch_size": batch_size,
             "num_workers": num_workers,
         }
-        if isinstance(audios, Sequence) and not isinstance(audios, (str, bytes)):
-            processes = self._num_workers if num_workers is None else num_workers
-            return list(super().__call__(decoded_ahead(audios, processes), **options))
-        return super().__call__(audios, **options)
+        inputs, many = pipeline_inputs(audios, self._num_workers if num_workers is None else num_workers)
+        outputs = super().__call__(inputs, **options)
+        return list(outputs) if many else outputs
 
     def _sanitize_parameters(
         self,
         candidate_labels: str | Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         sampling_rate: int | None = None,
+        max_windows: int | None = None,
         function_to_apply: str | None = None,
         multi_label: bool | None = None,
         top_k: int | None = None,
@@ -197,17 +160,25 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         postprocess: dict[str, Any] = {}
         if sampling_rate is not None:
             preprocess["sampling_rate"] = sampling_rate
+        if max_windows is not None:
+            preprocess["max_windows"] = max_windows
         if candidate_labels is not None:
             forward["candidate_labels"] = postprocess["candidate_labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
             forward["hypothesis_template"] = check_templates(hypothesis_template)
         if multi_label is not None:
+            if multi_label:
+                raise ValueError(
+                    "multi_label=True would call most labels present: CLAP is trained to rank labels, and no label's "
+                    "score is calibrated by itself. Pass function_to_apply='sigmoid' for the raw scores, and choose "
+                    "a threshold for every label on sounds of your own."
+                )
             if function_to_apply is not None:
                 raise ValueError(
                     f"Both multi_label={multi_label} and function_to_apply={function_to_apply!r} were passed, "
                     "expected one of them."
                 )
-            function_to_apply = "sigmoid" if multi_label else "softmax"
+            function_to_apply = "softmax"
         if function_to_apply is not None:
             if function_to_apply not in FUNCTIONS:
                 raise ValueError(f"function_to_apply is {function_to_apply!r}, expected one of {FUNCTIONS}.")
@@ -218,9 +189,11 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             postprocess["top_k"] = top_k
         return preprocess, forward, postprocess
 
-    def preprocess(self, audio: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, audio: Any, sampling_rate: int | None = None, max_windows: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Decode a sound and turn it into log-mel windows, float32 whatever the model's dtype is."""
-        return dict(self.feature_extractor(read_sound(audio), sampling_rate=sampling_rate, return_tensors="pt"))
+        return dict(self.feature_extractor(read_sound(audio), sampling_rate, max_windows=max_windows))
 
     def _forward(
         self,
@@ -228,15 +201,17 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: tuple[str, ...],
         hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
     ) -> dict[str, torch.Tensor]:
-        if self._label_key != (candidate_labels, hypothesis_template):
-            self._label_embeds = self.embed_labels(candidate_labels, hypothesis_template)
-            self._label_key = (candidate_labels, hypothesis_template)
-        audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
-        return {"logits": self.model.compute_similarity(audio_embeds, self._label_embeds)}
+        label_set, kept = (candidate_labels, hypothesis_template), self._label_embeds
+        label_embeds = kept.get(label_set)
+        if label_embeds is None:
+            label_embeds = self.embed_labels(*label_set)
+            self._label_embeds = dict([*kept.items(), (label_set, label_embeds)][-LABEL_SETS:])
+        with evaluation_mode(self.model):
+            audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
+        return {"logits": self.model.compute_similarity(audio_embeds, label_embeds)}
 
-    @torch.no_grad()
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """Embed labels, as the mean over the templates.
+        """Embed labels, as the mean over the templates; warn of those that the tokenizer cannot read.
 
         Args:
             labels: Labels.
@@ -245,9 +220,9 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         Returns:
             Unit vectors `[labels, projection_dim]`.
         """
-        texts = [template.replace("{}", label) for template in templates for label in labels]
-        per_template = embed_texts(self.model, self.tokenizer, texts).view(len(templates), len(labels), -1)
-        return F.normalize(per_template.mean(dim=0), dim=-1)
+        warn_of_unreadable_labels(self.tokenizer, labels)
+        texts = [[template.replace("{}", label) for template in templates] for label in labels]
+        return embed_classes(self.model, self.tokenizer, texts)
 
     def postprocess(
         self,

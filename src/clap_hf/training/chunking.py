@@ -1,4 +1,4 @@
-"""How many pairs fit in memory at once: counts of what autograd keeps, not trials until one fails."""
+"""Automatic chunk size: the pairs that fit in memory at once, from counts of what autograd keeps."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def saved_bytes(model: MSClapModel, batch: dict[str, Any], pairs: int) -> int:
 
 
 def automatic_chunk_size(model: MSClapModel, batch: dict[str, Any], share: int) -> int:
-    """Pairs that fit in the free memory of the device, the same number on every process.
+    """Pairs that fit in the free memory of the device, the same number on every rank.
 
     Args:
         model: In training mode; its buffers are left as they were.
         batch: A batch of `share` pairs.
-        share: Pairs of a batch that one process has.
+        share: Pairs of a batch that one rank has.
     """
     if share < 4:
         return share
@@ -73,7 +73,7 @@ def largest_chunk(per_pair: int, free: int, share: int) -> int:
     Args:
         per_pair: Bytes kept for the backward pass per pair.
         free: Free bytes.
-        share: Pairs of a batch that one process has.
+        share: Pairs of a batch that one rank has.
     """
     fits = max(1, int(free * MEMORY_SHARE) // max(1, per_pair))
     return min(share, LARGEST_CHUNK, 2 ** (fits.bit_length() - 1))

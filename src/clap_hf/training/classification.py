@@ -1,10 +1,9 @@
-"""Fine-tuning a classifier with cross-validation, as the paper does on ESC-50 (Section 4.2): probe or whole tower."""
+"""The classification stage (paper Section 4.2, ESC-50): a cross-validated probe, or fine-tuning of the whole tower."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,42 +20,12 @@ from transformers import Trainer, TrainingArguments
 
 from ..atomic_io import replace_folder, write_json
 from ..audio import AudioDecodeError, load_stored_audio
+from ..data.collator import MSClapDataCollator
 from ..evaluation.scoring import bootstrap_interval
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
-from ..model.modeling_msclap import MSClapForAudioClassification, mean_over_windows
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """What to fine-tune, and on what.
-
-    Args:
-        model: Folder or Hub id of a CLAP checkpoint.
-        dataset: Folder or Hub id of an audio-classification data set with an `audio` column.
-        split: The split that is divided into folds.
-        label: Column of the labels, numbers or names.
-        fold: Column that divides the clips; stratified folds by the seed when None.
-        folds: Number of folds where there is no column.
-        frozen: Keep the audio tower as it is and fit a linear probe (logistic regression) on its output.
-        epochs: Passes over the training clips, for an unfrozen tower.
-        learning_rate: Its largest learning rate; warmed up over a tenth of the steps, then a cosine to zero.
-        batch_size: Clips a step.
-        seed: Of folds, head and order.
-        num_workers: Loader processes.
-    """
-
-    model: str
-    dataset: str
-    split: str = "train"
-    label: str = "label"
-    fold: str | None = None
-    folds: int = 5
-    frozen: bool = False
-    epochs: float = 20
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    seed: int = 0
-    num_workers: int = 0
+from ..model.modeling_msclap import MSClapForAudioClassification
+from ..pretrained import checkpoint_path
+from .recipe import ClassificationRecipe
 
 
 class _Clips(Dataset):
@@ -84,59 +53,71 @@ class _Clips(Dataset):
             {"long_audio": "random", "generator": torch.default_generator} if self.training else {}
         )
         features = self.extractor(sound.samples, sound.sampling_rate, **options)
-        return {**features, "labels": torch.tensor([int(self.labels[row])])}
+        return {**features, "labels": int(self.labels[row])}
 
 
-def collate(clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join clips of any number of windows."""
-    return {name: torch.cat([clip[name] for clip in clips]) for name in ("input_features", "num_windows", "labels")}
-
-
-def cross_validate(settings: FineTuning, output_dir: Path, device: str | None = None) -> dict[str, Any]:
+def cross_validate(
+    recipe: ClassificationRecipe, output_dir: Path, *, num_workers: int = 0, device: str | None = None
+) -> dict[str, Any]:
     """Train a classifier on all folds but one and measure it on that one, for every fold.
 
     Args:
-        settings: What to do.
+        recipe: The recipe.
         output_dir: Gets `fold-N/` (model, processor, `result.json`) and `result.json`; finished folds are kept.
-        device: Where an audio tower runs for a probe; the Trainer chooses its own.
+        num_workers: Loader processes, for an unfrozen tower.
+        device: Where a frozen tower runs; the Trainer chooses its own.
 
     Returns:
         `accuracy` (mean over folds), `std`, `pooled` accuracy of all clips with its 95 % interval, and the `folds`.
 
     Raises:
-        ValueError: If a column is missing, or there are fewer than two folds or classes.
+        ValueError: If a column is missing, there are fewer than two folds or classes, or an option has no effect.
     """
-    data = datasets.load_dataset(settings.dataset, split=settings.split)
-    wanted = ["audio", settings.label, *([settings.fold] if settings.fold else [])]
+    recipe.validate()
+    if device is not None and not recipe.frozen:
+        raise ValueError(f"device is {device!r}, which has no effect with frozen: false. Leave it out.")
+    checkpoint = checkpoint_path(recipe.model)
+    data = datasets.load_dataset(recipe.dataset, split=recipe.split)
+    wanted = ["audio", recipe.label, *([recipe.fold] if recipe.fold else [])]
     missing = [name for name in wanted if name not in data.column_names]
     if missing:
         raise ValueError(
-            f"{settings.dataset} has columns {data.column_names}, but not {missing}. Name them by options."
+            f"{recipe.dataset} has columns {data.column_names}, but not {missing}. Name them in the recipe."
         )
-    names, labels = _classes(data, settings.label)
-    extractor = MSClapFeatureExtractor.from_pretrained(settings.model)
+    names, labels = _classes(data, recipe.label)
+    extractor = MSClapFeatureExtractor.from_pretrained(checkpoint)
     audio = data.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
     usable, skipped = _usable(audio)
-    fold_of = _folds(settings, data, labels, usable)
-    vectors = _tower_outputs(settings, extractor, audio, usable, device) if settings.frozen else None
+    fold_of = _folds(recipe, data, labels, usable)
+    vectors = _tower_outputs(checkpoint, extractor, audio, usable, device) if recipe.frozen else None
     console = Console(stderr=True)
     results = []
     for fold in sorted(set(fold_of.values())):
         folder = output_dir / f"fold-{fold}"
-        description = {"settings": asdict(settings), "fold": fold, "fingerprint": data._fingerprint}
+        description = {"settings": recipe.to_dict(), "fold": fold, "fingerprint": data._fingerprint}
         result = _finished(folder, description)
         if result is None:
             test = [row for row in usable if fold_of[row] == fold]
             train = [row for row in usable if fold_of[row] != fold]
-            torch.manual_seed(settings.seed)  # the new head's weights
+            torch.manual_seed(recipe.seed)  # the new head's weights
             model = MSClapForAudioClassification.from_pretrained(
-                settings.model, dtype=torch.float32, num_labels=len(names), id2label=dict(enumerate(names)),
+                checkpoint, dtype=torch.float32, num_labels=len(names), id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},
             )  # fmt: skip
             if vectors is not None:
-                predicted = _probe(model, vectors, labels, train, test, settings.seed)
+                predicted = _probe(model, vectors, labels, train=train, test=test, seed=recipe.seed)
             else:
-                predicted = _fine_tune(model, settings, extractor, audio, labels, train, test, output_dir)
+                predicted = _fine_tune(
+                    model,
+                    recipe,
+                    extractor,
+                    audio,
+                    labels,
+                    train=train,
+                    test=test,
+                    output_dir=output_dir,
+                    num_workers=num_workers,
+                )
             hits = (predicted == labels[test]).astype(int)
             result = {**description, "accuracy": float(hits.mean()), "clips": len(test), "hits": hits.tolist()}
             replace_folder(folder, partial(_save, model=model, extractor=extractor, result=result))
@@ -154,7 +135,7 @@ def cross_validate(settings: FineTuning, output_dir: Path, device: str | None = 
         "classes": len(names),
         "folds": [{key: result[key] for key in ("fold", "accuracy", "clips")} for result in results],
         "skipped": skipped,
-        "settings": asdict(settings),
+        "settings": recipe.to_dict(),
     }
     write_json(output_dir / "result.json", summary)
     return summary
@@ -184,13 +165,15 @@ def _usable(audio: datasets.Dataset) -> tuple[list[int], dict[str, str]]:
     return usable, skipped
 
 
-def _folds(settings: FineTuning, data: datasets.Dataset, labels: np.ndarray, usable: list[int]) -> dict[int, Any]:
+def _folds(
+    recipe: ClassificationRecipe, data: datasets.Dataset, labels: np.ndarray, usable: list[int]
+) -> dict[int, Any]:
     """Fold of every usable row."""
-    if settings.fold is not None:
-        column = data[settings.fold][:]
+    if recipe.fold is not None:
+        column = data[recipe.fold][:]
         fold_of = {row: column[row] for row in usable}
     else:
-        divided = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
+        divided = StratifiedKFold(recipe.folds, shuffle=True, random_state=recipe.seed)
         tests = divided.split(np.zeros(len(usable)), labels[usable])
         fold_of = {usable[i]: number for number, (_, test) in enumerate(tests, 1) for i in test}
     if len(set(fold_of.values())) < 2:
@@ -199,7 +182,7 @@ def _folds(settings: FineTuning, data: datasets.Dataset, labels: np.ndarray, usa
 
 
 def _finished(folder: Path, description: dict[str, Any]) -> dict[str, Any] | None:
-    """Result of a fold that an earlier run finished with the same settings."""
+    """Result of a fold that an earlier run finished with the same recipe."""
     file = folder / "result.json"
     if not file.is_file():
         return None
@@ -209,21 +192,21 @@ def _finished(folder: Path, description: dict[str, Any]) -> dict[str, Any] | Non
 
 @torch.inference_mode()
 def _tower_outputs(
-    settings: FineTuning,
+    checkpoint: str,
     extractor: MSClapFeatureExtractor,
     audio: datasets.Dataset,
     rows: list[int],
     device: str | None,
 ) -> np.ndarray:
-    """What the frozen tower says of every clip, the mean over its windows, `[rows of the data set, hidden]`."""
-    model = MSClapForAudioClassification.from_pretrained(settings.model, dtype=torch.float32).eval()
+    """Output of the frozen tower for every clip, the mean over its windows, `[rows of the data set, hidden]`."""
+    model = MSClapForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     vectors = np.zeros((len(audio), model.config.audio_config.hidden_size), dtype=np.float32)
     for row in track(rows, "Embedding", console=Console(stderr=True), transient=True):
         sound = load_stored_audio(audio[row]["audio"])
         features = extractor(sound.samples, sound.sampling_rate)
-        states = model.audio_model(features["input_features"].to(model.device)).pooler_output
-        vectors[row] = mean_over_windows(states.cpu(), features["num_windows"])[0].numpy()
+        states = model.audio_model(features["input_features"][0][:, None].to(model.device)).pooler_output
+        vectors[row] = states.mean(dim=0).cpu().numpy()
     return vectors
 
 
@@ -231,6 +214,7 @@ def _probe(
     model: MSClapForAudioClassification,
     vectors: np.ndarray,
     labels: np.ndarray,
+    *,
     train: list[int],
     test: list[int],
     seed: int,
@@ -244,7 +228,7 @@ def _probe(
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     with torch.no_grad():
         model.classifier.weight.zero_()
-        model.classifier.bias.fill_(-1e4)  # a class without training clips is never called
+        model.classifier.bias.fill_(-1e4)  # a class without training clips is never predicted
         model.classifier.weight[regression.classes_] = torch.from_numpy(weights).float()
         model.classifier.bias[regression.classes_] = torch.from_numpy(bias).float()
         return model.classifier(torch.from_numpy(vectors[test])).argmax(dim=1).numpy()
@@ -252,26 +236,28 @@ def _probe(
 
 def _fine_tune(
     model: MSClapForAudioClassification,
-    settings: FineTuning,
+    recipe: ClassificationRecipe,
     extractor: MSClapFeatureExtractor,
     audio: datasets.Dataset,
     labels: np.ndarray,
+    *,
     train: list[int],
     test: list[int],
     output_dir: Path,
+    num_workers: int,
 ) -> np.ndarray:
-    """Train tower and head together; returns the classes called on the test clips."""
+    """Train tower and head together; returns the predicted classes of the test clips."""
     arguments = TrainingArguments(
         str(output_dir / "trainer"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
         warmup_steps=0.1,
         lr_scheduler_type="cosine",
         weight_decay=0.01,
-        seed=settings.seed,
-        dataloader_num_workers=settings.num_workers,
+        seed=recipe.seed,
+        dataloader_num_workers=num_workers,
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
@@ -280,15 +266,15 @@ def _fine_tune(
         model,
         arguments,
         train_dataset=_Clips(audio, train, labels, extractor, training=True),
-        data_collator=collate,
+        data_collator=MSClapDataCollator(),
     )
     trainer.train()
     # Clips of several windows: batches are not as long as their features, which Trainer.predict relies on.
     model.eval()
     predicted = []
     clips = _Clips(audio, test, labels, extractor, training=False)
-    for start in range(0, len(clips), settings.batch_size):
-        batch = collate([clips[i] for i in range(start, min(start + settings.batch_size, len(clips)))])
+    for start in range(0, len(clips), recipe.batch_size):
+        batch = MSClapDataCollator()([clips[i] for i in range(start, min(start + recipe.batch_size, len(clips)))])
         with torch.inference_mode():
             logits = model(batch["input_features"].to(model.device), batch["num_windows"].to(model.device)).logits
         predicted.append(logits.argmax(dim=1).cpu().numpy())

@@ -1,4 +1,4 @@
-"""Table 1's experiment: one recipe, several pairs of encoders, the zero-shot score of each beside the paper's."""
+"""Comparison of pairs of encoders (paper Table 1): a run of each, its zero-shot score beside the paper's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.table import Table
 from ..atomic_io import write_json, write_text
 from ..cards.records import epochs_of, read_records
 from ..evaluation.benchmarks import TABLE1_SCORES
-from .contrastive_run import train_contrastive
-from .recipe import combinations_of, load_recipe
+from .recipe import ContrastiveRecipe, combinations_of, load_recipe
 from .records import RECORD
+from .run import LOG_MELS, train_recipe
 
 
 def compare_encoders(
@@ -38,8 +38,8 @@ def compare_encoders(
         seeds: A run each.
         overrides: Settings that replace the recipe's for all combinations.
         num_workers: Loader processes.
-        cache_dir: See `train_contrastive`.
-        data_dir: See `train_contrastive`.
+        cache_dir: Where the log-mels of a corpus' clips are kept; `log-mels/` of the output folder when None.
+        data_dir: See `train_recipe`.
         train: False compares what is finished.
 
     Returns:
@@ -57,14 +57,15 @@ def compare_encoders(
         for seed in seeds:
             folder = output_dir / f"{name.lower().replace('+', '-')}-{seed}"
             settings = load_recipe(recipe, name, **(overrides | {"seed": seed}))
+            assert isinstance(settings, ContrastiveRecipe)  # no other stage has combinations
             epochs = None if settings.steps_per_epoch is None else settings.num_epochs(settings.steps_per_epoch)
             if train and not _is_finished(folder, epochs or settings.epochs):
-                train_contrastive(
+                train_recipe(
                     settings,
                     folder,
                     resume=(folder / RECORD).exists(),
                     num_workers=num_workers,
-                    cache_dir=cache_dir,
+                    cache_dir=cache_dir or output_dir / LOG_MELS if settings.dataset else None,
                     data_dir=data_dir,
                 )
             found = _best_score(folder, settings.best_metric, settings.best_mode)

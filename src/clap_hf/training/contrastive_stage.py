@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,13 @@ from ..data.augment import augment_log_mel
 from ..data.batches import SampledBatches
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
-from .batch_norm import prepare_batch_norm, trunk_batch_norms, whole_batch_statistics
-from .cached_step import Numbers, cached_backward
+from .cached_step import cached_backward, prepare_batch_norm, trunk_batch_norms, whole_batch_statistics
 from .chunking import automatic_chunk_size
-from .contrastive_losses import SigmoidLoss, mask_shared_pairs
 from .distributed import gather, world_size
-from .inputs import make_log_mels
-from .losses import multi_positive_contrastive_loss
+from .losses import SigmoidLoss, TextBank, mask_shared_pairs, multi_positive_contrastive_loss
 from .recipe import ContrastiveRecipe
-from .stage import Batch, Batches, Position, TrainingStage
+from .stage import Batch, Batches, Metrics, Position, TrainingStage
 from .teacher import TeacherHead
-from .text_bank import TextBank
-
-
-class PairBatches(Batches, Protocol):
-    """Where pairs come from.
-
-    A batch holds `input_ids` and `attention_mask` `[batch, tokens]`, `groups` `[batch]` (equal for pairs that say the
-    same), and either `input_features` `[batch, 1, frames, mel]`, dB, or `waveforms`, a list of `[clips, samples]`, of
-    which the device makes the log-mel. `clips` and `texts` `[batch]` are equal for pairs of one clip or one text.
-    """
 
 
 class ContrastiveStage(TrainingStage):
@@ -42,12 +29,14 @@ class ContrastiveStage(TrainingStage):
         model: The model.
         processor: Its processor.
         recipe: The recipe.
-        data: Where the pairs come from.
-        evaluation: Judges a model after every epoch, on every process; returns what the recipe's metrics name.
-        teacher_states: The teacher's states of every row of the dataset `[rows, dim]`, where the recipe has one.
+        data: Source of the pairs. A batch holds log-mels or waveforms (see `Batches`), `input_ids` and
+            `attention_mask` `[batch, tokens]`, and `groups` `[batch]`, equal for pairs with the same meaning; `clips`
+            and `texts` `[batch]` are equal for pairs of one clip or one text.
+        evaluation: Evaluates a model after every epoch, on every rank; returns the metrics that the recipe names.
+        teacher_features: The teacher's features of every row of the dataset `[rows, dim]`, where the recipe has one.
 
     Raises:
-        ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the processes.
+        ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the world size.
     """
 
     evaluated_everywhere = True
@@ -57,19 +46,19 @@ class ContrastiveStage(TrainingStage):
         model: MSClapModel,
         processor: MSClapProcessor,
         recipe: ContrastiveRecipe,
-        data: PairBatches,
+        data: Batches,
         evaluation: Callable[[MSClapModel], dict[str, Any]],
-        teacher_states: torch.Tensor | None = None,
+        teacher_features: torch.Tensor | None = None,
     ):
         super().__init__(model, processor, data, evaluation)
         self.model: MSClapModel = model
         self.recipe = recipe
         self.bank: TextBank | None = None
-        self.chunk_size: int | None = None  # decided at the first step where the recipe says "auto"
+        self.chunk_size: int | None = None  # set at the first step where the recipe has "auto"
         if recipe.loss == "sigmoid":
             self.criterion = SigmoidLoss()
-        if teacher_states is not None:
-            self.criterion = TeacherHead(model.audio_model.config.hidden_size, teacher_states)
+        if teacher_features is not None:
+            self.criterion = TeacherHead(model.audio_model.config.hidden_size, teacher_features)
         if recipe.gradient_checkpointing and trunk_batch_norms(model):
             raise ValueError(
                 "gradient_checkpointing would advance the BatchNorm statistics of CNN14 twice a step. Use a smaller "
@@ -88,11 +77,11 @@ class ContrastiveStage(TrainingStage):
 
     @property
     def share(self) -> int:
-        """Pairs of a batch that are this process's."""
+        """Pairs of a batch that are this rank's."""
         return self.recipe.batch_size // world_size()
 
     def set_chunk_size(self, size: int) -> None:
-        """Decide how many pairs are encoded at once."""
+        """Set how many pairs are encoded at once."""
         self.chunk_size = min(size, self.share)
         prepare_batch_norm(self.model, self.recipe.batch_norm, in_chunks=self.chunk_size < self.share)
 
@@ -104,17 +93,16 @@ class ContrastiveStage(TrainingStage):
             for layer in trunk_batch_norms(self.model):
                 layer.eval()
 
-    def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
-        """Log-mels where the batch holds waveforms, and their augmentation, chunk by chunk."""
-        batch = super().prepare_batch(batch, position, device)
-        make_log_mels(batch, self.processor.feature_extractor, device)
+    def prepare_batch(self, batch: Batch, position: Position) -> Batch:
+        """Augment the log-mels, chunk by chunk; the first batch sets an automatic chunk size."""
+        features = batch["input_features"]
         if self.chunk_size is None:
             dtype = torch.bfloat16 if self.recipe.precision == "bf16" else None
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(features.device.type, dtype, enabled=dtype is not None):
                 self.set_chunk_size(automatic_chunk_size(self.model, batch, self.share))
         if self.recipe.augmentation is not None:
-            generator = torch.Generator(device)
-            chunks = batch["input_features"].split(self.chunk_size or self.share)
+            generator = torch.Generator(features.device)
+            chunks = features.split(self.chunk_size or self.share)
             batch["input_features"] = torch.cat(
                 [
                     augment_log_mel(chunk, generator.manual_seed(seed), self.recipe.augmentation)
@@ -124,29 +112,17 @@ class ContrastiveStage(TrainingStage):
         return batch
 
     def _seeds(self, position: Position, purpose: int) -> list[int]:
-        """A seed per chunk, by its place in the global batch: the same on any number of processes."""
-        start = position.process * self.share
+        """A seed per chunk, by its place in the global batch: the same at any world size."""
+        start = position.rank * self.share
         return [
             position.random_seed(purpose, start + first)
             for first in range(0, self.share, self.chunk_size or self.share)
         ]
 
-    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> Numbers:
-        features = batch["input_features"]
+    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> Metrics:
         if self.bank is not None:
-            torch.manual_seed(position.random_seed(0, 0))
-            with accelerator.autocast():
-                pooled = self.model.audio_model(features).pooler_output
-                audio = F.normalize(self.model.audio_projection(pooled).float(), dim=-1)
-            loss, logits = self.bank.loss(self.model, audio, batch)
-            numbers = self._numbers(logits.detach(), batch["groups"])
-            if self.recipe.teacher is not None:
-                likeness = self.criterion(pooled, batch["rows"])
-                loss = loss + self.recipe.teacher.weight * (1 - likeness)
-                numbers["teacher_cosine"] = likeness.detach()
-            loss.backward()
-            return {"loss": loss.detach()} | numbers
-        size = self.chunk_size or self.share
+            return self._bank_backward(self.bank, accelerator, batch, position)
+        features, size = batch["input_features"], self.chunk_size or self.share
 
         def encode(number: int) -> tuple[torch.Tensor, ...]:
             rows = slice(number * size, (number + 1) * size)
@@ -167,19 +143,34 @@ class ContrastiveStage(TrainingStage):
                 self.model,
             )
 
+    def _bank_backward(self, bank: TextBank, accelerator: Accelerator, batch: Batch, position: Position) -> Metrics:
+        """The step of one rank, in one chunk, against all texts of the training set."""
+        torch.manual_seed(position.random_seed(0, 0))
+        with accelerator.autocast():
+            pooled = self.model.audio_model(batch["input_features"]).pooler_output
+            audio = F.normalize(self.model.audio_projection(pooled).float(), dim=-1)
+        loss, logits = bank.loss(self.model, audio, batch)
+        metrics = self._metrics(logits.detach(), batch["groups"])
+        if self.recipe.teacher is not None:
+            cosine = self.criterion(pooled, batch["rows"])
+            loss = loss + self.recipe.teacher.weight * (1 - cosine)
+            metrics["teacher_cosine"] = cosine.detach()
+        loss.backward()
+        return {"loss": loss.detach()} | metrics
+
     def global_loss(
         self, audio: torch.Tensor, text: torch.Tensor, groups: torch.Tensor, *ids: torch.Tensor
-    ) -> tuple[torch.Tensor, Numbers]:
+    ) -> tuple[torch.Tensor, Metrics]:
         """The recipe's loss over the embeddings of the global batch.
 
         Args:
             audio: Unit vectors `[batch, dim]`, float32.
             text: Unit vectors `[batch, dim]`, float32.
-            groups: Equal for pairs that say the same `[batch]`.
+            groups: Equal for pairs with the same meaning `[batch]`.
             ids: Clip and text of every pair, `[batch]` each, where shared ones are masked.
 
         Returns:
-            The scalar loss and numbers to log.
+            The scalar loss and metrics to log.
         """
         logits = self.model.compute_similarity(audio, text).t()
         scored = mask_shared_pairs(logits, *ids) if ids else logits
@@ -189,10 +180,10 @@ class ContrastiveStage(TrainingStage):
             loss = multi_positive_contrastive_loss(scored, groups)
         else:
             loss = contrastive_loss(scored)
-        return loss, self._numbers(logits.detach(), groups)
+        return loss, self._metrics(logits.detach(), groups)
 
     @torch.no_grad()
-    def _numbers(self, logits: torch.Tensor, groups: torch.Tensor) -> Numbers:
+    def _metrics(self, logits: torch.Tensor, groups: torch.Tensor) -> Metrics:
         """Both directions' cross-entropy and in-batch R@1, and the logit scale."""
         target = torch.arange(len(logits), device=logits.device)
         to_audio, to_text = groups[logits.argmax(dim=1)], groups[logits.argmax(dim=0)]

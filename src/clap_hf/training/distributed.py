@@ -1,4 +1,4 @@
-"""The few collective operations of training.
+"""Collective operations of training.
 
 The model is not wrapped in DistributedDataParallel: a cached-gradient step runs many backward passes before its one
 exchange, the logit scale's gradient is made outside the towers' forward, and stages freeze whole towers. One explicit
@@ -7,6 +7,7 @@ exchange of all gradients at the end of the step is exact for each of these, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,24 @@ import torch.distributed as dist
 from torch import nn
 
 BUCKET_BYTES = 64 * 2**20
+# Set by torchrun and accelerate launch, and by mpirun's kinds.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def launched_world_size() -> int:
+    """Number of processes that a launcher started, by its environment variables; 1 without a launcher.
+
+    Raises:
+        RuntimeError: If `accelerate launch` was asked for several processes and started one, as it does on CPUs.
+    """
+    sizes = [int(os.environ[name]) for name in WORLD_SIZES if name in os.environ]
+    # For several processes it sets an address, and starts them itself for accelerators only.
+    if not sizes and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+        raise RuntimeError(
+            "accelerate launch was asked for several processes and started one: on CPUs it leaves starting them to "
+            "mpirun. Start them with torchrun instead: torchrun --nproc_per_node 2 scripts/train.py ..."
+        )
+    return max(sizes, default=1)
 
 
 def world_size() -> int:
@@ -23,7 +42,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes, a parameter without one counting as zero."""
+    """Replace every gradient by its mean over the ranks, a parameter without one counting as zero."""
     if world_size() == 1:
         return
     bucket: list[nn.Parameter] = []
@@ -53,7 +72,7 @@ def _average_bucket(bucket: list[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def copy_from_main(module: nn.Module) -> None:
-    """Give every process the main process's parameters and buffers."""
+    """Copy to every rank the main rank's parameters and buffers."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, src=0)
@@ -61,7 +80,7 @@ def copy_from_main(module: nn.Module) -> None:
 
 @torch.no_grad()
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes in their order, `[processes * rows, ...]`; all have the same shape, no gradient passes."""
+    """Rows of all ranks in their order, `[world_size * rows, ...]`; all have the same shape, no gradient passes."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -70,7 +89,7 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: object) -> list:
-    """One picklable value of every process, in their order."""
+    """One picklable value of every rank, in their order."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
@@ -78,8 +97,8 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def any_process(value: bool, device: torch.device) -> bool:
-    """Whether it holds on at least one process."""
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Whether a value is true on at least one rank."""
     if world_size() == 1:
         return value
     flag = torch.tensor(float(value), device=device)

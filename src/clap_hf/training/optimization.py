@@ -79,10 +79,12 @@ class Schedule:
             self.scheduler.step()
 
     def after_epoch(self, watched: float | None) -> None:
-        """Called after every evaluation, on every process, with the value of the plateau's metric."""
+        """Called after every evaluation, on every rank, with the value of the plateau's metric."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if watched is None:
-                raise ValueError(f"The evaluation returned no {self.settings.plateau_metric!r} for the plateau.")
+                raise ValueError(
+                    f"The evaluation returned no {self.settings.plateau_metric!r}, which plateau_metric names."
+                )
             self.scheduler.step(watched)
 
 

@@ -1,21 +1,26 @@
-"""A training recipe: everything that decides a run, in one YAML file."""
+"""The recipes of the four training stages: everything that decides a run, in one YAML file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
 from ..data.augment import Augmentation
-from .settings import StreamedSettings, read_settings
+from .settings import DATASET_ONLY, SOURCES_ONLY, PairSettings, TrainingSettings, refuse_unused
 from .teacher import Teacher
+
+T = TypeVar("T")
+LOSSES = ("multi_positive", "contrastive", "sigmoid")
+BATCH_NORMS = ("exact", "frozen", "per_chunk")
+EVALUATION_TASKS = (None, "table1", "paper")
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """The text tower of a recipe.
+    """The text tower of a contrastive recipe.
 
     Args:
         pretrained: Local folder, Hub id or `package:NAME/FOLDER` of a pretrained model, or None to train from scratch.
@@ -34,54 +39,71 @@ class TextTower:
     freeze: bool = False
 
 
-LOSSES = ("multi_positive", "contrastive", "sigmoid")
+@dataclass(frozen=True)
+class LanguageModel:
+    """The language model of a captioning or prompt recipe.
+
+    Args:
+        pretrained: Local folder, Hub id or `package:NAME/FOLDER` of a causal language model, or None for a new one.
+        config: Configuration (with `model_type`) of a new one, which is untrained: train it along
+            (`freeze_language_model: false` in the recipe's `model`).
+        tokenizer: Local folder or Hub id; the pretrained model's own when None.
+        max_length: Longest text, tokens, with its end token.
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    max_length: int = 77
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("language_model needs exactly one of 'pretrained' and 'config'.")
+        if self.pretrained is None and self.tokenizer is None:
+            raise ValueError("language_model is a new one, so its 'tokenizer' must be named.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveRecipe(StreamedSettings):
-    """Everything that decides a contrastive run; see `TrainingSettings` and `StreamedSettings` for what stages share.
+class ContrastiveRecipe(PairSettings):
+    """Recipe of a contrastive run (paper Section 2.1); see `TrainingSettings` and `PairSettings` for shared settings.
 
     Args:
-        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus. Empty where
-            `sources` names others.
-        split: What of it is trained on; `train+validation` for a last run, whose settings were chosen without the
-            latter and whose `best_metric` is `step`.
-        validation_pairs: How many of the held-out pairs are used; the corpus has its own split.
-        evaluation_tasks: Zero-shot tasks of the paper that every epoch is judged by: `"table1"` (16, the paper's
+        validation_pairs: How many of the held-out pairs of `validation` are used, with `sources`; a `dataset` has its
+            own split.
+        evaluation_tasks: Zero-shot tasks of the paper that every epoch is evaluated on: `"table1"` (16, the paper's
             score), `"paper"` (26) or None.
         audio: Settings of `MSClapAudioConfig`.
-        audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that multi-task
-            pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and hearing what `features` says.
+        audio_tower: Folder or Hub id of a model whose trained audio tower is taken, such as one that prompt
+            pretraining left (HTSAT-22, paper Section 2.2); of the sizes in `audio`, and of the front end in
+            `features`.
         weights: Folder, Hub id or `package:NAME/FOLDER` of a trained model to go on from: a longer run, or fine-tuning
             on other sounds. It brings its sizes and its processor, so that `audio`, `features` and `model` may be left
-            out; of `text`, only `freeze` counts.
+            out; of `text`, only `freeze` may be set.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
         loss: `"contrastive"` (paper Eq. 4), `"multi_positive"` or `"sigmoid"`.
-        mask_shared: Whether pairs that share a clip or a text are taken out of the negatives.
+        mask_shared: Whether pairs that share a clip or a text are taken out of the negatives; needs `sources`.
         text_bank: Whether clips are compared with all texts of the training set instead of the batch's; needs a frozen
-            text tower.
-        teacher: Another audio network whose states of the clips the audio tower learns to predict besides; needs
+            text tower, a `dataset` and one process.
+        teacher: Another audio network whose features of the clips the audio tower learns to predict besides; needs
             `text_bank`.
         chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
-            caching); `"auto"` chooses by the free memory, None takes this process's share of the batch whole.
-        batch_norm: What CNN14's BatchNorm layers do where a batch is seen in chunks; see `prepare_batch_norm`.
-        template_probability: How often a clip's label in the zero-shot template replaces its caption.
-        balance: Exponent of class balancing: a clip's weight is (clips of its label) ** -balance.
-        source_balance: The same among the sources of a label; see `PairDataset.weights`.
-        category_weights: Factors on the sampling weight by category.
+            caching); `"auto"` chooses by the free memory, None takes this rank's share of the batch whole.
+        batch_norm: Statistics of CNN14's BatchNorm layers where a batch has several chunks; see `prepare_batch_norm`.
+        template: Zero-shot template with `{}` for the label of a clip of `dataset`.
+        template_probability: How often a clip's label in the template replaces its caption.
     """
 
-    audio: dict[str, Any] = field(default_factory=dict)
-    features: dict[str, Any] = field(default_factory=dict)
-    text: TextTower = field(default_factory=TextTower)
-    audio_tower: str | None = None
-    weights: str | None = None
-    dataset: str = ""
-    split: str = "train"
+    stage: ClassVar[str] = "contrastive"
+
     validation_pairs: int = 1000
     evaluation_tasks: str | None = None
+    audio: dict[str, Any] = field(default_factory=dict)
+    audio_tower: str | None = None
+    weights: str | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+    text: TextTower = field(default_factory=TextTower)
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
     mask_shared: bool = False
@@ -89,65 +111,247 @@ class ContrastiveRecipe(StreamedSettings):
     teacher: Teacher | None = None
     chunk_size: int | str | None = None
     batch_norm: str = "exact"
+    template: str = "this is a sound of {}"
     template_probability: float = 0.3
-    balance: float = 0.5
-    source_balance: float = 0.0
-    category_weights: dict[str, float] = field(default_factory=dict)
     augmentation: Augmentation | None = field(default_factory=Augmentation)
 
+    def validate(self) -> None:
+        super().validate()
+        for name, allowed in (("loss", LOSSES), ("batch_norm", BATCH_NORMS), ("evaluation_tasks", EVALUATION_TASKS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
+        if self.weights is not None:
+            if self.audio_tower:
+                raise ValueError(
+                    "expected at most one of 'audio_tower' and 'weights', which holds an audio tower too."
+                )
+            names = ("pretrained", "config", "tokenizer", "pooling", "max_length")
+            refuse_unused(self.text, names, "weights", "text.")
+        elif (self.text.pretrained is None) == (self.text.config is None):
+            raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
+        if self.sources:
+            if not self.validation:
+                raise ValueError("streamed training needs 'validation', a dataset of held-out pairs.")
+            refuse_unused(self, ("template", "template_probability"), "sources")
+        else:
+            refuse_unused(self, ("validation", "validation_pairs"), "dataset")
+        if self.mask_shared and self.dataset:
+            raise ValueError("mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
+        if self.mask_shared and self.loss == "multi_positive":
+            raise ValueError(
+                "mask_shared takes pairs of one text out of the negatives, which loss: multi_positive counts as "
+                "positives. Set loss to contrastive or sigmoid, or mask_shared to false."
+            )
+        if not self.template_probability and not self.text_bank:
+            refuse_unused(self, ("template",), "template_probability: 0")
+        if self.text_bank:
+            if not self.text.freeze:
+                raise ValueError("text_bank needs text.freeze: the texts are encoded once.")
+            if self.sources:
+                raise ValueError("text_bank needs 'dataset', in the layout of the sound corpus, instead of 'sources'.")
+            refuse_unused(self, ("loss", "chunk_size"), "text_bank: true")
+        if self.teacher is not None and not self.text_bank:
+            raise ValueError("teacher needs text_bank, and with it one process and a dataset in the corpus' layout.")
+        if self.batch_norm != "exact" and self.weights is None and self.audio.get("architecture") != "cnn14":
+            refuse_unused(self, ("batch_norm",), f"audio.architecture: {self.audio.get('architecture', 'htsat')}")
+        if self.batch_norm == "per_chunk" and self.chunk_size is None:
+            refuse_unused(self, ("batch_norm",), "chunk_size: null")
 
-def combinations_of(path: str | Path) -> list[str]:
-    """Names of the combinations of encoders that a recipe lists; empty if it is a recipe of one."""
-    return list(yaml.safe_load(Path(path).read_text()).get("combinations", {}))
 
+@dataclass(frozen=True, kw_only=True)
+class CaptioningRecipe(PairSettings):
+    """Recipe of a captioning run (paper Section 2.3); see `TrainingSettings` and `PairSettings` for shared settings.
 
-def load_recipe(path: str | Path, combination: str | None = None, **overrides: Any) -> ContrastiveRecipe:
-    """Read a recipe.
+    Clips have one or more captions each.
 
     Args:
-        path: YAML file.
-        combination: Where the file lists several under `combinations`, which of them: its settings replace the file's.
-        overrides: Top-level settings that replace the file's; None values are ignored. An empty `audio_tower` trains
-            it from scratch.
+        clap: Trained CLAP: a folder, a Hub id, or `embedded`.
+        language_model: The language model.
+        validation_clips: How many of the held-out clips of `validation` are captioned after every epoch.
+        model: Settings of `MSClapCaptioningConfig`: the mapper, and what is frozen.
+    """
+
+    stage: ClassVar[str] = "captioning"
+
+    clap: str
+    language_model: LanguageModel
+    validation: dict[str, Any]
+    validation_clips: int = 200
+    model: dict[str, Any] = field(default_factory=dict)
+    best_metric: str = "cider_d"
+    ema_decay: float = 0.0
+
+    def validate(self) -> None:
+        super().validate()
+        batchwise = ("mix_probability", "mix_snr_db", "filter_db", "lowpass_probability", "noise_floor_db")
+        self.refuse_in_augmentation(batchwise, "stage: captioning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRecipe(TrainingSettings):
+    """Recipe of prompt pretraining (paper Section 2.2); see `TrainingSettings` for what all stages share.
+
+    Args:
+        streams: What is trained on: `prompts` (a name of `clap_hf.data.prompts.PROMPT_STREAMS`), `dataset` (folder or
+            Hub id), and optionally `split`, `validation_split`, `config`, `revision`, `weight` (for their own).
+        audio: Settings of `MSClapAudioConfig`.
+        features: Settings of `MSClapFeatureExtractor`.
+        language_model: The language model.
+        model: Settings of `MSClapConditionalGenerationConfig`: mappers, projection, and what is frozen.
+        balance: 1 draws streams by their weights, 0 by their sizes too; see `PromptDataset.weights`.
+        validation_clips: Clips of every stream that are evaluated after every epoch.
+    """
+
+    stage: ClassVar[str] = "prompts"
+
+    streams: list[dict[str, Any]]
+    audio: dict[str, Any]
+    features: dict[str, Any]
+    language_model: LanguageModel
+    model: dict[str, Any] = field(default_factory=dict)
+    balance: float = 0.5
+    validation_clips: int = 50
+    best_metric: str = "validation_loss"
+    best_mode: str = "min"
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRecipe:
+    """Recipe of a cross-validated classifier (paper Section 4.2, ESC-50).
+
+    Args:
+        model: `embedded`, or folder or Hub id of a CLAP checkpoint.
+        dataset: Folder or Hub id of an audio-classification dataset with a column `audio`.
+        split: The split that is divided into folds.
+        label: Column of the labels, numbers or names.
+        fold: Column that divides the clips; stratified folds by the seed when None.
+        folds: Number of folds where there is no column.
+        frozen: Keep the audio tower as it is and fit a linear probe (logistic regression) on its output.
+        epochs: Passes over the training clips, for an unfrozen tower.
+        learning_rate: Its largest learning rate; warmed up over a tenth of the steps, then a cosine to zero.
+        batch_size: Clips a step.
+        seed: Of folds, head and order.
+    """
+
+    stage: ClassVar[str] = "classification"
+
+    model: str
+    dataset: str
+    split: str = "train"
+    label: str = "label"
+    fold: str | None = None
+    folds: int = 5
+    frozen: bool = False
+    epochs: float = 20
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Check that each setting takes effect.
+
+        Raises:
+            ValueError: If one has no effect beside another.
+        """
+        if self.fold is not None:
+            refuse_unused(self, ("folds",), f"fold: {self.fold}")
+        if self.frozen:
+            refuse_unused(self, ("epochs", "learning_rate", "batch_size"), "frozen: true")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data, for results."""
+        return asdict(self)
+
+
+Recipe = ContrastiveRecipe | CaptioningRecipe | PromptRecipe | ClassificationRecipe
+RECIPES: dict[str, type[Recipe]] = {
+    kind.stage: kind for kind in (ContrastiveRecipe, CaptioningRecipe, PromptRecipe, ClassificationRecipe)
+}
+PARTS = {"text": TextTower, "language_model": LanguageModel, "augmentation": Augmentation, "teacher": Teacher}
+
+
+def load_recipe(
+    path: str | Path, combination: str | None = None, settings: dict[str, Any] | None = None, **overrides: Any
+) -> Recipe:
+    """Read a recipe; its `stage` names which.
+
+    Args:
+        path: YAML file. Where it names another under `extends`, it replaces top-level settings of that one.
+        combination: Where the file lists several pairs of encoders under `combinations`, which of them: its settings
+            replace the file's.
+        settings: Top-level settings that replace the file's.
+        overrides: The same, but None values are ignored. `dataset` replaces `sources`
+            with all that belongs to them, and the other way round; `weights` replaces the towers; `steps` replaces
+            `epochs`; an empty `audio_tower` trains it from scratch.
 
     Raises:
-        ValueError: If a setting is unknown, the text tower is given neither or both ways, or the combination is
-            missing or not there.
+        ValueError: If the stage, the combination or a setting is unknown, missing, wrong or without effect.
     """
-    values = yaml.safe_load(Path(path).read_text())
+    values = _read(path)
+    stage = values.pop("stage", None)
+    if stage not in RECIPES:
+        raise ValueError(f"{path}: stage is {stage!r}, expected one of {sorted(RECIPES)}.")
+    kind = RECIPES[stage]
     combinations = values.pop("combinations", {})
     if combinations or combination is not None:
         if combination is None or combination not in combinations:
             raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
         values |= combinations[combination]
         values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
-    values.setdefault("text", {})
-    parts = {"text": TextTower, "augmentation": Augmentation, "teacher": Teacher}
-    recipe = read_settings(ContrastiveRecipe, path, values, parts, overrides)
+    _override(kind, values, {name: value for name, value in overrides.items() if value is not None} | (settings or {}))
+    if issubclass(kind, TrainingSettings) and values.get("epochs") is not None:
+        values.setdefault("steps", None)
+    if values.get("audio_tower") == "":
+        del values["audio_tower"]
+    for name, part in PARTS.items():
+        if values.get(name) is not None:
+            values[name] = _build(part, values[name], f"{path}: {name}")
+    recipe = _build(kind, values, str(path))
     try:
-        _check(recipe)
+        recipe.validate()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return replace(recipe, audio_tower=recipe.audio_tower or None)
+    return recipe
 
 
-def _check(recipe: ContrastiveRecipe) -> None:
-    """Settings that a run needs, and that must go together; a step alone can do without some."""
-    if recipe.weights is None and (recipe.text.pretrained is None) == (recipe.text.config is None):
-        raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
-    if recipe.audio_tower and recipe.weights:
-        raise ValueError("expected at most one of 'audio_tower' and 'weights', which holds an audio tower too.")
-    if recipe.loss not in LOSSES:
-        raise ValueError(f"loss is {recipe.loss!r}, expected one of {LOSSES}.")
-    if bool(recipe.dataset) == bool(recipe.sources):
-        raise ValueError("expected exactly one of 'dataset' and 'sources'.")
-    if recipe.sources and not recipe.validation:
-        raise ValueError("streamed training needs 'validation', a dataset of held-out pairs.")
-    if recipe.evaluation_tasks not in (None, "table1", "paper"):
-        raise ValueError(f"evaluation_tasks is {recipe.evaluation_tasks!r}, expected 'table1' or 'paper'.")
-    if recipe.mask_shared and recipe.dataset:
-        raise ValueError("mask_shared needs 'sources'; with 'dataset', use loss: multi_positive.")
-    if recipe.text_bank and not recipe.text.freeze:
-        raise ValueError("text_bank needs text.freeze: the texts are encoded once.")
-    if recipe.teacher is not None and not recipe.text_bank:
-        raise ValueError("teacher needs text_bank, and with it one process and a dataset in the corpus' layout.")
+def combinations_of(path: str | Path) -> list[str]:
+    """Names of the combinations of encoders that a recipe lists; empty if it is a recipe of one."""
+    return list(_read(path).get("combinations", {}))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file, with those of the file that it extends."""
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected settings, one 'name: value' a line.")
+    base = values.pop("extends", None)
+    return values if base is None else _read(Path(path).parent / base) | values
+
+
+def _override(kind: type, values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Replace settings, and drop those that the new ones make void."""
+    void: list[str] = []
+    if overrides.get("dataset") and values.get("sources"):
+        void = ["sources", *SOURCES_ONLY, *(["validation", "validation_pairs"] if kind is ContrastiveRecipe else [])]
+    elif overrides.get("sources") and values.get("dataset"):
+        void = ["dataset", *DATASET_ONLY, "template", "template_probability"]
+    for name in void:
+        values.pop(name, None)
+    if overrides.get("weights"):
+        values.pop("audio_tower", None)
+        values["text"] = {name: value for name, value in values.get("text", {}).items() if name == "freeze"}
+    if overrides.get("steps") is not None:
+        values["epochs"] = None
+    values |= overrides
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    known = [setting.name for setting in fields(kind)]  # type: ignore[arg-type]  # all are dataclasses
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown settings {unknown}, expected some of {known}.")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a run tells: its record file, its list of unreadable rows, its trackers, its lines and its progress bar."""
+"""Run logging: run.jsonl, skipped rows, trackers, progress."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..atomic_io import write_text
 from .distributed import gather_objects
 from .settings import TrainingSettings
+from .stage import Metrics
 
 RECORD, SKIPPED = "run.jsonl", "skipped.jsonl"
 LOG_STEPS = 20
-EARLY_STEPS = (1, 2, 5, 10)  # the first lines come soon: a run should show that it is alive
+EARLY_STEPS = (1, 2, 5, 10)  # the first lines come soon, as a sign that the run works
 
 
 @dataclass
 class RunState:
-    """Where a run stands, beside its tensors; JSON in its checkpoints.
+    """Progress of a run, beside its tensors; JSON in its checkpoints.
 
     Args:
         step: Optimiser steps done.
         epoch: Epochs done, with their evaluation.
         best: Best value of the best metric so far.
-        totals: Sums of the logged numbers over the running epoch's steps.
+        totals: Sums of the logged metrics over the running epoch's steps.
         seconds: Time spent in the running epoch's steps, s.
         waiting: Of these, time spent waiting for data, s.
         skipped: Rows that could not be read, listed so far.
@@ -54,7 +55,7 @@ class RunState:
 
 
 class RunRecord:
-    """Keeps a run's records; the main process writes them.
+    """Records of a run; the main rank writes them.
 
     Args:
         output_dir: Gets `run.jsonl` and `skipped.jsonl`.
@@ -110,19 +111,17 @@ class RunRecord:
             self.bar_task = self.progress.add_task("", total=self.steps_per_epoch, completed=first, loss="")
             yield
 
-    def after_step(
-        self, numbers: dict[str, torch.Tensor], seconds: float, waited: float, learning_rate: float
-    ) -> None:
-        """Count a step, and tell of it now and then.
+    def after_step(self, metrics: Metrics, seconds: float, waited: float, learning_rate: float) -> None:
+        """Count a step, and log it now and then.
 
         Args:
-            numbers: Scalars to average over the epoch, on the device.
+            metrics: Scalars to average over the epoch, on the device.
             seconds: Length of the step, s.
             waited: Of it, time spent waiting for data, s.
             learning_rate: The rate of the next step.
         """
         state = self.state
-        for name, value in numbers.items():
+        for name, value in metrics.items():
             self.on_device[name] = self.on_device.get(name, 0) + value.detach().float()
         state.seconds += seconds
         state.waiting += waited
@@ -130,21 +129,21 @@ class RunRecord:
         if self.progress is not None:
             self.progress.update(self.bar_task, completed=done)
         if done % LOG_STEPS == 0 or done == self.steps_per_epoch or state.step in EARLY_STEPS:
-            current = {name: value.item() for name, value in numbers.items()}
+            current = {name: value.item() for name, value in metrics.items()}
             self.copy_totals()
-            self.log(current | {"learning_rate": learning_rate} | self.speed(done))
+            self.track(current | {"learning_rate": learning_rate} | self.speed(done))
             loss = state.totals["loss"] / done
             if self.progress is not None:
                 self.progress.update(self.bar_task, loss=f"loss {loss:.3f}")
                 if not self.progress.console.is_terminal:
                     rate, share = self.speed(done)["clips_per_s"], self.speed(done)["waiting"]
-                    self.say(
+                    self.log(
                         f"epoch {state.epoch + 1} step {done}: loss {loss:.3f}, {rate:.1f} clips/s, "
                         f"waiting for data {share:.0%}"
                     )
 
     def speed(self, steps: int) -> dict[str, float]:
-        """Clips a second over all processes, the share of time spent waiting for data, and the peak of memory."""
+        """Clips a second over all ranks, the share of time spent waiting for data, and the peak of memory."""
         seconds = max(self.state.seconds, 1e-9)
         return {
             "clips_per_s": steps * self.settings.batch_size / seconds,
@@ -172,24 +171,24 @@ class RunRecord:
         }
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append an epoch's record, print it and send its numbers to the trackers."""
+        """Append an epoch's record, print it and send its metrics to the trackers."""
         if self.accelerator.is_main_process:
             _append(self.output_dir / RECORD, record)
-        self.say(json.dumps(record))
-        self.log({f"epoch/{name}": value for name, value in _flat(record).items()})
+        self.log(json.dumps(record))
+        self.track({f"epoch/{name}": value for name, value in _flat(record).items()})
 
-    def log(self, numbers: dict[str, float]) -> None:
-        """Send numbers to the trackers."""
+    def track(self, metrics: dict[str, float]) -> None:
+        """Send metrics to the trackers."""
         if self.trackers:
-            self.accelerator.log(numbers, step=self.state.step)
+            self.accelerator.log(metrics, step=self.state.step)
 
-    def say(self, line: str) -> None:
-        """Print a line, from the main process alone."""
+    def log(self, line: str) -> None:
+        """Print a line, from the main rank alone."""
         if self.accelerator.is_main_process:
             print(line, flush=True)
 
     def list_skipped(self) -> None:
-        """List the unreadable rows of all processes; every process calls this at the same step.
+        """List the unreadable rows of all ranks; every rank calls this at the same step.
 
         Raises:
             RuntimeError: If there are more than the settings allow.
@@ -211,7 +210,7 @@ class RunRecord:
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
-    """The trackers that are installed; a missing one is named on the standard error stream.
+    """Names of the trackers that are installed; a missing one is named on stderr.
 
     Raises:
         ValueError: If Accelerate knows no such tracker.
@@ -236,7 +235,7 @@ def peak_memory_gib() -> float:
 
 
 def versions() -> dict[str, str]:
-    """What a run depends on, for its record."""
+    """Versions and hardware that a run depends on, for its record."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
@@ -251,14 +250,14 @@ def versions() -> dict[str, str]:
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested record by their path."""
-    numbers: dict[str, float] = {}
+    """Metrics of a nested record by their path."""
+    metrics: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, dict):
-            numbers |= _flat(value, f"{prefix}{name}/")
+            metrics |= _flat(value, f"{prefix}{name}/")
         elif isinstance(value, (int, float)):
-            numbers[f"{prefix}{name}"] = float(value)
-    return numbers
+            metrics[f"{prefix}{name}"] = float(value)
+    return metrics
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

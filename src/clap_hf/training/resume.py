@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any], progress: di
 
 
 def checkpoint_name(step: int, evaluated: bool) -> str:
-    """Folder of a checkpoint after `step` optimiser steps; `evaluated` says that the epoch's evaluation is done too.
+    """Folder of a checkpoint after `step` optimiser steps; `evaluated`: whether the epoch's evaluation is done too.
 
     Names sort by what is newer.
     """
@@ -109,6 +109,6 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `save_checkpoint` was given: the tensors, on the CPU, and the rest."""
+    """Load a checkpoint: the tensors, on the CPU, and the rest."""
     state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     return state, json.loads((path / "progress.json").read_text())

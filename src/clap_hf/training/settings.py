@@ -1,15 +1,13 @@
-"""What every training stage's recipe says about its optimisation."""
+"""Settings that the recipes of several training stages share, and the check that each of them takes effect."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
 
 from ..data.augment import Augmentation
-
-T = TypeVar("T")
 
 CHOICES = {
     "optimizer": ("adam", "adamw"),
@@ -18,16 +16,45 @@ CHOICES = {
     "best_mode": ("min", "max"),
     "precision": ("no", "bf16"),
 }
+DATASET_ONLY = ("split", "balance", "source_balance", "category_weights")
+SOURCES_ONLY = ("streaming", "lanes", "shuffle_block")
+# Of an augmentation: what streams, which hold no stored log-mels, do not apply.
+LOG_MELS_ONLY = ("blend_probability", "blend_db", "stretch_probability", "time_stretch", "mel_stretch", "mel_shift")
+
+
+def refuse_unused(settings: Any, names: Iterable[str], cause: str, where: str = "") -> None:
+    """Refuse settings that differ from their defaults although another setting makes them void.
+
+    Args:
+        settings: A dataclass.
+        names: The void settings.
+        cause: What makes them void, for the message.
+        where: What comes before their names in the message.
+
+    Raises:
+        ValueError: If one of them was set.
+    """
+    for setting in fields(settings):
+        if setting.name not in names:
+            continue
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+        value = getattr(settings, setting.name)
+        if (tuple(value) if isinstance(value, list) else value) != (
+            tuple(default) if isinstance(default, list) else default
+        ):
+            raise ValueError(
+                f"{where}{setting.name} is {value!r}, which has no effect with {cause}. Leave one of the two out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Everything that the loop itself needs to know; recipes of stages add their own.
+    """Settings of the loop; recipes of stages add their own.
 
     Args:
         name: Name of the run.
         seed: Source of every random choice.
-        batch_size: Examples per optimiser step, over all processes.
+        batch_size: Examples per optimiser step, over all ranks.
         steps: Optimiser steps; the last epoch is finished.
         epochs: Length in epochs, instead of `steps`.
         steps_per_epoch: Steps between evaluations; the data's own epoch when None.
@@ -35,16 +62,16 @@ class TrainingSettings:
         learning_rate: Peak rate.
         rate_factors: Factors on the rate by the start of a parameter's name, for example `{text_model: 0.1}`.
         betas: Of Adam's two running means.
-        weight_decay: Decoupled weight decay of AdamW.
+        weight_decay: Decoupled weight decay of AdamW; must be 0 with `"adam"`.
         schedule: `"cosine"` (to zero at the last step), `"plateau"` (paper) or `"constant"`.
-        warmup_steps: Steps of linear warm-up; not with `"plateau"`.
-        plateau_metric: What the plateau watches, a number that the evaluation of every epoch returns.
-        plateau_mode: Whether that number should fall (`"min"`) or rise (`"max"`).
+        warmup_steps: Steps of linear warm-up; must be 0 with `"plateau"`.
+        plateau_metric: Metric of the evaluation that the plateau schedule watches.
+        plateau_mode: Whether that metric should fall (`"min"`) or rise (`"max"`).
         plateau_factor: What the rate is multiplied by at a plateau.
         plateau_patience: Epochs without improvement before that.
-        best_metric: What the best epoch is chosen by; apart from the plateau's, as in the paper. `"step"` keeps the
-            last epoch.
-        best_mode: Whether that number should rise (`"max"`) or fall (`"min"`).
+        best_metric: Metric of the evaluation that the best epoch is chosen by; apart from the plateau's, as in the
+            paper. `"step"` keeps the last epoch.
+        best_mode: Whether that metric should rise (`"max"`) or fall (`"min"`).
         max_grad_norm: Gradient norm is clipped here; None (paper) does not clip.
         ema_decay: Decay of the averaged weights that are evaluated and kept; 0 keeps the weights themselves.
         precision: `"no"` (float32) or `"bf16"` (autocast of the towers; log-mel, BatchNorm, normalisation and loss
@@ -90,6 +117,26 @@ class TrainingSettings:
                 "Set the other to null."
             )
 
+    def validate(self) -> None:
+        """Check that the settings of a whole run go together and that each of them takes effect.
+
+        Raises:
+            ValueError: If a needed setting is missing, or one has no effect beside another.
+        """
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, which has no effect with optimizer: adam. Set weight_decay to "
+                "0.0, or optimizer to adamw."
+            )
+        if self.schedule == "plateau" and self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, which has no effect with schedule: plateau. Set warmup_steps "
+                "to 0, or another schedule."
+            )
+        if self.schedule != "plateau":
+            names = ("plateau_metric", "plateau_mode", "plateau_factor", "plateau_patience")
+            refuse_unused(self, names, f"schedule: {self.schedule}")
+
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of the run, each of `steps_per_epoch` steps."""
         return self.epochs if self.epochs is not None else math.ceil((self.steps or 0) / steps_per_epoch)
@@ -100,25 +147,37 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSettings(TrainingSettings):
-    """What stages say that stream pairs from parquet datasets.
+class PairSettings(TrainingSettings):
+    """Settings of stages that train on pairs of a sound and a text, from `dataset` or from `sources`.
 
     Args:
+        dataset: Folder or Hub id with `train` and `validation` splits in the layout of the sound corpus, drawn by
+            class. Empty where `sources` names others.
+        split: Split of `dataset` that is trained on; `train+validation` for a last run, whose settings were chosen
+            without the latter and whose `best_metric` is `step`.
+        balance: Exponent of class balancing of `dataset`: a clip's weight is (clips of its label) ** -balance.
+        source_balance: The same among the sources of a label; see `PairDataset.weights`.
+        category_weights: Factors on the sampling weight by category of `dataset`.
         sources: Datasets of pairs in parquet files; settings of `StreamSource` each, or `source`, the name of one of
             the paper's training sets, beside settings that differ from its own.
-        validation: Held-out pairs, in the same form, of the split `validation` unless it says otherwise.
+        validation: Held-out pairs, in the same form, of the split `validation` unless another is named.
         streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
-            buffer, resumed by reading again).
+            buffer, resumed by reading again); for `sources`, as are the next two.
         lanes: Of the plan, see `clap_hf.data.plan.Plan`.
-        window: Row groups that a lane mixes.
+        shuffle_block: Row groups that a lane of the plan mixes.
         augmentation: Random changes of training clips; None leaves them as they are, but for the crop.
     """
 
+    dataset: str = ""
+    split: str = "train"
+    balance: float = 0.5
+    source_balance: float = 0.0
+    category_weights: dict[str, float] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     streaming: str = "exact"
     lanes: int | None = None
-    window: int = 2
+    shuffle_block: int = 2
     augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
@@ -129,42 +188,28 @@ class StreamedSettings(TrainingSettings):
                 "with one source."
             )
 
+    def validate(self) -> None:
+        super().validate()
+        if bool(self.dataset) == bool(self.sources):
+            raise ValueError("expected exactly one of 'dataset' and 'sources'.")
+        if self.dataset:  # log-mels of all clips are stored ahead: an unreadable one stops the run
+            refuse_unused(self, ("max_skipped",), "dataset")
+        else:
+            refuse_unused(self, DATASET_ONLY, "sources")
+            self.refuse_in_augmentation(LOG_MELS_ONLY, "sources")
+        if self.dataset or self.streaming == "simple":
+            cause = "dataset" if self.dataset else "streaming: simple"
+            refuse_unused(self, ("lanes", "shuffle_block"), cause)
+        if self.augmentation is not None:
+            for cause, names in (
+                ("blend_probability", ("blend_db",)),
+                ("mix_probability", ("mix_snr_db",)),
+                ("stretch_probability", ("time_stretch", "mel_stretch", "mel_shift")),
+            ):
+                if not getattr(self.augmentation, cause):
+                    self.refuse_in_augmentation(names, f"augmentation.{cause}: 0")
 
-Settings = TypeVar("Settings", bound=TrainingSettings)
-
-
-def read_settings(
-    kind: type[Settings], path: str | Path, values: dict[str, Any], parts: dict[str, type], overrides: dict[str, Any]
-) -> Settings:
-    """Make a stage's settings of what its recipe file holds.
-
-    Args:
-        kind: The stage's settings.
-        path: The file, for errors.
-        values: Its content.
-        parts: Settings that are classes of their own, by name.
-        overrides: Settings that replace the file's; None values are ignored. `steps` replaces `epochs` too.
-
-    Raises:
-        ValueError: If a setting is unknown, missing or wrong.
-    """
-    values = values | {name: value for name, value in overrides.items() if value is not None}
-    if overrides.get("steps") is not None:
-        values["epochs"] = None
-    if values.get("epochs") is not None:
-        values.setdefault("steps", None)
-    for name, part in parts.items():
-        if values.get(name) is not None:
-            values[name] = _build(part, values[name], f"{path}: {name}")
-    return _build(kind, values, str(path))
-
-
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    known = [setting.name for setting in fields(kind)]  # type: ignore[arg-type]  # all are dataclasses
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{where} has unknown settings {unknown}, expected some of {known}.")
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    def refuse_in_augmentation(self, names: Iterable[str], cause: str) -> None:
+        """Refuse settings of the augmentation that something makes void; see `refuse_unused`."""
+        if self.augmentation is not None:
+            refuse_unused(self.augmentation, names, cause, "augmentation.")

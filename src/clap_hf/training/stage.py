@@ -1,4 +1,4 @@
-"""What the loop asks of a training stage."""
+"""Interface of a training stage: what the loop needs of its model, data, loss and evaluation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..model.processing_msclap import MSClapProcessor
 
 Batch = dict[str, Any]
+Metrics = dict[str, torch.Tensor]  # scalars, detached, on the device
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Position:
         seed: The run's seed.
         step: Optimiser steps done before this one.
         epoch: Epochs done before this one.
-        process: Number of this process.
-        processes: How many there are.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     seed: int
     step: int
     epoch: int
-    process: int
-    processes: int
+    rank: int
+    world_size: int
 
     def random_seed(self, *more: int) -> int:
         """A seed of 63 bits from (seed, step, more)."""
@@ -43,29 +44,31 @@ class Position:
 
 
 class Batches(Protocol):
-    """Where a stage's examples come from."""
+    """Source of a stage's examples."""
 
     def steps_per_epoch(self) -> int:
-        """Steps that one pass over the data gives."""
+        """Steps of one pass over the data."""
 
-    def batches(self, epoch: int, first_step: int, process: int, processes: int) -> Iterable[Batch]:
-        """This process's share of every batch of an epoch, on the CPU.
+    def batches(self, epoch: int, first_step: int, rank: int, world_size: int, /) -> Iterable[Batch]:
+        """This rank's share of every batch of an epoch, on the CPU.
 
-        The global batches must not depend on `processes`: a run may be resumed with another number of them.
+        The global batches must not depend on `world_size`: a run may be resumed with another one.
 
         Args:
             epoch: Number of the epoch, from 0.
             first_step: Steps of the epoch that are done.
-            process: Number of this process.
-            processes: How many there are; divides the batch size.
+            rank: Rank of this process.
+            world_size: Number of processes; divides the batch size.
 
         Returns:
-            Batches from `first_step` to the epoch's end. A batch's `"skipped"`, if there, is the list of rows that
-            could not be read, each a dict with `id` and `reason`; the loop counts and lists them.
+            Batches from `first_step` to the epoch's end. A batch holds what the stage's loss takes; log-mels as
+            `input_features` `[batch, 1, frames, mel]`, dB, or as `waveforms`, a list of `[clips, samples]`, from which
+            the loop makes them on the device. Its `"skipped"`, if there, is the list of rows that could not be read,
+            each a dict with `id` and `reason`; the loop counts and lists them.
         """
 
     def fingerprint(self) -> str:
-        """Names the data: a run is resumed only on the data that it began with."""
+        """Identifies the data: a run is resumed only on the data that it began with."""
 
 
 class TrainingStage:
@@ -73,14 +76,14 @@ class TrainingStage:
 
     Args:
         model: What is trained, averaged, checkpointed and saved. The loop moves it to the device.
-        processor: Saved beside the model.
-        data: Where its examples come from.
-        evaluation: Judges the averaged (or the trained) model after an epoch. What it returns must hold the settings'
+        processor: Saved beside the model; its feature extractor makes log-mels of a batch's waveforms.
+        data: Source of its examples.
+        evaluation: Evaluates the averaged (or the trained) model after an epoch. Its result must hold the settings'
             `best_metric`, and `plateau_metric` where the schedule needs it.
 
     Attributes:
         criterion: Holds parameters that belong to the loss alone; none by default.
-        evaluated_everywhere: Whether the evaluation is called on every process, because it shares its work among them;
+        evaluated_everywhere: Whether the evaluation is called on every rank, because it shares its work among them;
             on the main one alone by default, whose result counts either way.
     """
 
@@ -99,38 +102,35 @@ class TrainingStage:
     def setup(self, accelerator: Accelerator) -> None:
         """Called once, with the modules on the device, before the optimiser is made."""
 
-    def prepare_batch(self, batch: Batch, position: Position, device: torch.device) -> Batch:
-        """Move a batch to the device and do there what is cheaper there; tensors are moved by default."""
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+    def prepare_batch(self, batch: Batch, position: Position) -> Batch:
+        """Change a batch on the device, with its log-mels, before its step; nothing by default."""
+        return batch
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of this process's share of a batch, as a mean, and numbers to log (scalars, detached).
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Loss of this rank's share of a batch, as a mean, and metrics to log.
 
         Runs under autocast, with torch's random generators seeded from the position.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor its own backward.")
 
-    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> dict[str, torch.Tensor]:
-        """Leave in `.grad` what the mean over processes makes the gradient of the global batch's loss.
+    def backward(self, accelerator: Accelerator, batch: Batch, position: Position) -> Metrics:
+        """Accumulate in `.grad` this rank's part, the mean of which over ranks is the global batch's gradient.
 
         Returns:
-            `loss` and numbers to log, scalars, detached, on the device.
+            `loss` and metrics to log.
         """
-        torch.manual_seed(position.random_seed(position.process))
+        torch.manual_seed(position.random_seed(position.rank))
         with accelerator.autocast():
-            loss, numbers = self.loss(batch)
+            loss, metrics = self.loss(batch)
         loss.backward()
-        return {"loss": loss.detach()} | numbers
+        return {"loss": loss.detach()} | metrics
 
     def train_mode(self) -> None:
         """Called before every epoch's steps; a stage with frozen parts puts these into eval mode."""
         self.model.train()
 
     def evaluate(self, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-        """What the evaluation says of a model; every process calls this."""
+        """Result of the evaluation; every rank calls this."""
         if not (accelerator.is_main_process or self.evaluated_everywhere):
             return {}
         was_training = model.training
@@ -144,8 +144,8 @@ class TrainingStage:
         self.processor.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
-        """What else must survive a resume, as plain JSON data."""
+        """Further state that a resumed run needs, as plain JSON data."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""

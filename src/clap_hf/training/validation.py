@@ -1,4 +1,4 @@
-"""How good a model is after an epoch: zero-shot tasks of the sound corpus, or retrieval among held-out pairs."""
+"""Evaluations after an epoch: zero-shot tasks of the sound corpus or the paper, retrieval among held-out pairs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rich.console import Console
 
 from ..data.simple_stream import stream_rows
 from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
-from ..embedding import ClapEncoder
+from ..embedding import ClapEncoder, embed_texts
+from ..evaluation import scoring
 from ..evaluation.benchmarks import SUITES
+from ..evaluation.corpus_clips import CorpusClips, zero_shot_score
 from ..evaluation.loading import DataLocation
-from ..evaluation.runner import Options, find_places, paper_jobs, run
-from ..evaluation.zero_shot import classify, embed_clips, embed_texts, load_clips, retrieve, zero_shot_score
+from ..evaluation.runner import EvaluationOptions, find_locations, paper_jobs, run
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
 from .recipe import ContrastiveRecipe
@@ -59,13 +60,15 @@ class CorpusValidation:
 
     def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: ContrastiveRecipe):
         self.processor, self.recipe = processor, recipe
-        self.clips = load_clips(split, processor)
+        self.clips = CorpusClips(split, processor)
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
-        audio = embed_clips(model, self.clips)
-        results = classify(model, self.processor, self.clips, audio)
-        results |= retrieve(model, self.processor, self.clips, audio)
-        text = embed_texts(model, self.processor.tokenizer, [row["captions"][0] for row in self.clips.rows]).cpu()
+        def embed(texts: list[str]) -> torch.Tensor:
+            return embed_texts(model, self.processor.tokenizer, texts).cpu()
+
+        audio = self.clips.embed(model)
+        results = self.clips.results(audio, embed)
+        text = embed([row["captions"][0] for row in self.clips.rows])
         # In an order that does not put the clips of a class side by side.
         order = np.random.default_rng(self.recipe.seed).permutation(len(audio))
         return {
@@ -81,7 +84,7 @@ class PairValidation:
     Args:
         source: Where the pairs are; the first ones are decoded once, with a fixed choice of crop and text.
         processor: The model's processor.
-        recipe: Says how many pairs, and the loss's batch size.
+        recipe: Its number of pairs, and its batch size, which is the loss's.
 
     Raises:
         ValueError: If fewer than two pairs can be read.
@@ -108,15 +111,17 @@ class PairValidation:
             batches = self.features.split(CLIPS_PER_BATCH)
             audio = torch.cat([model.get_audio_features(b.to(model.device)).pooler_output.cpu() for b in batches])
         text = embed_texts(model, self.processor.tokenizer, self.texts).cpu()
-        similarity = F.normalize(text, dim=-1) @ audio.t()
-        # Equal texts are equally right: a clip of the same text counts as found.
-        same = torch.tensor([[a == b for b in self.texts] for a in self.texts])
-        recalls = {}
-        for name, matrix in (("text_to_audio", similarity), ("audio_to_text", similarity.t())):
-            best = matrix.topk(min(10, len(matrix)), dim=1).indices
-            found = same.gather(1, best).cumsum(dim=1) > 0
-            for k in (1, 10):
-                recalls[f"{name}_R@{k}"] = found[:, min(k, found.shape[1]) - 1].float().mean().item()
+        similarity = (F.normalize(text, dim=-1) @ audio.t()).numpy()
+        relevant = scoring.answers([[text] for text in self.texts])
+        found = {
+            "text_to_audio": scoring.rank_all(lambda start, end: similarity[start:end], relevant.of_captions),
+            "audio_to_text": scoring.rank_all(lambda start, end: similarity.T[start:end], relevant.of_clips),
+        }
+        recalls = {
+            f"{name}_R@{k}": float(scoring.retrieval(ranks).recall[k].mean())
+            for name, ranks in found.items()
+            for k in (1, 10)
+        }
         return {
             "recall_at_10": (recalls["text_to_audio_R@10"] + recalls["audio_to_text_R@10"]) / 2,
             "validation_loss": validation_loss(model, audio, text, self.recipe.batch_size),
@@ -127,7 +132,7 @@ class PairValidation:
 class PaperTaskValidation:
     """Zero-shot tasks of the paper; the score is the mean over the tasks whose clips are in reach.
 
-    Runs on all processes together.
+    Runs on all ranks together.
 
     Args:
         suite: `"table1"` or `"paper"`.
@@ -143,8 +148,8 @@ class PaperTaskValidation:
         self.processor, self.work_dir = processor, work_dir
         tasks = [task for task in SUITES[suite] if task.kind != "captioning"]
         self.jobs = paper_jobs(tasks, data_dir, Path(HF_HOME) / "clap_hf")
-        self.found = find_places(self.jobs)
-        if not any(isinstance(place, DataLocation) for places in self.found for place in places):
+        self.found = find_locations(self.jobs)
+        if not any(isinstance(location, DataLocation) for found in self.found for location in found):
             raise ValueError(
                 f"None of the {len(tasks)} tasks of {suite!r} is in reach. Pass a data folder, or leave "
                 "evaluation_tasks out of the recipe."
@@ -152,13 +157,12 @@ class PaperTaskValidation:
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
         encoder = ClapEncoder(model, self.processor)
-        embeddings = self.work_dir / "embeddings"  # of this epoch's weights: of no use to the next
-        options = Options(plots=False, overwrite=True)
-        console = Console(quiet=True)
-        outcomes = run(self.jobs, self.found, encoder, None, self.work_dir, embeddings, options, console)
+        options = EvaluationOptions(output_dir=self.work_dir, cache_dir=self.work_dir, plots=False, overwrite=True)
+        outcomes = run(self.jobs, self.found, encoder, None, options, Console(quiet=True))
         if not PartialState().is_main_process:
             return {}
-        shutil.rmtree(embeddings, ignore_errors=True)
+        # Of this epoch's weights: of no use to the next.
+        shutil.rmtree(self.work_dir / "embeddings", ignore_errors=True)
         values = {o.task.name: o.result["value"] for o in outcomes if o.result and o.result["value"] is not None}
         if not values:
             reasons = "; ".join(f"{o.task.name}: {o.reason}" for o in outcomes)

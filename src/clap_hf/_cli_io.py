@@ -1,0 +1,217 @@
+"""Input and output of the command line: lists of files and labels, tables, JSON and CSV, errors of one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from .atomic_io import write_text
+from .audio import audio_files
+
+STDIN = STDOUT = Path("-")
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+# Base class of all errors in arguments; typer carries a copy of click, or needs it, depending on the release.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class OneLineErrors(TyperGroup):
+    """Commands whose errors are a line on stderr and an exit code; `--traceback` shows where they were raised."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
+        except UsageError as error:
+            message = error.format_message()  # type: ignore[attr-defined]
+            typer.echo(f"Error: {one_line(message)}", err=True)
+            raise typer.Exit(USAGE) from error
+        except Exception as error:
+            if ctx.params.get("show_traceback"):
+                traceback.print_exc()
+            known = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and str(error)
+            message = str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)"
+            typer.echo(f"Error: {one_line(message)}", err=True)
+            raise typer.Exit(USAGE) from error
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks."""
+    return " ".join(message.split())
+
+
+class Format(StrEnum):
+    """How results are written on stdout."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the results of a command go.
+
+    Args:
+        format: What stdout gets.
+        json_path: Also gets the results as JSON; `-` is stdout.
+    """
+
+    format: Format
+    json_path: Path | None = None
+
+    def check(self) -> None:
+        """Before the work: raise `ValueError` if the JSON cannot be written."""
+        if self.json_path is not None and self.json_path.is_dir():
+            raise ValueError(f"--json {self.json_path} is a folder, expected a file, or - for stdout.")
+
+    def write(
+        self, report: dict[str, Any], rows: Iterable[dict[str, Any]], print_table: Callable[[Console], None]
+    ) -> None:
+        """Write results.
+
+        Args:
+            report: All of them, for JSON.
+            rows: Rows of the CSV, with the same columns each.
+            print_table: Prints the table, and what else people read.
+        """
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        on_stdout = self.json_path is not None and is_stdout(self.json_path)
+        if on_stdout or self.format is Format.json:
+            typer.echo(text, nl=False)
+        elif self.format is Format.csv:
+            typer.echo(_csv(rows), nl=False)
+        else:
+            print_table(Console())
+        if self.json_path is not None and not on_stdout:
+            write_through(self.json_path, text)
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(stream, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return stream.getvalue()
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path is `-`, or the file, pipe or terminal that stdout goes to, such as /dev/stdout."""
+    if path == STDOUT:
+        return True
+    try:
+        ours, theirs = os.fstat(sys.stdout.fileno()), os.stat(path)
+    except (OSError, ValueError):  # no such file, or a stdout without a descriptor
+        return False
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def write_through(path: Path, text: str) -> None:
+    """Write a file; a regular one is replaced whole, and a device, a FIFO or the target of a link is written into.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    try:
+        regular = stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        regular = True
+    if regular:
+        write_text(path, text)
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+def input_files(paths: list[Path]) -> list[Path]:
+    """Sound files of arguments: files, folders, and `-` for a list of them on stdin, a line or a NUL each."""
+    named: list[Path] = []
+    for path in paths:
+        if path != STDIN:
+            named.append(path)
+            continue
+        listed = sys.stdin.buffer.read()
+        lines = listed.split(b"\0") if b"\0" in listed else listed.splitlines()
+        names = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+        if not names:
+            raise ValueError("No file names on stdin, expected one a line.")
+        named += names
+    return audio_files(named)
+
+
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 file; errors name it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}), expected a text file in UTF-8. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; expected a readable text file.") from error
+
+
+def labels_beside(files: list[Path]) -> dict[Path, str]:
+    """Labels that the labels.csv beside each file gives."""
+    labels: dict[Path, str] = {}
+    wanted = set(files)
+    for folder in dict.fromkeys(file.parent for file in files):
+        table = folder / "labels.csv"
+        if not table.is_file():
+            continue
+        try:
+            rows = csv.DictReader(io.StringIO(read_text(table), newline=""), strict=True)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{table} has columns {rows.fieldnames}, expected file and label.")
+            for row in rows:
+                if row["file"] is None or row["label"] is None:
+                    raise ValueError(f"{table}, line {rows.line_num}: {row}, expected a file and a label.")
+                if row["label"] and folder / row["file"] in wanted:
+                    labels[folder / row["file"]] = row["label"]
+        except csv.Error as error:
+            raise ValueError(f"{table} is no CSV file ({error}), expected columns file and label.") from error
+    return labels
+
+
+def candidate_labels(
+    labels: list[str] | None, labels_file: Path | None, expected: Iterable[str], default: tuple[str, ...]
+) -> list[str]:
+    """Labels from the options, from labels.csv, or the default ones; each once."""
+    if labels and labels_file is not None:
+        raise ValueError("Both --labels and --labels-file were given, expected one of them.")
+    if labels:
+        names = ",".join(labels).split(",")
+    elif labels_file is not None:
+        names = read_text(labels_file).splitlines()
+    else:
+        names = list(expected) or list(default)
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise ValueError(f"No labels in {labels_file or '--labels'}, expected at least one.")
+    return names

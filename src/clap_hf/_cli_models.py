@@ -1,0 +1,127 @@
+"""Models as the command line names, checks and loads them."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from .search import SoundCollection
+
+
+def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
+    """What `from_pretrained` takes for a model, which is checked to be of one of the types if any are given.
+
+    Args:
+        model: `"embedded"`, a folder, or a Hub id.
+        types: `model_type` of the models that the command can use.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: It is of another type.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    from .pretrained import checkpoint_path
+
+    logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
+    source = checkpoint_path(model)
+    if not Path(source).is_dir():
+        go_offline_if_unreachable()
+    found = AutoConfig.from_pretrained(source).model_type if types else ""
+    if types and found not in types:
+        wanted = (
+            "a captioner, such as the folder that `clap-hf convert clapcap` writes"
+            if "msclap_captioning" in types
+            else "a CLAP model of two towers, such as 'embedded'"
+        )
+        raise ValueError(f"The model {model!r} is of the type {found!r}, expected {wanted}.")
+    return source
+
+
+def go_offline_if_unreachable() -> None:
+    """Where the Hub cannot be reached, use its local cache alone, instead of five tries for every file."""
+    from huggingface_hub import constants
+
+    from .hub import unreachable_hub
+
+    reason = unreachable_hub()
+    if reason and not constants.HF_HUB_OFFLINE:
+        typer.echo(f"Using the local cache: {reason}.", err=True)
+        constants.HF_HUB_OFFLINE = True
+
+
+def usable_device(name: str | None) -> torch.device | None:
+    """A device that works here, or None for the default."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device is {name!r}, expected cpu, cuda, cuda:1 or another device that this torch can use "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return torch.device(name)
+
+
+def load_collection(folder: Path, model: str, device: str | None, max_windows: int | None) -> SoundCollection:
+    """A collection with its model."""
+    from accelerate import PartialState
+    from transformers import AutoModel, AutoProcessor
+
+    from .search import SoundCollection
+
+    source = checked_checkpoint(model, ("msclap",))
+    # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
+    name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
+    target = usable_device(device) or PartialState().device
+    loaded = AutoModel.from_pretrained(source).eval().to(target)
+    return SoundCollection(folder, loaded, AutoProcessor.from_pretrained(source), name, max_windows)
+
+
+def model_facts(model: str) -> dict[str, str]:
+    """Facts of a model from its configuration and front end, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    from .pretrained import model_class
+
+    try:
+        source = checked_checkpoint(model, ())
+    except FileNotFoundError as error:
+        if model != "embedded":
+            raise
+        return {"embedded checkpoint": str(error)}
+    config = AutoConfig.from_pretrained(source)
+    name = (config.architectures or ["none"])[0]
+    cls = model_class(name)
+    audio, text = config.audio_config, config.text_config
+    with torch.device("meta"):
+        parameters = sum(weights.numel() for weights in cls(config).parameters())
+    extractor = AutoFeatureExtractor.from_pretrained(source)
+    return {
+        "embedded checkpoint" if model == "embedded" else "model": source,
+        "class": name,
+        "towers": f"{audio.architecture} + {text.model_type}",
+        "parameters": f"{parameters:,}",
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "vectors": f"{config.projection_dim} elements",
+        "window": f"{extractor.duration_s:g} s at {extractor.sampling_rate:,} Hz, {extractor.feature_size} mel bins",
+        "longer and shorter sounds": f"{extractor.long_audio}, {extractor.short_audio}",
+    }
+
+
+def installed_version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

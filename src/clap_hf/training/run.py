@@ -1,0 +1,156 @@
+"""Runs of the looped stages: from a recipe to its model, data and evaluation, and into the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+
+from ..atomic_io import write_text
+from ..cards import EARLIER
+from ..data.prompts import PromptCollator, PromptDataset
+from ..data.registry import source_of
+from ..hub import BackgroundPush
+from ..model.modeling_msclap import MSClapModel
+from ..model.processing_msclap import MSClapProcessor
+from .captioning_stage import CaptioningStage, CaptionValidation
+from .contrastive_stage import ContrastiveStage
+from .factory import build_captioner, build_model, build_prompt_model, resolve
+from .inputs import balanced_batches, corpus_batches, streamed_batches
+from .loop import make_accelerator, train
+from .prompt_stage import PromptStage, PromptValidation, load_streams
+from .recipe import CaptioningRecipe, ContrastiveRecipe, PromptRecipe
+from .records import RECORD
+from .settings import PairSettings
+from .stage import Batches, TrainingStage
+from .teacher import load_features
+from .validation import CorpusValidation, PairValidation, PaperTaskValidation
+
+LOG_MELS = "log-mels"  # folder of a run that keeps them
+
+
+def train_recipe(
+    recipe: ContrastiveRecipe | CaptioningRecipe | PromptRecipe,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    num_workers: int = 1,
+    trackers: Sequence[str] = (),
+    cache_dir: Path | None = None,
+    data_dir: Path | None = None,
+    push: BackgroundPush | None = None,
+) -> dict[str, Any]:
+    """Train by a recipe; see `clap_hf.training.loop.train` for the folder, resuming, trackers and errors.
+
+    The audio tower of a prompt run's `best/` goes into the contrastive stage by its recipe's `audio_tower`.
+
+    Args:
+        recipe: What to train.
+        output_dir: The run's folder.
+        resume: Continue the run that is there.
+        num_workers: Loader processes.
+        trackers: Trackers, by the names that Accelerate knows.
+        cache_dir: Where the log-mels of a corpus' clips are kept, for several runs to share; `log-mels/` of the run's
+            folder when None. For recipes with `dataset`.
+        data_dir: Folder of CSVs and sounds for the paper's tasks, for recipes with `evaluation_tasks`.
+        push: Uploads epochs while training goes on.
+
+    Returns:
+        The record of the best epoch.
+
+    Raises:
+        ValueError: If the recipe or an option is wrong or without effect.
+    """
+    recipe.validate()
+    if cache_dir is not None and not (isinstance(recipe, PairSettings) and recipe.dataset):
+        raise ValueError(
+            "cache_dir has no effect: log-mels are stored for contrastive and captioning runs on 'dataset'."
+        )
+    if data_dir is not None and not (isinstance(recipe, ContrastiveRecipe) and recipe.evaluation_tasks):
+        raise ValueError("data_dir has no effect without 'evaluation_tasks' in a contrastive recipe. Leave it out.")
+    make_accelerator(recipe)  # starts the process group, before anything asks for the world size
+    stage: TrainingStage
+    if isinstance(recipe, ContrastiveRecipe):
+        stage = _contrastive_stage(recipe, output_dir, num_workers, cache_dir, data_dir)
+    elif isinstance(recipe, CaptioningRecipe):
+        model, processor = build_captioner(recipe)
+        data = _pair_batches(recipe, processor, output_dir, num_workers, cache_dir)
+        held_out = source_of(recipe.validation, "validation")
+        stage = CaptioningStage(
+            model, processor, data, CaptionValidation(held_out, processor, recipe.validation_clips)
+        )
+    else:
+        stage = _prompt_stage(recipe, num_workers)
+    return train(stage, recipe, output_dir, resume=resume, trackers=trackers, push=push)
+
+
+def _contrastive_stage(
+    recipe: ContrastiveRecipe, output_dir: Path, num_workers: int, cache_dir: Path | None, data_dir: Path | None
+) -> ContrastiveStage:
+    model, processor = build_model(recipe)
+    if recipe.weights is not None and PartialState().is_main_process and not (output_dir / RECORD).exists():
+        _keep_history(Path(resolve(recipe.weights)).parent, output_dir)
+    model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
+    data = _pair_batches(recipe, processor, output_dir, num_workers, cache_dir)
+    held_out: PairValidation | CorpusValidation
+    if recipe.sources:
+        held_out = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
+    else:
+        held_out = CorpusValidation(datasets.load_dataset(recipe.dataset, split="validation"), processor, recipe)
+    teacher = None
+    if recipe.teacher is not None:
+        ids = datasets.load_dataset(recipe.dataset, split=recipe.split)["id"][:]
+        teacher = load_features(recipe.teacher.features, ids)
+    tasks = None
+    if recipe.evaluation_tasks is not None:
+        tasks = PaperTaskValidation(recipe.evaluation_tasks, processor, data_dir, output_dir / "evaluation")
+
+    def evaluate(trained: MSClapModel) -> dict[str, Any]:
+        results = held_out(trained) if PartialState().is_main_process else {}
+        return results if tasks is None else results | tasks(trained)
+
+    return ContrastiveStage(model, processor, recipe, data, evaluate, teacher)
+
+
+def _prompt_stage(recipe: PromptRecipe, num_workers: int) -> PromptStage:
+    model, processor = build_prompt_model(recipe)
+    train_rows, held_out = (
+        PromptDataset(load_streams(recipe, split), processor.feature_extractor, recipe.seed)
+        for split in ("train", "validation")
+    )
+    collate = PromptCollator(processor.tokenizer)
+    data = balanced_batches(train_rows, train_rows.weights(recipe.balance), collate, recipe, num_workers)
+    return PromptStage(model, processor, data, PromptValidation(held_out, processor, recipe.validation_clips))
+
+
+def _pair_batches(
+    recipe: ContrastiveRecipe | CaptioningRecipe,
+    processor: MSClapProcessor,
+    output_dir: Path,
+    num_workers: int,
+    cache_dir: Path | None,
+) -> Batches:
+    """Batches of the recipe's `dataset` or `sources`."""
+    if recipe.sources:
+        return streamed_batches(recipe, processor, num_workers)
+    return corpus_batches(
+        datasets.load_dataset(recipe.dataset, split=recipe.split),
+        processor,
+        recipe,
+        template=recipe.template if isinstance(recipe, ContrastiveRecipe) else "{}",
+        template_probability=recipe.template_probability if isinstance(recipe, ContrastiveRecipe) else 0.0,
+        num_workers=num_workers,
+        cache_dir=cache_dir or output_dir / LOG_MELS,
+    )
+
+
+def _keep_history(run: Path, output_dir: Path) -> None:
+    """Copy the records of the run that a run goes on from, and of those before it, into its folder, for its card."""
+    files = [run / name for name in (EARLIER, RECORD) if (run / name).is_file()]
+    if files:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(output_dir / EARLIER, "".join(file.read_text(encoding="utf-8") for file in files))
