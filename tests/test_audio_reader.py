@@ -108,7 +108,7 @@ def test_a_whole_sound_is_in_memory_once(tmp_path):
 def test_a_false_length_costs_no_memory():
     data = bytearray(encoded("FLAC", "PCM_16", tone(0.5, 16_000, 1), 16_000))
     data[21:26] = (data[21] >> 4 << 36 | (1 << 36) - 1).to_bytes(5, "big")  # 256 GB of float32
-    with pytest.warns(UserWarning, match="the file ends inside a frame or too early"):
+    with pytest.warns(UserWarning, match="the header states 68719476735 samples, the frames hold 8000"):
         audio = load_audio(bytes(data))
     assert audio.samples.shape == (1, 8000) and audio.damage
 

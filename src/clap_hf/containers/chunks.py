@@ -20,7 +20,11 @@ LAYOUTS = {  # a chunk's header, what chunks are padded to in bytes, and where t
 }
 _SAMPLES = {b"data", b"SSND"}
 _UNKNOWN_SIZE = 0x7FF0_0000  # programs that cannot seek back state 0xFFFFFFFF, 0x7FFFFFFF and nearby
-_PLAIN_AIFF = {b"": 0, b"NONE": 0, b"sowt": 0, b"twos": 0, b"fl32": 4, b"fl64": 8}  # bytes a sample, 0: from the bits
+_PLAIN_AIFF = {  # bytes a sample, 0 where the header's number of bits decides
+    **dict.fromkeys((b"", b"NONE", b"sowt", b"twos"), 0),
+    **dict.fromkeys((b"ulaw", b"alaw", b"ULAW", b"ALAW"), 1),
+    **{b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8},
+}
 
 _AU_BYTES = {3: 2, 4: 3, 5: 4, 6: 4, 7: 8}  # a sample, by encoding; one for the others
 
@@ -50,6 +54,8 @@ def inspect(reader: Reader, first: int, size: int) -> Structure:
             if not contents.keys() & _SAMPLES:
                 structure.damage.append(Damage(f"no chunk at byte {position}"))
                 return structure
+            break
+        if name == magic and contents.keys() & _SAMPLES:  # another file
             break
         if magic == W64[:4]:
             length -= header_size

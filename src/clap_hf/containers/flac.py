@@ -38,9 +38,8 @@ def inspect(reader: Reader, start: int, size: int, until_s: float) -> Structure:
             if not whole:
                 structure.damage.append(Damage("the file ends inside a frame or too early", there / rate))
             elif stated:
-                structure.damage.append(
-                    Damage(f"the header states {stated} samples, frames hold {there}", there / rate)
-                )
+                reason = f"the header states {stated} samples, the frames hold {there}"
+                structure.damage.append(Damage(reason, min(stated, there) / rate))
             head[21:26] = (head[21] >> 4 << 36 | there).to_bytes(5, "big")  # decoders need the right length
             part = Part(begin + _HEAD, end, bytes(head))
         structure.parts.append(part)
