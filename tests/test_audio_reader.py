@@ -18,7 +18,7 @@ from tests.test_audio import FORMATS, IDS, encoded, needs_ffmpeg, tone
 
 from clap_hf import _ffmpeg
 from clap_hf.audio import AudioDecodeError, audio_files, load_audio, load_stored_audio, open_audio
-from clap_hf.audio_reader import BLOCK_FRAMES
+from clap_hf.audio.reader import BLOCK_FRAMES
 
 RATE = 48_000  # of Opus too
 CHAINED = [kind for kind in FORMATS if kind[2] in ("ogg", "opus", "flac", "mp3")] + [FORMATS[1]]
@@ -114,7 +114,7 @@ def test_a_false_length_costs_no_memory():
 
 
 def test_a_pipe_is_read_to_its_end(monkeypatch):
-    monkeypatch.setattr("clap_hf.audio_reader._IN_MEMORY", 1000)  # the rest goes to disk
+    monkeypatch.setattr("clap_hf.audio.reader._IN_MEMORY", 1000)  # the rest goes to disk
     data = encoded("FLAC", "PCM_16", tone(1.0, 16_000, 2), 16_000)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write(data)

@@ -10,7 +10,7 @@ import torch
 from tests.test_audio import encoded
 
 from clap_hf.audio import AudioDecodeError, open_audio
-from clap_hf.audio_stream import mono_blocks, windows
+from clap_hf.audio.stream import mono_blocks, windows
 from clap_hf.model.feature_extraction_msclap import resample, to_mono
 
 

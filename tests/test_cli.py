@@ -314,7 +314,7 @@ def test_only_regular_files_are_replaced(checkpoint, tmp_path):
 
 def test_dev_stdout_is_stdout(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from clap_hf._cli_io import is_stdout; "
+        "import sys; from pathlib import Path; from clap_hf.cli.io import is_stdout; "
         "print([is_stdout(Path(name)) for name in sys.argv[1:]])"
     )
     with (tmp_path / "out").open("w") as out:

@@ -11,29 +11,24 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from ._prefix_tree import prefix_trees
-from .audio import Audio, load_audio
-from .audio_reader import BinaryReader
+from .audio import AHEAD, THREADS, Audio, load_audio, read_ahead, read_sound
 from .fast_cpu import optimize_if_possible
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows
 from .model.processing_msclap import MSClapProcessor
 
-THREADS = 2  # decoders release Python's lock; more of them than this wait for the model on any CPU
 GPU_THREADS = 16  # beside a GPU, which waits for them, as far as there are cores
-AHEAD = 16  # sounds that are ready or under way, or four a thread, so that memory stays flat
 WINDOWS_PER_BATCH = 32
 
 TEXTS_PER_BATCH = 64
@@ -47,98 +42,6 @@ FRONT_END = (
 )
 # Settings of the towers that act in training alone, or record where a model came from.
 NO_EFFECT = {"dtype", "torch_dtype", "architectures", "transformers_version", "use_cache", "initializer_range"}
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-# Reading
-
-
-def read_sound(sound: Any) -> Any:
-    """Decode a sound of any kind that is not samples yet; the kinds are listed in `docs/inputs.md`.
-
-    Args:
-        sound: A path, encoded bytes (`bytes`, `bytearray`, `memoryview`), a binary file object, an `Audio`, a dict
-            with `"path"` or `"bytes"`, a dataset's row with `"audio"`; or samples, which stay as they are.
-
-    Returns:
-        What the feature extractor takes: samples, with their rate wherever it is known.
-
-    Raises:
-        TypeError: If a file is open in text mode.
-        ValueError: If it is a URL.
-        AudioDecodeError: If it cannot be decoded.
-    """
-    if isinstance(sound, dict):
-        if "audio" in sound and not sound.keys() & {"array", "raw", "bytes", "path"}:
-            return read_sound(sound["audio"])
-        if "array" not in sound and "raw" not in sound:
-            # A row of datasets' Audio(decode=False): either may be None.
-            encoded = [sound[key] for key in ("bytes", "path") if sound.get(key) is not None]
-            sound = encoded[0] if encoded else sound
-    if isinstance(sound, str) and "://" in sound:
-        raise ValueError(f"{sound} is a URL, expected a file. Download it first: nothing is fetched here.")
-    if isinstance(sound, (str, os.PathLike, bytes, bytearray, memoryview, BinaryReader)):
-        sound = load_audio(sound)
-    if isinstance(sound, Audio):
-        sound = {"array": sound.samples, "sampling_rate": sound.sampling_rate}
-    return sound
-
-
-def is_one_sound(sounds: Any) -> bool:
-    """Whether a value is one sound, and not a sequence of sounds."""
-    if isinstance(sounds, (str, bytes, bytearray, memoryview)) or not isinstance(sounds, Sequence):
-        return True
-    # A list whose first item is a number is samples. Other sequences may decode what they are asked for.
-    return isinstance(sounds, (list, tuple)) and len(sounds) > 0 and isinstance(sounds[0], Real)
-
-
-def read_ahead(
-    items: Iterable[Item],
-    read: Callable[[Item], Result],
-    skipped: dict[Item, str] | None = None,
-    *,
-    threads: int = THREADS,
-    ahead: int = AHEAD,
-) -> Iterator[tuple[Item, Result]]:
-    """Read the items to come in other threads.
-
-    Args:
-        items: Taken one by one in the caller's thread, up to `ahead` of them before their turn.
-        read: Decodes an item, or makes its log-mels; called in threads.
-        skipped: Gets the reason for every item that `read` raised `ValueError` or `OSError` for; these errors are
-            raised when None.
-        threads: Threads that read.
-        ahead: Items that are read or under way at most, this one counted in.
-
-    Returns:
-        Every item that can be read, in order, with what `read` returned.
-    """
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-
-    def finished() -> Iterator[tuple[Item, Result]]:
-        item, future = waiting.popleft()
-        try:
-            result = future.result()
-        except (ValueError, OSError) as error:
-            if skipped is None:
-                raise
-            skipped[item] = str(error)
-        else:
-            yield item, result
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="clap-hf") as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(read, item)))
-                if len(waiting) >= ahead:
-                    yield from finished()
-            while waiting:
-                yield from finished()
-        finally:  # a caller that stops early waits for no more than what runs
-            for _, future in waiting:
-                future.cancel()
 
 
 # Sounds

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from .atomic_io import PartError, PartStore, part_facts
-from .audio import AUDIO_EXTENSIONS, audio_files
-from .embedding import ClapEncoder, embed_files, read_ahead
+from .audio import AUDIO_EXTENSIONS, audio_files, read_ahead
+from .embedding import ClapEncoder, embed_files
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 

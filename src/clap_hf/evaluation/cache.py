@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..atomic_io import PartError, PartStore
-from ..audio import load_stored_audio
-from ..embedding import AHEAD, GPU_THREADS, THREADS, Encoder, is_accelerator, read_ahead
+from ..audio import AHEAD, THREADS, load_stored_audio, read_ahead
+from ..embedding import GPU_THREADS, Encoder, is_accelerator
 from .captioner import Captioner
 
 CLIPS_PER_PART = 64

@@ -11,9 +11,9 @@ import torch
 from rich.progress import track
 from transformers import BatchFeature
 
-from ..audio import load_stored_audio
+from ..audio import load_stored_audio, read_ahead
 from ..cards.results import rows_of
-from ..embedding import embed_clips, read_ahead
+from ..embedding import embed_clips
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .loading import AudioColumn

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..embedding import evaluation_mode, read_sound
+from ..audio import read_sound
+from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
-from ._sounds import pipeline_inputs
+from .inputs import pipeline_inputs
 
 TASK = "audio-captioning"
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from transformers import ZeroShotAudioClassificationPipeline
 
-from ..embedding import embed_classes, evaluation_mode, read_sound, warn_of_unreadable_labels
+from ..audio import read_sound
+from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
-from ._sounds import pipeline_inputs
+from .inputs import pipeline_inputs
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"

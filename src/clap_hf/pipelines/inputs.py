@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..embedding import is_one_sound, read_ahead, read_sound
+from ..audio import is_one_sound, read_ahead, read_sound
 
 
 class Sounds(torch.utils.data.Dataset):

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from .search import SoundCollection
+    from ..search import SoundCollection
 
 
 def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
@@ -28,7 +28,7 @@ def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from .pretrained import checkpoint_path
+    from ..pretrained import checkpoint_path
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
     source = checkpoint_path(model)
@@ -49,7 +49,7 @@ def go_offline_if_unreachable() -> None:
     """Where the Hub cannot be reached, use its local cache alone, instead of five tries for every file."""
     from huggingface_hub import constants
 
-    from .hub import unreachable_hub
+    from ..hub import unreachable_hub
 
     reason = unreachable_hub()
     if reason and not constants.HF_HUB_OFFLINE:
@@ -78,7 +78,7 @@ def load_collection(folder: Path, model: str, device: str | None, max_windows: i
     from accelerate import PartialState
     from transformers import AutoModel, AutoProcessor
 
-    from .search import SoundCollection
+    from ..search import SoundCollection
 
     source = checked_checkpoint(model, ("msclap",))
     # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
@@ -93,7 +93,7 @@ def model_facts(model: str) -> dict[str, str]:
     import torch
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    from .pretrained import model_class
+    from ..pretrained import model_class
 
     try:
         source = checked_checkpoint(model, ())

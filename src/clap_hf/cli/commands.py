@@ -1,28 +1,37 @@
-"""The clap-hf command: a thin face over the package."""
+"""Commands that run and share models: classify, caption, embed, search, push, convert, evaluate, export, info."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
-from ._cli_io import (
+from ..audio import Audio, load_audio, read_ahead
+from .io import (
     FAILED,
     INTERRUPTED,
     Format,
     OneLineErrors,
     Output,
     candidate_labels,
+    file_columns,
+    finish,
     input_files,
     labels_beside,
+    length_text,
     one_line,
+    print_failures,
+    print_scores,
 )
-from ._cli_models import (
+from .models import (
     checked_checkpoint,
     go_offline_if_unreachable,
     installed_version,
@@ -30,9 +39,7 @@ from ._cli_models import (
     model_facts,
     usable_device,
 )
-from ._cli_runs import file_columns, finish, length_text, print_failures, print_scores, run_over_files
-from .audio import Audio, load_audio
-from .cli_training import app as training_app
+from .training import app as training_app
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -51,6 +58,8 @@ EVERYDAY_LABELS = tuple(
         "chainsaw,gunshot,explosion,fireworks,silence"
     ).split(",")
 )
+
+SILENCE_DBFS = -80.0  # a sound whose peak is below has nothing in it that a model could name
 
 Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
 ModelName = Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")]
@@ -103,7 +112,7 @@ def classify(
     """
     from transformers import pipeline
 
-    from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
     output = Output(format, json_path)
     output.check()
@@ -151,7 +160,7 @@ def caption(
     """Describe the sounds in files and folders in words."""
     from transformers import pipeline
 
-    from .pipelines.captioning import TASK
+    from ..pipelines.captioning import TASK
 
     output = Output(format, json_path)
     output.check()
@@ -243,7 +252,7 @@ def search(
     device: Device = None,
 ) -> None:
     """Find sounds of a collection by words, or by another sound."""
-    from .search import collection_facts
+    from ..search import collection_facts
 
     output = Output(format, json_path)
     output.check()
@@ -290,7 +299,7 @@ def push(
     Code and card are made where the folder has none. When an upload is cut, run the same command again: large files
     that arrived are not sent again.
     """
-    from .hub import push as push_folder
+    from ..hub import push as push_folder
 
     if repo_type not in ("model", "dataset"):
         raise typer.BadParameter(f"--type is {repo_type!r}, expected model or dataset.")
@@ -340,8 +349,8 @@ def convert(
     token: Annotated[str | None, typer.Option(help="HF_TOKEN or that of `hf auth login` by default.")] = None,
 ) -> None:
     """Convert an official checkpoint to a folder that from_pretrained loads: fetch, convert, verify, card, push."""
-    from .convert import convert_checkpoint
-    from .hub import push as push_folder
+    from ..convert import convert_checkpoint
+    from ..hub import push as push_folder
 
     folder = output or Path(f"msclap-{version}")
     console = Console()
@@ -396,8 +405,8 @@ def evaluate(
     beside ours. A stopped run goes on where it was. Exit code: 0 all tasks ran, 1 one failed or none ran, 3 some had
     no source in reach. On several processes: accelerate launch scripts/evaluate.py ...
     """
-    from .evaluation.command import evaluate_model, read_descriptions
-    from .evaluation.runner import CACHE_DIR, EvaluationOptions
+    from ..evaluation.command import evaluate_model, read_descriptions
+    from ..evaluation.runner import CACHE_DIR, EvaluationOptions
 
     if data_dir is None:
         go_offline_if_unreachable()
@@ -433,9 +442,9 @@ def export(
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
-    from .export import export_onnx
-    from .model.modeling_msclap import MSClapModel
-    from .model.processing_msclap import MSClapProcessor
+    from ..export import export_onnx
+    from ..model.modeling_msclap import MSClapModel
+    from ..model.processing_msclap import MSClapProcessor
 
     source = checked_checkpoint(model, ("msclap",))
     loaded = MSClapModel.from_pretrained(source, dtype=torch.float32)
@@ -473,3 +482,41 @@ def info(
         console.print(table)
 
     Output(format).write(facts, [facts], print_table)
+
+
+def run_over_files(
+    files: list[Path], pipeline: Callable[[Audio], Any], record: Callable[[Path, Any], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
+    """Run a pipeline over files, decoding ahead of it.
+
+    Args:
+        files: The files.
+        pipeline: Called with every sound that is not silent.
+        record: What to keep of a file and the pipeline's answer, which is None for a silent sound.
+
+    Returns:
+        A record of every file, the files that could not be read, and whether Ctrl-C ended it.
+    """
+    results: list[dict[str, Any]] = []
+    skipped: dict[Path, str] = {}
+    interrupted = False
+    progress = track(files, "Reading", console=Console(stderr=True), transient=True)
+    try:
+        for file, audio in read_ahead(progress, load_audio, skipped):
+            silent = is_silent(audio)
+            try:
+                answer = None if silent else pipeline(audio)
+            except ValueError as error:
+                skipped[file] = f"{file}: {error}"
+                continue
+            facts = {"duration_s": audio.duration_s, "truncated": audio.truncated, "silent": silent}
+            results.append({"file": str(file), **facts, **record(file, answer)})
+    except KeyboardInterrupt:
+        interrupted = True
+    return results, [{"file": str(file), "error": reason} for file, reason in skipped.items()], interrupted
+
+
+def is_silent(audio: Audio) -> bool:
+    """Whether the peak is below -80 dBFS, a constant offset aside."""
+    samples = audio.samples.mean(axis=0)
+    return bool(np.abs(samples - samples.mean()).max() < 10 ** (SILENCE_DBFS / 20))

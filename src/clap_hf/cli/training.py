@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .training.recipe import ClassificationRecipe
+    from ..training.recipe import ClassificationRecipe
 
 app = typer.Typer()
 
@@ -51,7 +51,7 @@ def train(
 
     On several processes: torchrun or accelerate launch, with scripts/train.py and the same arguments.
     """
-    from .training.recipe import ClassificationRecipe, load_recipe
+    from ..training.recipe import ClassificationRecipe, load_recipe
 
     overrides = {
         "dataset": dataset,
@@ -83,8 +83,8 @@ def train(
         if private and push_to_hub is None:
             raise ValueError("--private has no effect without --push-to-hub. Leave it out.")
 
-        from .hub import BackgroundPush
-        from .training.run import train_recipe
+        from ..hub import BackgroundPush
+        from ..training.run import train_recipe
 
         train_recipe(
             loaded,
@@ -128,8 +128,8 @@ def compare(
     """
     from rich.console import Console
 
-    from .training.comparison import as_table, compare_encoders
-    from .training.recipe import combinations_of
+    from ..training.comparison import as_table, compare_encoders
+    from ..training.recipe import combinations_of
 
     overrides: dict[str, Any] = {
         "dataset": dataset,
@@ -160,7 +160,7 @@ def compare(
 
 
 def _cross_validate(recipe: ClassificationRecipe, output_dir: Path, num_workers: int, device: str | None) -> None:
-    from .training.classification import cross_validate
+    from ..training.classification import cross_validate
 
     found = cross_validate(recipe, output_dir, num_workers=num_workers, device=device)
     print(f"accuracy {found['accuracy']:.2%} ± {found['std']:.2%} over {len(found['folds'])} folds;", end=" ")

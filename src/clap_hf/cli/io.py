@@ -18,10 +18,12 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from typer.core import TyperGroup
 
-from .atomic_io import write_text
-from .audio import audio_files
+from ..atomic_io import write_text
+from ..audio import audio_files
 
 STDIN = STDOUT = Path("-")
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -215,3 +217,60 @@ def candidate_labels(
     if not names:
         raise ValueError(f"No labels in {labels_file or '--labels'}, expected at least one.")
     return names
+
+
+def finish(output: Output, total: int, results: list[Any], failures: list[dict[str, str]], interrupted: bool) -> None:
+    """End a command: report on stderr what stdout does not, and set the exit code."""
+    if output.format is not Format.table:
+        for failure in failures:
+            typer.echo(one_line(failure["error"]), err=True)
+    if interrupted:
+        done = len(results) + len(failures)
+        typer.echo(f"Interrupted: {done} of {total} files are done.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if not results:
+        raise typer.Exit(FAILED)
+
+
+def file_columns(result: dict[str, Any]) -> dict[str, Any]:
+    """Columns that every CSV of files has."""
+    return {name: result[name] for name in ("file", "duration_s", "truncated", "silent")}
+
+
+def length_text(result: dict[str, Any]) -> str:
+    return f"{result['duration_s']:.1f} s" + (" (truncated)" if result["truncated"] else "")
+
+
+def print_scores(console: Console, results: list[dict[str, Any]], failures: list[dict[str, str]], top_k: int) -> None:
+    """Print a table of results, how many agree with labels.csv, and what failed."""
+    compared = [result for result in results if "expected" in result]
+    agreeing = [result for result in compared if best_label(result) == result["expected"]]
+    if results:
+        table = Table("file")
+        table.add_column("length", justify="right")
+        table.add_column("most likely labels")
+        if compared:
+            table.add_column("labels.csv")
+        for result in results:
+            best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
+            row = [escape(result["file"]), length_text(result), "silence" if result["silent"] else escape(best)]
+            if compared:
+                mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
+                row.append(mark + escape(result.get("expected", "")))
+            table.add_row(*row)
+        console.print(table)
+    if compared:
+        console.print(f"The best label is that of labels.csv for {len(agreeing)} of {len(compared)} sounds.")
+    print_failures(console, failures, len(failures) + len(results))
+
+
+def best_label(result: dict[str, Any]) -> str:
+    return "silence" if result["silent"] else result["scores"][0]["label"]
+
+
+def print_failures(console: Console, failures: list[dict[str, str]], total: int) -> None:
+    """Print how many files were skipped, and why."""
+    if failures:
+        console.print(f"[red]{len(failures)} of {total} files were skipped:[/]")
+        for failure in failures:
+            console.print(f"  {failure['error']}", markup=False, soft_wrap=True)

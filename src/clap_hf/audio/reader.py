@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import soundfile
 
-from . import _ffmpeg
+from . import ffmpeg
 from .containers import Damage, File, Part, PartFile, inspect
 
 Blocks = Generator[np.ndarray, None, None]  # float32 `[frames, channels]`
@@ -249,18 +249,18 @@ class AudioReader:
             self._encoded = _on_disk(io.BytesIO(self._encoded), self._stack)
         path = self._encoded
         if len(self._parts) == 1 or any(part.head for part in self._parts):
-            sources = [_ffmpeg.url(path, 0, None)]
+            sources = [ffmpeg.url(path, 0, None)]
         else:
-            sources = [_ffmpeg.url(path, part.start, part.end) for part in self._parts]
+            sources = [ffmpeg.url(path, part.start, part.end) for part in self._parts]
         try:
-            streams = [_ffmpeg.probe(sources[0])]
+            streams = [ffmpeg.probe(sources[0])]
             self.sampling_rate, self.channels = streams[0].sampling_rate, streams[0].channels
             for number, source in enumerate(sources[1:], start=2):
-                stream = _ffmpeg.probe(source)
+                stream = ffmpeg.probe(source)
                 if self._differs(number, stream.sampling_rate, stream.channels):
                     break
                 streams.append(stream)
-        except _ffmpeg.FFmpegError as error:
+        except ffmpeg.FFmpegError as error:
             raise AudioDecodeError(
                 self.path,
                 f"not a sound that libsndfile reads ({sentence(getattr(reason, 'error_string', str(reason)))}), "
@@ -272,7 +272,7 @@ class AudioReader:
         self._plan([None if stream.duration_s is None else round(stream.duration_s * rate) for stream in streams])
         return self._ffmpeg_blocks(list(zip(sources, streams, strict=False)))
 
-    def _ffmpeg_blocks(self, streams: list[tuple[str, _ffmpeg.Stream]]) -> Blocks:
+    def _ffmpeg_blocks(self, streams: list[tuple[str, ffmpeg.Stream]]) -> Blocks:
         start_s, got = self._start_s, 0
         wanted = None if self._wanted_s is None else max(round(self._wanted_s * self.sampling_rate), 1)
         for source, stream in streams:
@@ -280,7 +280,7 @@ class AudioReader:
                 start_s -= stream.duration_s
                 continue
             left_s = None if wanted is None else (wanted - got) / self.sampling_rate
-            with contextlib.closing(_ffmpeg.Decoding(source, stream, start_s, left_s)) as decoding:
+            with contextlib.closing(ffmpeg.Decoding(source, stream, start_s, left_s)) as decoding:
                 for block in decoding.blocks(BLOCK_FRAMES):
                     got += len(block)
                     yield block

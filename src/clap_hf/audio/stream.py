@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .audio_reader import AudioDecodeError, AudioReader
-from .model.feature_extraction_msclap import MAX_AMPLITUDE, resample
+from ..model.feature_extraction_msclap import MAX_AMPLITUDE, resample
+from .reader import AudioDecodeError, AudioReader
 
 _RESAMPLED_FRAMES = 1 << 18  # of the file, at a time
 _MARGIN_S = 0.02  # of the neighbouring blocks, beside the 6 zero crossings of the resampling kernel
