@@ -76,7 +76,7 @@ def test_frame_map_is_the_reference_one(save: Callable[..., Path]) -> None:
     model, processor = load_msclap_checkpoint(path, "2023", TOKENIZER["2023"])
     waveform = reference_wrapper(path, "2023", small=True).preprocess_audio([EXAMPLES / "fire.ogg"], True)[:, 0]
     reference = reference_wrapper(path, "2023", small=True).clap.audio_encoder.base(waveform)["framewise_output"]
-    features = processor(audio=waveform[0], sampling_rate=44_100)["input_features"]
+    features = processor(audio=waveform[0], sampling_rate=44_100)["input_features"][0]
     states = model.audio_model(features).last_hidden_state
     frames = model.audio_model.frame_map(states)
     assert frames.shape == (1, 32, 527)

@@ -157,7 +157,7 @@ def compared(pair: Pair, recordings: list[tuple[Path, Path]]) -> Compared:
     audio = torch.cat([wrapper.get_audio_embeddings([reference]) for reference in references])
     text = torch.cat([wrapper.get_text_embeddings(CAPTIONS[i : i + 20]) for i in range(0, 100, 20)])
     return Compared(
-        mel=features["input_features"][:, 0],
+        mel=features["input_features"][:, 0, 0],
         reference_mel=torch.cat(mel),
         audio=outputs.audio_embeds,
         reference_audio=F.normalize(audio, dim=-1),

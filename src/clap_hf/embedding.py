@@ -197,12 +197,12 @@ def embed_clips(model: MSClapModel, clips: Sequence[torch.Tensor]) -> torch.Tens
 
     Args:
         model: The model, on its device; in evaluation mode for the duration.
-        clips: Log-mels of each clip `[windows, frames, mel]`, dB.
+        clips: Log-mels of each clip `[windows, 1, frames, mel]`, dB.
 
     Returns:
         Unit vectors `[clips, projection_dim]`, float32 on the CPU.
     """
-    windows = embed_windows(model, torch.cat(list(clips))[:, None])
+    windows = embed_windows(model, torch.cat(list(clips)))
     counts = torch.tensor([len(clip) for clip in clips])
     return F.normalize(mean_over_windows(windows, counts, len(clips)), dim=-1)
 

@@ -102,7 +102,7 @@ def test_prefix_depends_on_the_clip_and_on_nothing_else(clips):
     model = captioner()
     with torch.no_grad():
         prefix = model.get_prefix(**clips)
-        one = model.get_prefix(clips["input_features"][:1])
+        one = model.get_prefix(clips["input_features"][:1], clips["num_windows"][:1])
     assert prefix.shape == (3, 6, 32)
     assert (prefix[0] - prefix[2]).abs().max() > 0.1
     torch.testing.assert_close(prefix[:1], one)

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from clap_hf import MSClapForAudioClassification, MSClapModel
-from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows
+from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows, unpad_windows
 from clap_hf.model.modeling_msclap_base import mask_stripes
 from clap_hf.model.modeling_msclap_cnn14 import MSClapCnn14Model
 from clap_hf.model.modeling_msclap_htsat import MSClapDropPath, MSClapHtsatModel
@@ -107,15 +107,15 @@ def test_missing_sides_are_errors(model, batch):
         model(input_ids=batch["input_ids"], return_loss=True)
     with pytest.raises(ValueError, match="input_ids is missing"):
         model(input_features=batch["input_features"], return_loss=True)
-    with pytest.raises(ValueError, match="3 texts and 4 clips"):
-        model(input_ids=batch["input_ids"], input_features=batch["input_features"], return_loss=True)
+    with pytest.raises(ValueError, match="2 texts and 3 clips"):
+        model(input_ids=batch["input_ids"][:2], input_features=batch["input_features"], return_loss=True)
 
 
 def test_hidden_states_attentions_and_frame_map():
     audio = {**TINY_AUDIO, "num_labels_frame_map": 5}
     model = make_model(audio=audio)
     model.set_attn_implementation("eager")
-    features = make_feature_extractor()(sound(1.0), 16_000)["input_features"]
+    features = make_feature_extractor()(sound(1.0), 16_000)["input_features"][0]
     with torch.no_grad():
         out = model.audio_model(features, output_hidden_states=True, output_attentions=True)
         frames = model.audio_model.frame_map(out.last_hidden_state)
@@ -156,7 +156,7 @@ def test_cnn14():
     assert isinstance(model.audio_model, MSClapCnn14Model)
     features = make_feature_extractor()([sound(1.0), sound(2.0, seed=2)], 16_000)
     with torch.no_grad():
-        tower = model.audio_model(features["input_features"], output_hidden_states=True)
+        tower = model.audio_model(unpad_windows(**features), output_hidden_states=True)
         embeds = model.get_audio_features(**features).pooler_output
     # Two poolings by 2, the last block has none.
     assert tower.last_hidden_state.shape == (3, 201 // 4, 8) and tower.pooler_output.shape == (3, 12)
@@ -183,11 +183,12 @@ def test_clip_embedding_is_the_mean_of_its_windows(model):
     assert features["num_windows"].tolist() == [1, 3, 2]
     with torch.no_grad():
         clips = model.get_audio_features(**features).pooler_output
-        windows = model.get_audio_features(features["input_features"]).pooler_output
+        windows = model.get_audio_features(unpad_windows(**features)).pooler_output
     expected = [F.normalize(part.mean(dim=0), dim=0) for part in windows.split([1, 3, 2])]
     torch.testing.assert_close(clips, torch.stack(expected))
     values = torch.arange(6.0).view(6, 1)
-    assert mean_over_windows(values, features["num_windows"]).flatten().tolist() == [0.0, 2.0, 4.5]
+    assert mean_over_windows(values, features["num_windows"], 3).flatten().tolist() == [0.0, 2.0, 4.5]
+    assert mean_over_windows(values, None, 2).flatten().tolist() == [1.0, 4.0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
@@ -411,8 +412,10 @@ def test_audio_tower_loads_alone_from_the_full_checkpoint(checkpoint, batch, mod
     tower, info = MSClapHtsatModel.from_pretrained(checkpoint, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     with torch.no_grad():
-        expected = model.audio_model(batch["input_features"]).pooler_output
-        assert torch.equal(tower(batch["input_features"]).pooler_output, expected)
+        windows = batch["input_features"].flatten(0, 1)
+        assert torch.equal(tower(windows).pooler_output, model.audio_model(windows).pooler_output)
+    with pytest.raises(ValueError, match=r"takes \[windows, 1, frames, mel\]"):
+        tower(batch["input_features"])
 
 
 def test_classifier_loads_its_tower_from_the_full_checkpoint(checkpoint, batch, model):
@@ -425,9 +428,9 @@ def test_classifier_loads_its_tower_from_the_full_checkpoint(checkpoint, batch, 
         assert torch.equal(parameter, model.audio_model.get_parameter(name))
     with torch.no_grad():
         logits = classifier(batch["input_features"], batch["num_windows"]).logits
-        windows = classifier(batch["input_features"]).logits
+        windows = classifier(batch["input_features"].flatten(0, 1)).logits
     assert logits.shape == (3, 5)
-    torch.testing.assert_close(logits[1], windows[1:3].mean(dim=0))
+    torch.testing.assert_close(logits[1], windows[2:4].mean(dim=0))
 
 
 # Attention, dropout, augmentation, checkpointing
@@ -529,7 +532,7 @@ def test_drop_path_rises_over_the_blocks():
 
 
 def test_spec_augment_only_in_training_and_only_if_switched_on(batch):
-    features = batch["input_features"]
+    features = batch["input_features"].flatten(0, 1)
 
     def differs(**audio):
         model = train_model(**audio)

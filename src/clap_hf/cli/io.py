@@ -238,6 +238,7 @@ def file_columns(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def length_text(result: dict[str, Any]) -> str:
+    """Length of a sound as the table shows it."""
     return f"{result['duration_s']:.1f} s" + (" (truncated)" if result["truncated"] else "")
 
 
@@ -265,6 +266,7 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
 
 
 def best_label(result: dict[str, Any]) -> str:
+    """The label with the highest score, or silence."""
     return "silence" if result["silent"] else result["scores"][0]["label"]
 
 

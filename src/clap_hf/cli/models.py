@@ -121,6 +121,7 @@ def model_facts(model: str) -> dict[str, str]:
 
 
 def installed_version(package: str) -> str:
+    """Version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -18,7 +18,7 @@ LABELS = ("labels", "label", "label_ids")
 class MSClapDataCollator:
     """Makes a batch of rows of one clip each, whose numbers of windows differ.
 
-    A row holds `input_features` of one clip, `[windows, frames, mel]` as arrays, tensors or nested lists; it may
+    A row holds `input_features` of one clip, `[windows, 1, frames, mel]` as arrays, tensors or nested lists; it may
     hold `input_ids` of one text, which are padded, and a label under `labels`, `label` or `label_ids`.
 
     Args:
@@ -37,7 +37,7 @@ class MSClapDataCollator:
             rows: Rows of one clip each.
 
         Returns:
-            `input_features` `[clips, windows, frames, mel]` and `num_windows` `[clips]`; `input_ids` and
+            `input_features` `[clips, windows, 1, frames, mel]` and `num_windows` `[clips]`; `input_ids` and
             `attention_mask` `[clips, tokens]` if there are texts; `labels` `[clips]` or `[clips, classes]`;
             `return_loss` if set.
 
@@ -47,7 +47,7 @@ class MSClapDataCollator:
         batch: dict[str, Any] = {}
         if "input_features" in rows[0]:
             clips = [torch.as_tensor(np.asarray(row["input_features"], dtype=np.float32)) for row in rows]
-            clips = [clip.reshape(-1, *clip.shape[-2:]) for clip in clips]  # a batch of one, too
+            clips = [clip.reshape(-1, 1, *clip.shape[-2:]) for clip in clips]  # a batch of one, too
             batch["input_features"] = pad_windows(clips)
             batch["num_windows"] = torch.tensor([len(clip) for clip in clips])
         if "input_ids" in rows[0]:

@@ -177,10 +177,10 @@ def pad_windows(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack clips of different numbers of windows.
 
     Args:
-        clips: Log-mels of each clip, `[windows, frames, mel]`.
+        clips: Log-mels of each clip, `[windows, 1, frames, mel]`.
 
     Returns:
-        `[clips, most windows, frames, mel]`, with zeros after a clip's last window.
+        `[clips, most windows, 1, frames, mel]`, with zeros after a clip's last window.
     """
     return torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
 
@@ -293,9 +293,9 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: `"pt"` or `"np"`; None for lists with an item for each clip, as `Dataset.map` needs them.
 
         Returns:
-            `input_features` `[clips, windows, frames, mel]`, float32 dB, a row for each clip, and `num_windows`
+            `input_features` `[clips, windows, 1, frames, mel]`, float32 dB, a row for each clip, and `num_windows`
             `[clips]`, how many windows a clip has; the rest of its row is padding. As lists: an array
-            `[windows, frames, mel]` and a number for each clip, which `clap_hf.MSClapDataCollator` stacks.
+            `[windows, 1, frames, mel]` and a number for each clip, which `clap_hf.MSClapDataCollator` stacks.
 
         Raises:
             TypeError: If a clip is not audio.
@@ -318,7 +318,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
                 num_windows.append(len(clip_windows))
                 yield from clip_windows
 
-        log_mels = self.log_mels(windows())
+        log_mels = self.log_mels(windows())[:, None]
         if return_tensors is None:
             clips = np.split(log_mels.cpu().numpy(), np.cumsum(num_windows)[:-1])
             return BatchFeature({"input_features": clips, "num_windows": num_windows})

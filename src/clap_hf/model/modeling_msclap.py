@@ -73,7 +73,7 @@ def unpad_windows(input_features: torch.Tensor, num_windows: torch.Tensor | None
     """Windows of all clips one after another, without the padding after a clip's last window.
 
     Args:
-        input_features: Log-mels `[clips, windows, frames, mel]`.
+        input_features: Log-mels `[clips, windows, 1, frames, mel]`, or `[clips, 1, frames, mel]` of one window each.
         num_windows: Windows of each clip `[clips]`; None means that no row is padded.
 
     Returns:
@@ -82,19 +82,21 @@ def unpad_windows(input_features: torch.Tensor, num_windows: torch.Tensor | None
     Raises:
         ValueError: If `num_windows` is not a number from 1 to `windows` for each row.
     """
-    clips, windows = input_features.shape[:2]
-    if num_windows is None:
-        return input_features if windows == 1 else input_features.flatten(0, 1)[:, None]
-    known = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-    if num_windows.shape != (clips,) or (known and not (1 <= num_windows.min() and num_windows.max() <= windows)):
-        raise ValueError(
-            f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected "
-            f"numbers from 1 to {windows}, one for each of {clips} clips: a row [windows, frames, mel] is a clip."
-        )
-    if windows == 1:
+    clips = input_features.shape[0]
+    windows = input_features.shape[1] if input_features.ndim == 5 else 1
+    if num_windows is not None:
+        known = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        if num_windows.shape != (clips,) or (known and not (1 <= num_windows.min() and num_windows.max() <= windows)):
+            raise ValueError(
+                f"num_windows is {num_windows.tolist()}, input_features are {list(input_features.shape)}; expected "
+                f"numbers from 1 to {windows}, one for each of {clips} clips: each row of input_features is a clip."
+            )
+    if input_features.ndim == 4:
         return input_features
+    if num_windows is None or windows == 1:
+        return input_features.flatten(0, 1)
     valid = torch.arange(windows, device=num_windows.device) < num_windows[:, None]
-    return input_features[valid.to(input_features.device)][:, None]
+    return input_features[valid.to(input_features.device)]
 
 
 def mean_over_windows(window_values: torch.Tensor, num_windows: torch.Tensor | None, clips: int) -> torch.Tensor:
@@ -145,7 +147,7 @@ def embed_audio(
     Args:
         audio_model: The audio tower.
         audio_projection: Its projection.
-        input_features: Log-mels `[clips, windows, frames, mel]`.
+        input_features: Log-mels `[clips, windows, 1, frames, mel]`.
         num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
 
@@ -302,7 +304,8 @@ class MSClapModel(MSClapPreTrainedModel):
         """Embed audio.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]` from `MSClapFeatureExtractor`, or
+                `[clips, 1, frames, mel]` of one window each.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
 
@@ -346,7 +349,7 @@ class MSClapModel(MSClapPreTrainedModel):
         Args:
             input_ids: Token ids `[texts, tokens]`.
             attention_mask: `[texts, tokens]`.
-            input_features: Log-mels `[clips, windows, frames, mel]`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]`.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
             token_type_ids: See `get_text_features`.
@@ -491,7 +494,7 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         """Classify clips.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]`.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
             labels: Class ids `[clips]` (single label), multi-hot floats `[clips, num_labels]` (multi label) or values

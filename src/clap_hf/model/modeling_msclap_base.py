@@ -15,6 +15,18 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_msclap import MSClapAudioConfig
 
 
+def check_input_features(input_features: torch.Tensor, num_mel_bins: int, num_frames: int | None = None) -> None:
+    """Raise ValueError unless a tower's input is `[windows, 1, frames, mel]`, of its bins and at most its frames."""
+    shape = list(input_features.shape)
+    if len(shape) == 4 and shape[1] == 1 and shape[3] == num_mel_bins and (not num_frames or shape[2] <= num_frames):
+        return
+    limit = f"up to {num_frames} frames" if num_frames else "frames"
+    raise ValueError(
+        f"input_features are {shape}, this tower takes [windows, 1, frames, mel] with {limit} of {num_mel_bins} mel "
+        "bins. Use the feature extractor saved with the model; for clips of several windows, a model above the tower."
+    )
+
+
 def mask_stripes(features: torch.Tensor, dim: int, max_width: int, num_stripes: int) -> torch.Tensor:
     """Zero random stripes of a spectrogram, other ones for every clip (SpecAugment, as torchlibrosa draws them).
 

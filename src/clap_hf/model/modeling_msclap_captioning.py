@@ -177,7 +177,8 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         """Embed audio as CLAP does; arguments and result as of `MSClapModel.get_audio_features`.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]` from `MSClapFeatureExtractor`, or
+                `[clips, 1, frames, mel]` of one window each.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
 
@@ -330,7 +331,8 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """What stands before a clip's caption.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]` from `MSClapFeatureExtractor`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]` from `MSClapFeatureExtractor`, or
+                `[clips, 1, frames, mel]` of one window each.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
 
@@ -402,7 +404,7 @@ class MSClapForAudioCaptioning(MSClapGenerativeModel):
         """Write captions.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]`.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
                 padded.
             generation_config: Settings of generation; the model's own when None.
@@ -445,7 +447,7 @@ class MSClapForConditionalGeneration(MSClapGenerativeModel):
         """The 2k vectors before an answer: the audio's, then the prompt's.
 
         Args:
-            input_features: Log-mels `[clips, windows, frames, mel]`.
+            input_features: Log-mels `[clips, windows, 1, frames, mel]`.
             prompt_ids: Prompts `[clips, tokens]`.
             prompt_mask: 1 for tokens, 0 for padding, `[clips, tokens]`.
             num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is

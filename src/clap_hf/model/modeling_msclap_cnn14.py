@@ -13,7 +13,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_msclap import MSClapAudioConfig
-from .modeling_msclap_base import MSClapBatchNorm, MSClapPreTrainedModel, require_gradient, spec_augment
+from .modeling_msclap_base import (
+    MSClapBatchNorm,
+    MSClapPreTrainedModel,
+    check_input_features,
+    require_gradient,
+    spec_augment,
+)
 
 
 class MSClapCnn14Block(GradientCheckpointingLayer):
@@ -81,13 +87,9 @@ class MSClapCnn14Model(MSClapPreTrainedModel):
             `[batch, hidden]`.
 
         Raises:
-            ValueError: If the mel bins are not the model's.
+            ValueError: If the shape is another, or the mel bins are not the model's.
         """
-        if input_features.shape[-1] != self.config.num_mel_bins:
-            raise ValueError(
-                f"input_features have {input_features.shape[-1]} mel bins, this model takes "
-                f"{self.config.num_mel_bins}. Use the feature extractor saved with the model."
-            )
+        check_input_features(input_features, self.config.num_mel_bins)
         features = self.batch_norm(input_features)
         if self.training and self.config.spec_augment:
             features = spec_augment(features, self.config)

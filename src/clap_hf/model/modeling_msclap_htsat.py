@@ -20,7 +20,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_msclap import MSClapAudioConfig
-from .modeling_msclap_base import MSClapBatchNorm, MSClapPreTrainedModel, require_gradient, spec_augment
+from .modeling_msclap_base import (
+    MSClapBatchNorm,
+    MSClapPreTrainedModel,
+    check_input_features,
+    require_gradient,
+    spec_augment,
+)
 
 
 def eager_attention_forward(
@@ -378,12 +384,7 @@ class MSClapHtsatModel(MSClapPreTrainedModel):
         Raises:
             ValueError: If there are more frames or other mel bins than the model takes.
         """
-        frames, mel = input_features.shape[-2:]
-        if frames > self.config.num_frames or mel != self.config.num_mel_bins:
-            raise ValueError(
-                f"input_features are [batch, 1, {frames}, {mel}], this model takes up to {self.config.num_frames} "
-                f"frames of {self.config.num_mel_bins} mel bins. Use the feature extractor saved with the model."
-            )
+        check_input_features(input_features, self.config.num_mel_bins, self.config.num_frames)
         blocks = [module for module in self.stages.modules() if isinstance(module, MSClapHtsatBlock)]
         hidden_states = require_gradient(self.embed_patches(input_features), blocks)
         for stage in self.stages:

@@ -70,7 +70,7 @@ class MSClapProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` `[texts, tokens]` if there is text; `input_features`
-            `[clips, windows, frames, mel]` and `num_windows` `[clips]` if there is audio.
+            `[clips, windows, 1, frames, mel]` and `num_windows` `[clips]` if there is audio.
 
         Raises:
             TypeError: If an option is unknown.

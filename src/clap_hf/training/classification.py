@@ -205,7 +205,7 @@ def _tower_outputs(
     for row in track(rows, "Embedding", console=Console(stderr=True), transient=True):
         sound = load_stored_audio(audio[row]["audio"])
         features = extractor([sound.samples], sound.sampling_rate)
-        states = model.audio_model(features["input_features"][0][:, None].to(model.device)).pooler_output
+        states = model.audio_model(features["input_features"][0].to(model.device)).pooler_output
         vectors[row] = states.mean(dim=0).cpu().numpy()
     return vectors
 
