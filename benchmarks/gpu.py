@@ -77,7 +77,7 @@ class Bench:
 
     def features(self, count: int) -> torch.Tensor:
         """Their log-mels."""
-        return self.extractor(list(self.clips(count)), RATE, device=self.device)["input_features"]
+        return self.extractor(list(self.clips(count)), RATE, device=self.device)["input_features"].flatten(0, 1)
 
 
 def rates(bench: Bench) -> dict[str, float]:

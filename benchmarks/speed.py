@@ -120,7 +120,7 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
         rows.append(row(f"audio embedding, batch {batch}", "clip of 7 s", batch, take_turns(candidates, seconds)))
     laion = {
         "ours": lambda: peers.model.get_audio_features(
-            extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"]
+            extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"].flatten(0, 1)
         ),
         "laion": lambda: peers.laion.get_audio_features(
             input_features=laion_features[:8], is_longer=torch.zeros(8, 1, dtype=torch.bool)
@@ -143,7 +143,7 @@ def audio(peers: Peers, seconds: float) -> dict[str, Any]:
 def operations(peers: Peers, seconds: float) -> dict[str, Any]:
     """What the audio tower's time goes to."""
     clips = waveforms(4, WINDOW_S, RATE)
-    features = peers.processor.feature_extractor(list(clips), RATE)["input_features"]
+    features = peers.processor.feature_extractor(list(clips), RATE)["input_features"].flatten(0, 1)
     models = {"float32": peers.model, "float32, plain": peers.plain, "bfloat16": in_bfloat16(peers.model)}
     return {"shares": {name: shares_of_time(model, features) for name, model in models.items()}}
 
@@ -153,7 +153,7 @@ def compiled(peers: Peers, seconds: float) -> dict[str, Any]:
     fast, small = copy.deepcopy(peers.plain), in_bfloat16(peers.model)
     extractor = peers.processor.feature_extractor
     clips = waveforms(32, WINDOW_S, RATE)
-    features = extractor(list(clips), RATE)["input_features"]
+    features = extractor(list(clips), RATE)["input_features"].flatten(0, 1)
     eager = peers.model.get_audio_features(features).pooler_output
     warm = {}
     # What an earlier run compiled would hide the warm-up. Frozen as TORCHINDUCTOR_FREEZING=1 does it.
@@ -216,7 +216,7 @@ def files(peers: Peers, seconds: float) -> dict[str, Any]:
 def onnx(peers: Peers, seconds: float) -> dict[str, Any]:
     """Both towers in onnxruntime, in float32 and with 8-bit weights, beside PyTorch."""
     extractor, tokenizer = peers.processor.feature_extractor, peers.processor.tokenizer
-    features = extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"]
+    features = extractor(list(waveforms(8, WINDOW_S, RATE)), RATE)["input_features"].flatten(0, 1)
     tokens = tokenizer(labels(50), padding=True, return_tensors="pt")
     towers: dict[str, tuple[int, str, dict[str, torch.Tensor], Callable[[], Any]]] = {
         "audio tower, batch 8": (

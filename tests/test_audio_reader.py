@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.test_audio import FORMATS, IDS, encoded, needs_ffmpeg, tone
 
-from clap_hf import _ffmpeg
-from clap_hf.audio import AudioDecodeError, audio_files, load_audio, load_stored_audio, open_audio
+from clap_hf.audio import AudioDecodeError, audio_files, ffmpeg, load_audio, load_stored_audio, open_audio
 from clap_hf.audio.reader import BLOCK_FRAMES
+from test_audio import FORMATS, IDS, encoded, needs_ffmpeg, tone
 
 RATE = 48_000  # of Opus too
 CHAINED = [kind for kind in FORMATS if kind[2] in ("ogg", "opus", "flac", "mp3")] + [FORMATS[1]]
@@ -267,7 +266,7 @@ def test_an_ffmpeg_that_stalls_is_ended(tmp_path, monkeypatch):
     for program in ("ffprobe", "ffmpeg"):
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(_ffmpeg, "_STALLED_S", 0.5)
+    monkeypatch.setattr(ffmpeg, "_STALLED_S", 0.5)
     with pytest.warns(UserWarning, match="FFmpeg gave nothing for 0 s"):
         assert load_audio(b"no format that anyone knows").samples.shape == (1, 2)
 

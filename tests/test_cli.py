@@ -18,7 +18,8 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 import clap_hf
-from clap_hf.cli import EVERYDAY_LABELS, app
+from clap_hf.cli import app
+from clap_hf.cli.commands import EVERYDAY_LABELS
 from conftest import EXAMPLES, sound
 
 
@@ -247,7 +248,7 @@ def test_files_without_permission_are_named(run, tmp_path):
 
 
 def test_unexpected_errors_are_one_line_and_can_be_shown_whole(checkpoint, monkeypatch):
-    monkeypatch.setattr("clap_hf.cli.checked_checkpoint", lambda *_: {}["x"])
+    monkeypatch.setattr("clap_hf.cli.commands.checked_checkpoint", lambda *_: {}["x"])
     result = invoke("classify", DOG)
     assert result.exit_code == 2 and result.stderr == "Error: KeyError: 'x' (--traceback shows where)\n"
     result = invoke("--traceback", "classify", DOG)

@@ -8,6 +8,7 @@ import torch
 
 from clap_hf import MSClapProcessor
 from clap_hf.export import export_onnx
+from clap_hf.model.modeling_msclap import unpad_windows
 from conftest import TINY_CNN14, make_feature_extractor, make_model, sound
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -35,7 +35,7 @@ def test_shapes_of_the_released_settings():
     out = released(sound(2, 44_100), 44_100)
     assert out["input_features"].shape == (1, 1, 1, 965, 64) and out["input_features"].dtype == torch.float32
     assert out["num_windows"].tolist() == [1]
-    assert MSClapFeatureExtractor(duration_s=5.0)(sound(2, 44_100), 44_100)["input_features"].shape[2] == 690
+    assert MSClapFeatureExtractor(duration_s=5.0)(sound(2, 44_100), 44_100)["input_features"].shape[3] == 690
 
 
 @pytest.mark.parametrize("mel_rate, fmin, fmax", [(None, 50.0, 8_000.0), (32_000, 50.0, 14_000.0)])

@@ -412,7 +412,7 @@ def rows():
     sounds = [sound(seconds, seed=i) for i, seconds in enumerate((0.7, 1.6, 1.0, 2.5, 0.4, 1.0))]
     data = Dataset.from_dict({"sound": sounds, "label": [0, 1, 2, 0, 1, 2]})
     return data.map(
-        lambda batch: extract([np.float32(clip) for clip in batch["sound"]], 16_000, return_tensors=None),
+        lambda batch: extract([np.float32(clip) for clip in batch["sound"]], 16_000),
         batched=True,
         remove_columns="sound",
     )
@@ -431,6 +431,8 @@ def arguments(folder):
 
 def test_mapped_clips_train_a_classifier(rows, tmp_path):
     assert rows["num_windows"][:] == [1, 2, 1, 3, 1, 1]
+    lists = make_feature_extractor()([sound(0.7), sound(1.6)], 16_000, return_tensors=None)
+    assert [clip.shape for clip in lists["input_features"]] == [(1, 1, 201, 32), (2, 1, 201, 32)]
     batch = MSClapDataCollator()([rows[i] for i in range(6)])
     assert batch["input_features"].shape == (6, 3, 1, 201, 32) and batch["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     torch.manual_seed(0)

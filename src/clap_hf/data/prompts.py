@@ -233,7 +233,7 @@ class PromptDataset(Dataset):
         extracted = self.feature_extractor(
             [sound.samples], sound.sampling_rate, long_audio="random", generator=generator
         )
-        return extracted["input_features"][0]
+        return extracted["input_features"][0, 0]
 
     def examples_of(self, stream: int) -> Iterator[int]:
         """Places of a stream's examples."""

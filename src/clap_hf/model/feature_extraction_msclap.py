@@ -2,6 +2,7 @@
 """Feature extractor of Microsoft CLAP: audio at any stated sampling rate to log-mel windows, in torch."""
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -82,8 +83,7 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
     if not isinstance(audio, torch.Tensor):
         raise TypeError(
             f"{name} is a {type(audio).__name__}, expected samples (numpy array, torch tensor, list of floats), "
-            "a dict {'array': ..., 'sampling_rate': ...} or an AudioDecoder. Decode files first: "
-            "clap_hf.load_audio(path)."
+            "a dict {'array': ..., 'sampling_rate': ...}, an AudioDecoder or the path of a file."
         )
     audio = audio.detach()
     if audio.numel() == 0:
@@ -120,6 +120,35 @@ def to_mono(audio: Any, name: str) -> torch.Tensor:
             "or pass them in their integer type."
         )
     return samples
+
+
+def read_file(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
+    """Decode a sound file with soundfile; `clap_hf.load_audio` knows more formats, and reports damage.
+
+    Args:
+        path: The file.
+        name: What error messages call the clip.
+
+    Returns:
+        Samples `[channels, samples]`, float32, and their rate, Hz.
+
+    Raises:
+        ValueError: If it is a URL, or no sound file that soundfile reads.
+        ImportError: If soundfile is not installed.
+    """
+    if "://" in os.fspath(path):
+        raise ValueError(f"{name} is the URL {path}, expected a file. Download it first: nothing is fetched here.")
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is the file {path}, which needs soundfile to decode: pip install soundfile"
+        ) from error
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{name}, {path}: {error} Expected a sound file, or samples.") from error
+    return samples.T, rate
 
 
 def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
@@ -283,7 +312,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_audio: A clip or a list of clips. A clip is samples (numpy array, torch tensor, list of floats;
                 `[samples]`, `[channels, samples]` or `[samples, channels]`; float in [-1, 1] or int8, int16, int32,
-                uint8), a dict `{"array" or "raw": samples, "sampling_rate": Hz}`, or an AudioDecoder.
+                uint8), a dict `{"array" or "raw": samples, "sampling_rate": Hz}`, an AudioDecoder, or the path of a
+                file, which soundfile decodes.
             sampling_rate: Rate of clips that do not carry their own, Hz. Never guessed.
             long_audio: Overrides the extractor's policy for this call.
             short_audio: Overrides the extractor's policy for this call.
@@ -394,7 +424,9 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     @staticmethod
     def _read_clip(clip: Any, sampling_rate: int | None, name: str) -> tuple[torch.Tensor, int]:
         """Mono samples of one clip and their rate, Hz."""
-        if isinstance(clip, AudioDecoderLike):
+        if isinstance(clip, (str, os.PathLike)):
+            array, own_rate = read_file(clip, name)
+        elif isinstance(clip, AudioDecoderLike):
             decoded = clip.get_all_samples()
             array, own_rate = decoded.data, decoded.sample_rate
         elif isinstance(clip, dict):

@@ -156,7 +156,7 @@ def embed_audio(
     """
     outputs = audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
     windows = F.normalize(audio_projection(outputs.pooler_output).float(), dim=-1)
-    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows, len(input_features)), dim=-1)
+    outputs.pooler_output = F.normalize(mean_over_windows(windows, num_windows, input_features.shape[0]), dim=-1)
     return outputs
 
 
@@ -505,7 +505,7 @@ class MSClapForAudioClassification(MSClapPreTrainedModel):
         """
         outputs = self.audio_model(unpad_windows(input_features, num_windows), return_dict=True, **kwargs)
         window_logits = self.classifier(self.dropout(outputs.pooler_output))
-        logits = mean_over_windows(window_logits, num_windows, len(input_features))
+        logits = mean_over_windows(window_logits, num_windows, input_features.shape[0])
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
