@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # One torch thread a worker: more only fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: setup setup-test demo bench check format test test-fast test-slow fuzz clean
+.PHONY: setup setup-test demo bench check format test test-fast test-slow test-lowest test-wheel fuzz clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -50,10 +50,27 @@ test-fast: setup-test
 test-slow: setup-test
 	$(PYTEST) -m slow
 
+# The fast tests beside the lowest versions that pyproject.toml allows, and the wheel outside of the repository.
+LOWEST ?= .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m tools.lowest > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install -c $(LOWEST)/lowest.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pip install --no-deps -r requirements-parity.txt
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+WHEEL ?= .venv-wheel
+test-wheel:
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip wheel . --no-deps -w $(WHEEL)/dist
+	$(WHEEL)/bin/python -m pip install $(WHEEL)/dist/*.whl
+	cd $(WHEEL) && bin/clap-hf classify ../examples && bin/clap-hf --version
+
 FILES ?= 2000
 SEED ?= 0
 fuzz: setup-test
 	$(BIN)/python tools/fuzz_audio.py --files $(FILES) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build
+	rm -rf $(VENV) $(LOWEST) $(WHEEL) .pytest_cache .ruff_cache .mypy_cache dist build
