@@ -363,8 +363,8 @@ def optimize_for_cpu(model: Model, dtype: torch.dtype | str | None = None) -> Mo
     Args:
         model: A model of this package, or one that holds it, on a CPU.
         dtype: What to cast the model to, which `restore_from_cpu` cannot take back. "auto" times a batch of the audio
-            tower in float32 and in bfloat16 and takes the faster: bfloat16 pays on processors with AMX, and not on
-            those that have `avx512_bf16` only. None leaves the model's own.
+            tower in float32 and in bfloat16 and takes the faster: bfloat16 pays on processors with AMX; on those that
+            have `avx512_bf16` only it is slower on some and faster on others. None leaves the model's own.
 
     Returns:
         The model itself.
