@@ -3,8 +3,8 @@
 Importing this package makes `AutoModel`, `AutoProcessor`, `AutoFeatureExtractor` and
 `AutoModelForAudioClassification` know CLAP checkpoints, and survives a torchaudio that is absent or broken.
 
-Names are loaded when they are first used, and transformers is told of the models when it comes to its auto classes:
-importing the package costs next to nothing beside torch and transformers.
+Names are imported when they are first used, and the models are registered when transformers' Auto classes are first
+imported: importing the package costs next to nothing beside torch and transformers.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class _State:
         return self.tensors[key]
 
     def shape(self, key: str, dimensions: int) -> torch.Size:
-        """Shape of a tensor that tells sizes of the model."""
+        """Shape of a tensor, from which sizes of the model are read."""
         shape = self[key].shape
         if len(shape) != dimensions:
             raise ValueError(f"{self.path}: {key!r} is {list(shape)}, expected {dimensions} dimensions.")

@@ -474,8 +474,8 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
     def log_mels(self, windows: Iterable[torch.Tensor]) -> torch.Tensor:
         """Log-mel spectrograms of windows of one length.
 
-        On a CPU one by one: a window's frames stay in the cache. A GPU takes several in the time it takes to be told
-        of one.
+        On a CPU one by one: a window's frames stay in the cache. A GPU takes several in the time that one launch
+        takes.
 
         Args:
             windows: `[samples]` each, float32 at `sampling_rate`, on one device.
