@@ -9,6 +9,7 @@ its samples score alike: that is why this class stands on `audio.py`, outside `m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from .inputs import pipeline_inputs
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
 FUNCTIONS = ("softmax", "sigmoid", "none")
+LONGEST_LABEL = 10_000  # characters: tokenizers take some 200 bytes of memory for each, before they cut
 LABEL_SETS = 16  # whose embeddings are kept: a server's callers may take turns with labels of their own
 
 LabelSet = tuple[tuple[str, ...], tuple[str, ...]]  # labels and templates
@@ -35,12 +37,18 @@ def check_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     labels = list(labels)
     wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
     if wrong or not labels:
+        found = f"holds {wrong[:3]!r}" if wrong else "is empty"
+        raise ValueError(f"candidate_labels {found}, expected at least one label, each a text that is not empty.")
+    longest = max(labels, key=len)
+    if len(longest) > LONGEST_LABEL:
         raise ValueError(
-            f"candidate_labels is {labels!r}, expected at least one label, each a text that is not empty."
+            f"candidate_labels holds a label of {len(longest):,} characters, {longest[:40]!r}..., expected at most "
+            f"{LONGEST_LABEL:,}. Shorten it, or separate the labels."
         )
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    doubled = sorted(label for label, count in Counter(labels).items() if count > 1)
     if doubled:
-        raise ValueError(f"candidate_labels holds {doubled} more than once, expected every label once.")
+        more = f" and {len(doubled) - 5} others" if len(doubled) > 5 else ""
+        raise ValueError(f"candidate_labels holds {doubled[:5]}{more} more than once, expected every label once.")
     return tuple(labels)
 
 
