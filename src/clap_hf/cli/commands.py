@@ -1,4 +1,4 @@
-"""Commands that run and share models: classify, caption, embed, search, push, convert, evaluate, export, info."""
+"""Commands that run, check and share models: classify, caption, embed, search, check, push, convert, evaluate ..."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ EVERYDAY_LABELS = tuple(
     ).split(",")
 )
 
+PROBLEMS_SHOWN = 20
 SILENCE_DBFS = -80.0  # a sound whose peak is below has nothing in it that a model could name
 
 Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
@@ -277,6 +278,54 @@ def search(
 
     report = {"words": text, "like": like and str(like), "model": collection.name, "hits": hits}
     output.write(report, hits, print_table)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Move damaged and foreign parts aside, and remove older rows of a file.")
+    ] = False,
+    format: StdoutFormat = Format.table,
+    json_path: JsonPath = None,
+) -> None:
+    """Check a collection: parts that are damaged or of another model, files with two rows, files that are gone.
+
+    Parts are moved to names ending in .damaged; their sounds are embedded again by the next `clap-hf embed`. Exit
+    code 1: there is something to mend.
+    """
+    from ..search import check_collection
+
+    output = Output(format, json_path)
+    output.check()
+    found = check_collection(folder, mend=mend)
+    problems = [
+        *({"problem": "damaged", "file": str(part), "reason": reason} for part, reason in found.damaged.items()),
+        *({"problem": "foreign", "file": str(part), "reason": reason} for part, reason in found.foreign.items()),
+        *({"problem": "repeated", "file": str(file), "reason": "more than one row"} for file in found.repeated),
+        *({"problem": "missing", "file": str(file), "reason": "no such file"} for file in found.missing),
+    ]
+    counts = {name: len(getattr(found, name)) for name in ("damaged", "foreign", "repeated", "missing")}
+
+    def print_line(console: Console) -> None:
+        done = " Mended." if mend and counts["damaged"] + counts["foreign"] + counts["repeated"] else ""
+        console.print(
+            f"{folder}: {found.sounds:,} sounds in {found.parts:,} whole parts; {counts['damaged']:,} parts damaged, "
+            f"{counts['foreign']:,} of another model; {counts['repeated']:,} sounds repeated, {counts['missing']:,} "
+            f"missing.{done}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        for problem in problems[:PROBLEMS_SHOWN]:
+            console.print(f"  {problem['problem']}: {problem['file']}", markup=False, highlight=False, soft_wrap=True)
+        if len(problems) > PROBLEMS_SHOWN:
+            console.print(f"  and {len(problems) - PROBLEMS_SHOWN:,} more: --json lists all.")
+
+    facts = {"sounds": found.sounds, "parts": found.parts, **counts, "mended": found.mended}
+    output.write({**facts, "problems": problems}, problems, print_line)
+    if not found.whole:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
