@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import os
@@ -176,6 +177,7 @@ WRONG = [
     (["classify", DOG, "--model", "{wrong}/bert"], "is of the type 'bert', expected a CLAP model"),
     (["classify", DOG, "--model", "acme/nothing-here"], "acme/nothing-here"),
     (["classify", DOG, "--model", "{captioner}"], "is of the type 'msclap_captioning', expected a CLAP model"),
+    (["classify", DOG, "--json", "{wrong}/zero.wav/out.json"], "zero.wav/out.json cannot be written (Not a dir"),
     # caption
     (["caption", DOG], "--model"),
     (["caption", "gone.wav", "--model", "{captioner}"], "gone.wav"),
@@ -311,6 +313,17 @@ def test_only_regular_files_are_replaced(checkpoint, tmp_path):
     before = target.stat().st_ino
     assert invoke(*command, target).exit_code == 0
     assert target.stat().st_ino != before, "a regular file is replaced whole"
+
+
+def test_a_full_disk_is_found_before_the_work(monkeypatch, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clap_hf.cli.io.os.fsync", full)
+    monkeypatch.setattr("clap_hf.cli.commands.checked_checkpoint", lambda *_: pytest.fail("the work began"))
+    result = invoke("classify", DOG, "--json", tmp_path / "new" / "out.json")
+    assert result.exit_code == 2 and "out.json cannot be written (No space left on device)" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dev_stdout_is_stdout(tmp_path):
