@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import clap_hf
 from clap_hf.cli import app
 from clap_hf.cli.commands import EVERYDAY_LABELS
-from conftest import EXAMPLES, sound
+from conftest import EXAMPLES, make_model, sound
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +391,57 @@ def test_prune_and_relative_paths_from_the_command_line(checkpoint, tmp_path):
     (tmp_path / "hound.ogg").unlink()
     assert "0 sounds embedded, 1 known, 1 dropped, 1 in" in invoke(*command, "--prune").stdout
     counts = {"embedded": 0, "known": 1, "recognised": 0, "dropped": 0, "sounds": 1}
-    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "failures": []}
+    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "damaged": [], "failures": []}
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """A sound of which the last third is gone."""
+    soundfile.write(tmp_path / "cut.wav", sound(3.0), 16_000)
+    os.truncate(tmp_path / "cut.wav", 44 + 2 * 32_000)
+    return tmp_path / "cut.wav"
+
+
+def test_damage_is_reported_once_by_every_command(checkpoint, captioner, cut):
+    options = ["--model", checkpoint, "--device", "cpu"]
+    index = cut.parent / "index"
+    results = []
+    for command in (["classify", cut, "--labels", "dog", *options], ["caption", cut, "--model", captioner]):
+        assert "(truncated)" in invoke(*command).stdout
+        result = invoke(*command, "--json", "-")
+        assert result.stderr.strip() == ""
+        [found] = json.loads(result.stdout)["results"]
+        assert found["truncated"] and "bytes, 64000 are there" in found["damage"][0]
+        results.append(found)
+    result = invoke("embed", cut, DOG, "--output", index, *options)
+    lines = result.stdout.splitlines()
+    assert result.stderr.strip() == "" and "1 of them are truncated or damaged:" in lines
+    assert any(str(cut) in line and "bytes, 64000 are there" in line for line in lines)
+    shutil.rmtree(index)
+    report = json.loads(invoke("embed", cut, DOG, "--output", index, *options, "--json", "-").stdout)
+    assert report["damaged"] == [{"file": str(cut), "damage": results[0]["damage"][0]}] and report["embedded"] == 2
+    result = invoke("search", index, "--like", cut, *options, "--json", "-")
+    [line] = result.stderr.strip().splitlines()
+    assert line == f"{cut} is truncated or damaged: {results[0]['damage'][0]}"
+    hits = {hit["file"]: hit["damage"] for hit in json.loads(result.stdout)["hits"]}
+    assert hits == {str(cut): results[0]["damage"][0], DOG: ""}
+    cut.rename(cut.with_name("moved.wav"))
+    invoke("embed", cut.parent / "moved.wav", "--output", index, *options)
+    hits = json.loads(invoke("search", index, "a dog", *options, "--json", "-").stdout)["hits"]
+    assert [hit["damage"] != "" for hit in hits if hit["file"].endswith("moved.wav")] == [True]
+
+
+def test_search_asks_the_hub_for_no_model_that_was_not_named(checkpoint, processor, monkeypatch, tmp_path):
+    monkeypatch.setattr("clap_hf.cli.models.go_offline_if_unreachable", lambda: pytest.fail("the Hub was asked"))
+    shutil.copy(DOG, tmp_path)
+    for name in ("someone/model", ""):
+        index = tmp_path / f"index of {name.replace('/', ' ')}"
+        clap_hf.SoundCollection(index, make_model(), processor, name).add(tmp_path / "dog.ogg")
+        result = invoke("search", index, "a dog")
+        [line] = result.stderr.strip().splitlines()
+        assert result.exit_code == 2 and f"made with the model '{name}'" in line
+        assert line.endswith(f"--model {name or 'MODEL'}")
+        assert invoke("search", index, "a dog", "--model", checkpoint, "--device", "cpu").exit_code == 0
 
 
 # The Hub out of reach

@@ -205,15 +205,15 @@ def test_every_part_is_checked(library, processor):
 
 
 def test_two_writers_lose_nothing_and_repeat_nothing(files, tmp_path, processor, small_parts):
+    collections = [SoundCollection(tmp_path / "index", make_model(), processor) for _ in range(2)]
     start = threading.Barrier(2)
 
-    def add(chosen):
-        collection = SoundCollection(tmp_path / "index", make_model(), processor)
+    def add(collection, chosen):
         start.wait(60)
         return collection.add(chosen)
 
     with ThreadPoolExecutor(2) as pool:  # each holds the folder by a descriptor of its own, as processes do
-        one, other = pool.map(add, (files[:5], files[2:]))
+        one, other = pool.map(add, collections, (files[:5], files[2:]))
     assert one.embedded + other.embedded == 7 and one.known + other.known == 3
     rows = [row for part in (tmp_path / "index").iterdir() for row in pq.read_table(part)["file"].to_pylist()]
     assert sorted(rows) == list(map(str, files))

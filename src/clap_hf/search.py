@@ -42,11 +42,13 @@ class SearchHit:
         file: The sound file, as an absolute path.
         similarity: Cosine of its embedding and the query's, -1 to 1.
         changed: Whether the file is another one than was embedded, by its size and time.
+        damage: What was missing or damaged in the file when it was embedded; empty where it was read whole.
     """
 
     file: Path
     similarity: float
     changed: bool = False
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class CollectionUpdate:
         known: How many the collection had already.
         recognised: How many it had by their content: moved, copied or merely touched files.
         skipped: Why the others were not embedded; they are tried again the next time.
+        damaged: What is missing or damaged in those that were embedded now.
     """
 
     embedded: int = 0
     known: int = 0
     recognised: int = 0
     skipped: dict[Path, str] = field(default_factory=dict)
+    damaged: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ class SoundCollection:
                 "size": pa.int64(),
                 "mtime_ns": pa.int64(),
                 "sha256": pa.string(),
+                "damage": pa.string(),
             }
         )
         facts = {"name": name, "max_windows": max_windows}
@@ -181,6 +186,7 @@ class SoundCollection:
             missing = [file for file in wanted if not self._is_known(file, known)]
             by_content = {entry.state.sha256: stored for stored, entry in known.items()}
             skipped: dict[Path, str] = {}
+            damaged: dict[Path, str] = {}
             embedded = recognised = 0
             starts = range(0, len(missing), FILES_PER_PART)
             for start in track(starts, "Embedding", console=Console(stderr=True), transient=True):
@@ -202,14 +208,18 @@ class SoundCollection:
                     max_windows=self._encoder.max_windows,
                 )
                 skipped |= new.skipped
+                damaged |= new.damaged
                 rows = {file: vectors[stored] for file, stored in equal.items()}
-                rows |= {str(file): vector for file, vector in zip(new.files, new.vectors.numpy(), strict=True)}
+                rows |= {
+                    str(file): (vector, new.damaged.get(file, ""))
+                    for file, vector in zip(new.files, new.vectors.numpy(), strict=True)
+                }
                 self._write(rows, states)
                 gone = {stored for stored in equal.values() if not self._path(stored).exists()}
                 self._drop(gone & known.keys(), known)
                 embedded += len(new.files)
                 recognised += len(equal)
-        return CollectionUpdate(embedded, len(wanted) - len(missing), recognised, skipped)
+        return CollectionUpdate(embedded, len(wanted) - len(missing), recognised, skipped, damaged)
 
     def prune(self) -> int:
         """Drop the embeddings of files that are no longer there.
@@ -271,7 +281,7 @@ class SoundCollection:
             similarity = _embeddings(table) @ vector
             hits: list[SearchHit] = []
             names = table["file"].to_pylist()
-            newest = _newest(names, seen)
+            newest, damage = _newest(names, seen), _damage(table)
             # Of one part only the best can be among the best of all.
             for row in np.argsort(-similarity, kind="stable").tolist():
                 if len(hits) == top_k or (len(best) == top_k and similarity[row] < best[-1].similarity):
@@ -286,7 +296,7 @@ class SoundCollection:
                 except OSError:
                     continue
                 changed = (found.st_size, found.st_mtime_ns) != (size, mtime_ns)
-                hits.append(SearchHit(self._path(stored), float(similarity[row]), changed))
+                hits.append(SearchHit(self._path(stored), float(similarity[row]), changed, damage[row]))
             best = heapq.nsmallest(top_k, best + hits, key=lambda hit: (-hit.similarity, str(hit.file)))
         if not best and first:
             raise self._all_missing(first)
@@ -322,14 +332,14 @@ class SoundCollection:
             return False
         return (found.st_size, found.st_mtime_ns) == (entry.state.size, entry.state.mtime_ns)
 
-    def _vectors(self, stored: Iterable[str], known: dict[str, _Known]) -> dict[str, np.ndarray]:
-        """Embeddings of known files."""
+    def _vectors(self, stored: Iterable[str], known: dict[str, _Known]) -> dict[str, tuple[np.ndarray, str]]:
+        """Embeddings and damage of known files."""
         wanted = set(stored)
-        vectors: dict[str, np.ndarray] = {}
+        vectors: dict[str, tuple[np.ndarray, str]] = {}
         for part in sorted({known[name].parts[-1] for name in wanted}):
-            table = self._parts.read(part, ["file", "embedding"])
-            rows = zip(table["file"].to_pylist(), _embeddings(table), strict=True)
-            vectors |= {name: vector for name, vector in rows if name in wanted}
+            table = self._parts.read(part)
+            rows = zip(table["file"].to_pylist(), _embeddings(table), _damage(table), strict=True)
+            vectors |= {name: (vector, damage) for name, vector, damage in rows if name in wanted}
         return vectors
 
     def _drop(self, stored: set[str], known: dict[str, _Known]) -> None:
@@ -340,11 +350,11 @@ class SoundCollection:
         for name in stored:
             del known[name]
 
-    def _write(self, vectors: dict[str, np.ndarray], states: dict[str, _State]) -> None:
+    def _write(self, vectors: dict[str, tuple[np.ndarray, str]], states: dict[str, _State]) -> None:
         if vectors:
             self._parts.write(
-                {"file": self._stored(file), "embedding": vector, **vars(states[file])}
-                for file, vector in vectors.items()
+                {"file": self._stored(file), "embedding": vector, "damage": damage, **vars(states[file])}
+                for file, (vector, damage) in vectors.items()
             )
 
     def _all_missing(self, stored: str) -> ValueError:
@@ -496,3 +506,10 @@ def _embeddings(table: pa.Table) -> np.ndarray:
     """The embeddings of a part `[files, projection_dim]`."""
     column = table["embedding"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def _damage(table: pa.Table) -> list[str]:
+    """What was damaged in the files of a part; collections of before have no such column."""
+    if "damage" not in table.column_names:
+        return [""] * len(table)
+    return [damage or "" for damage in table["damage"].to_pylist()]

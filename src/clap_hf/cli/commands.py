@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ..audio import Audio, load_audio, read_ahead
+from ..audio import Audio, open_audio, read_ahead, read_whole
 from .io import (
     FAILED,
     INTERRUPTED,
@@ -219,6 +219,7 @@ def embed(
         )
         raise typer.Exit(INTERRUPTED) from error
     failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
+    damaged = [{"file": str(file), "damage": reason} for file, reason in added.damaged.items()]
     counts = {
         "embedded": added.embedded,
         "known": added.known,
@@ -234,9 +235,13 @@ def embed(
             f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{counts['sounds']:,} in "
             f"{escape(str(output))}."
         )
+        if damaged:
+            console.print(f"[yellow]{len(damaged)} of them are truncated or damaged:[/]")
+            for found in damaged:
+                console.print(f"  {found['file']}: {found['damage']}", markup=False, soft_wrap=True)
         print_failures(console, failures, len(files))
 
-    report.write({**counts, "failures": failures}, [counts], print_counts)
+    report.write({**counts, "damaged": damaged, "failures": failures}, [counts], print_counts)
     if not len(collection):
         raise typer.Exit(FAILED)
 
@@ -261,17 +266,26 @@ def search(
     if (text is None) == (like is None):
         raise ValueError(f"Words {text!r} and --like {like} were given, expected one of them.")
     facts = collection_facts(folder)
-    query: str | Audio = load_audio(like) if like is not None else text or ""
-    collection = load_collection(folder, model or facts["name"], device, facts.get("max_windows"))
+    name = model or facts.get("name") or ""
+    if model is None and name != "embedded" and not (name and Path(name).is_dir()):
+        raise ValueError(
+            f"{folder} was made with the model {name!r}, which is no folder here; nothing is fetched from the Hub "
+            f"unasked. Name the model: --model {name or 'MODEL'}"
+        )
+    query: str | Audio = decoded(like) if like is not None else text or ""
+    if isinstance(query, Audio) and query.truncated:
+        typer.echo(f"{like} is truncated or damaged: {one_line('; '.join(query.damage))}", err=True)
+    collection = load_collection(folder, name, device, facts.get("max_windows"))
     hits: list[dict[str, Any]] = [
-        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed}
+        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed, "damage": hit.damage}
         for hit in collection.search(query, top_k)
     ]
 
     def print_table(console: Console) -> None:
         table = Table("similarity", "file")
         for hit in hits:
-            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + (" (changed)" if hit["changed"] else ""))
+            notes = (" (changed)" if hit["changed"] else "") + (" (truncated)" if hit["damage"] else "")
+            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + notes)
         console.print(table)
         if any(hit["changed"] for hit in hits):
             console.print("Changed files were found by what they were: run `clap-hf embed` again.")
@@ -551,18 +565,29 @@ def run_over_files(
     interrupted = False
     progress = track(files, "Reading", console=Console(stderr=True), transient=True)
     try:
-        for file, audio in read_ahead(progress, load_audio, skipped):
+        for file, audio in read_ahead(progress, decoded, skipped):
             silent = is_silent(audio)
             try:
                 answer = None if silent else pipeline(audio)
             except ValueError as error:
                 skipped[file] = f"{file}: {error}"
                 continue
-            facts = {"duration_s": audio.duration_s, "truncated": audio.truncated, "silent": silent}
+            facts = {
+                "duration_s": audio.duration_s,
+                "truncated": audio.truncated,
+                "damage": list(audio.damage),
+                "silent": silent,
+            }
             results.append({"file": str(file), **facts, **record(file, answer)})
     except KeyboardInterrupt:
         interrupted = True
     return results, [{"file": str(file), "error": reason} for file, reason in skipped.items()], interrupted
+
+
+def decoded(file: Path) -> Audio:
+    """A sound with its damage, which the commands report; no warning."""
+    with open_audio(file) as reader:
+        return read_whole(reader)
 
 
 def is_silent(audio: Audio) -> bool:
