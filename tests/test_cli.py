@@ -358,6 +358,27 @@ def test_max_windows_reaches_the_pipeline(run, folder, tmp_path):
     assert scores[0] != scores[1]
 
 
+def test_long_sounds_are_classified_in_blocks_as_whole_ones(run, folder, tmp_path, monkeypatch):
+    file = tmp_path / "long.wav"
+    soundfile.write(file, np.stack([sound(40.0, 22_050, seed=seed) for seed in (1, 2)], axis=1), 22_050)
+    os.truncate(file, 44 + 35 * 22_050 * 4)
+    soundfile.write(tmp_path / "silence.wav", np.full(40 * 8000, 0.1), 8000)
+    reports = []
+    for long_s in (1000.0, 30.0):
+        monkeypatch.setattr("clap_hf.cli.commands.LONG_S", long_s)
+        run("classify", file, tmp_path / "silence.wav", "--labels", "dog,rain", "--json", tmp_path / "out.json")
+        reports.append(json.loads((tmp_path / "out.json").read_text())["results"])
+    scores = [
+        {score["label"]: score["score"] for result in report for score in result.pop("scores")} for report in reports
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert reports[0] == reports[1]
+    assert [(found["duration_s"], found["truncated"], found["silent"]) for found in reports[1]] == [
+        (35.0, True, False),
+        (40.0, False, True),
+    ]
+
+
 def test_ctrl_c_ends_with_what_is_done(checkpoint, folder, monkeypatch, tmp_path):
     """Ctrl-C at the second of three sounds."""
     calls: list[tuple] = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +63,9 @@ EVERYDAY_LABELS = tuple(
 )
 
 PROBLEMS_SHOWN = 20
-SILENCE_DBFS = -80.0  # a sound whose peak is below has nothing in it that a model could name
+SILENT_PEAK = 1e-4  # -80 dBFS: a sound whose peak is below has nothing in it that a model could name
+LONG_S = 120.0  # longer sounds are classified in blocks
+AHEAD = 4  # sounds of that length in memory
 
 Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
 ModelName = Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")]
@@ -113,6 +118,8 @@ def classify(
     """
     from transformers import pipeline
 
+    from ..embedding import embed_files
+    from ..model.processing_msclap import MSClapProcessor
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
     output = Output(format, json_path)
@@ -135,7 +142,15 @@ def classify(
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         return {"scores": scores or [], **known}
 
-    results, failures, interrupted = run_over_files(files, classifier, record)
+    processor = MSClapProcessor(classifier.feature_extractor, classifier.tokenizer)
+
+    def classify_long(file: Path) -> list[dict[str, Any]]:
+        found = embed_files(classifier.model, processor, [file], max_windows=max_windows)
+        if found.skipped:
+            raise ValueError(found.skipped[file])
+        return classifier.score_vector(found.vectors[0])
+
+    results, failures, interrupted = run_over_files(files, classifier, record, classify_long)
     output.write(
         {"model": source, "labels": candidates, "results": results, "failures": failures},
         (
@@ -272,9 +287,12 @@ def search(
             f"{folder} was made with the model {name!r}, which is no folder here; nothing is fetched from the Hub "
             f"unasked. Name the model: --model {name or 'MODEL'}"
         )
-    query: str | Audio = decoded(like) if like is not None else text or ""
-    if isinstance(query, Audio) and query.truncated:
-        typer.echo(f"{like} is truncated or damaged: {one_line('; '.join(query.damage))}", err=True)
+    query: str | Audio = text or ""
+    if like is not None:
+        with open_audio(like) as reader:
+            query = read_whole(reader)
+        if query.truncated:
+            typer.echo(f"{like} is truncated or damaged: {one_line('; '.join(query.damage))}", err=True)
     collection = load_collection(folder, name, device, facts.get("max_windows"))
     hits: list[dict[str, Any]] = [
         {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed, "damage": hit.damage}
@@ -547,8 +565,21 @@ def info(
     Output(format).write(facts, [facts], print_table)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A sound that was decoded, and what the commands report of it; `audio` is None for a long one."""
+
+    audio: Audio | None
+    duration_s: float
+    damage: tuple[str, ...]
+    silent: bool
+
+
 def run_over_files(
-    files: list[Path], pipeline: Callable[[Audio], Any], record: Callable[[Path, Any], dict[str, Any]]
+    files: list[Path],
+    pipeline: Callable[[Audio], Any],
+    record: Callable[[Path, Any], dict[str, Any]],
+    for_long: Callable[[Path], Any] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
     """Run a pipeline over files, decoding ahead of it.
 
@@ -556,6 +587,7 @@ def run_over_files(
         files: The files.
         pipeline: Called with every sound that is not silent.
         record: What to keep of a file and the pipeline's answer, which is None for a silent sound.
+        for_long: Called instead with every file longer than `LONG_S`, which is not decoded whole then.
 
     Returns:
         A record of every file, the files that could not be read, and whether Ctrl-C ended it.
@@ -565,18 +597,24 @@ def run_over_files(
     interrupted = False
     progress = track(files, "Reading", console=Console(stderr=True), transient=True)
     try:
-        for file, audio in read_ahead(progress, decoded, skipped):
-            silent = is_silent(audio)
+        read = partial(decoded, longest_s=math.inf if for_long is None else LONG_S)
+        for file, sound in read_ahead(progress, read, skipped, ahead=AHEAD):
             try:
-                answer = None if silent else pipeline(audio)
+                if sound.silent:
+                    answer = None
+                elif sound.audio is not None:
+                    answer = pipeline(sound.audio)
+                else:
+                    assert for_long is not None  # or no sound is too long
+                    answer = for_long(file)
             except ValueError as error:
-                skipped[file] = f"{file}: {error}"
+                skipped[file] = str(error) if str(file) in str(error) else f"{file}: {error}"
                 continue
             facts = {
-                "duration_s": audio.duration_s,
-                "truncated": audio.truncated,
-                "damage": list(audio.damage),
-                "silent": silent,
+                "duration_s": sound.duration_s,
+                "truncated": bool(sound.damage),
+                "damage": list(sound.damage),
+                "silent": sound.silent,
             }
             results.append({"file": str(file), **facts, **record(file, answer)})
     except KeyboardInterrupt:
@@ -584,13 +622,23 @@ def run_over_files(
     return results, [{"file": str(file), "error": reason} for file, reason in skipped.items()], interrupted
 
 
-def decoded(file: Path) -> Audio:
-    """A sound with its damage, which the commands report; no warning."""
+def decoded(file: Path, longest_s: float) -> Decoded:
+    """Decode a sound, in blocks that are not kept where it is longer than `longest_s`; no warning of damage."""
     with open_audio(file) as reader:
-        return read_whole(reader)
+        if reader.duration_s is None or reader.duration_s <= longest_s:
+            audio = read_whole(reader)
+            return Decoded(audio, audio.duration_s, audio.damage, is_silent(audio))
+        samples, total, low, high = 0, 0.0, math.inf, -math.inf
+        for block in reader:
+            mono = block.mean(axis=0)
+            samples, total = samples + len(mono), total + float(mono.sum(dtype=np.float64))
+            low, high = min(low, float(mono.min())), max(high, float(mono.max()))
+    mean = total / samples
+    silent = max(high - mean, mean - low) < SILENT_PEAK
+    return Decoded(None, samples / reader.sampling_rate, tuple(reader.damage), silent)
 
 
 def is_silent(audio: Audio) -> bool:
     """Whether the peak is below -80 dBFS, a constant offset aside."""
     samples = audio.samples.mean(axis=0)
-    return bool(np.abs(samples - samples.mean()).max() < 10 ** (SILENCE_DBFS / 20))
+    return bool(np.abs(samples - samples.mean()).max() < SILENT_PEAK)

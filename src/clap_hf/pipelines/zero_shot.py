@@ -210,14 +210,36 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: tuple[str, ...],
         hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
     ) -> dict[str, torch.Tensor]:
+        with evaluation_mode(self.model):
+            audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
+        return self._compare(audio_embeds, candidate_labels, hypothesis_template)
+
+    def _compare(
+        self,
+        audio_embeds: torch.Tensor,
+        candidate_labels: tuple[str, ...],
+        hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
+    ) -> dict[str, torch.Tensor]:
         label_set, kept = (candidate_labels, hypothesis_template), self._label_embeds
         label_embeds = kept.get(label_set)
         if label_embeds is None:
             label_embeds = self.embed_labels(*label_set)
             self._label_embeds = dict([*kept.items(), (label_set, label_embeds)][-LABEL_SETS:])
-        with evaluation_mode(self.model):
-            audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
         return {"logits": self.model.compute_similarity(audio_embeds, label_embeds)}
+
+    @torch.inference_mode()
+    def score_vector(self, vector: torch.Tensor) -> list[dict[str, Any]]:
+        """Scores of a sound that is embedded already, such as by `embed_files`.
+
+        Args:
+            vector: Its unit vector `[projection_dim]`.
+
+        Returns:
+            As a call with the labels and options that the pipeline was made with.
+        """
+        compared = self._compare(vector[None].to(self.model.device), **self._forward_params)
+        logits = {name: value.cpu() for name, value in compared.items()}
+        return self.postprocess(logits, **self._postprocess_params)
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Embed labels, as the mean over the templates; warn of those that the tokenizer cannot read.
