@@ -365,7 +365,7 @@ def test_long_sounds_are_classified_in_blocks_as_whole_ones(run, folder, tmp_pat
     soundfile.write(tmp_path / "silence.wav", np.full(40 * 8000, 0.1), 8000)
     reports = []
     for long_s in (1000.0, 30.0):
-        monkeypatch.setattr("clap_hf.cli.commands.LONG_S", long_s)
+        monkeypatch.setattr("clap_hf.cli.sounds.LONG_S", long_s)
         run("classify", file, tmp_path / "silence.wav", "--labels", "dog,rain", "--json", tmp_path / "out.json")
         reports.append(json.loads((tmp_path / "out.json").read_text())["results"])
     scores = [
