@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import clap_hf.search
 from clap_hf import SoundCollection, embed_files, load_audio
+from clap_hf.atomic_io import locked
 from clap_hf.cli import app
 from clap_hf.embedding import embed_texts
 from clap_hf.search import check_collection, collection_facts
@@ -264,7 +265,8 @@ def test_a_part_that_is_removed_costs_its_own_sounds_alone(library, embedded):
 def test_check_lists_and_mends(library, processor, embedded):
     collection, sounds = library
     index = collection.folder
-    found = check_collection(index)
+    with locked(index):  # as by a process that adds
+        found = check_collection(index)
     assert (found.sounds, found.parts, found.whole, found.missing) == (5, 3, True, [])
     first, second, last = sorted(index.iterdir())
     shutil.copyfile(last, index / "part-000007-again.parquet")

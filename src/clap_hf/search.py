@@ -14,6 +14,7 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -393,19 +394,19 @@ def check_collection(folder: str | os.PathLike[str], *, mend: bool = False) -> C
         ValueError: There is no collection.
     """
     folder, root = Path(folder), _root(folder)
-    paths = sorted(folder.glob("*.parquet"))
-    if not paths:
+    if not any(folder.glob("*.parquet")):
         raise _no_collection(folder)
-    with locked(folder):
+    with locked(folder) if mend else nullcontext():  # to read a collection, nobody waits
         damaged: dict[Path, str] = {}
         foreign: dict[Path, str] = {}
         identities: dict[Path, str] = {}
         rows: dict[str, int] = Counter()
-        for part in paths:
+        for part in sorted(folder.glob("*.parquet")):
             try:
                 table = read_part(part)
             except PartError as error:
-                damaged[part] = str(error)
+                if part.exists():  # and was not removed meanwhile
+                    damaged[part] = str(error)
                 continue
             try:
                 facts = part_facts(part)
