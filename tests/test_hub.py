@@ -208,7 +208,7 @@ results = {
     "dicts": describe([{"array": clip, "sampling_rate": 16_000}] * 2, max_new_tokens=5),
     "frames": AutoFeatureExtractor.from_pretrained("acme/remote-clap", trust_remote_code=True)(clip, 16_000)[
         "input_features"
-    ].shape[2],
+    ].shape[3],
 }
 for snippet in json.load(open(sys.argv[2])):
     exec(snippet, {})

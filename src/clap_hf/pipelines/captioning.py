@@ -14,7 +14,7 @@ from ..audio import read_sound
 from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
-from .inputs import pipeline_inputs
+from .zero_shot import pipeline_inputs
 
 TASK = "audio-captioning"
 
