@@ -1,5 +1,8 @@
 """Files are written whole or not at all."""
 
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clap_hf.atomic_io import PartError, PartStore, part_facts, replacing, write_json
+from clap_hf.atomic_io import PartError, PartStore, locked, part_facts, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -20,6 +23,31 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise OSError("No space left on device")
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["numbers.json"]
+
+
+def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path):
+    for name, age_s in (("a.json.0123456789ab.new", 3700), ("b.json.0123456789ab.new", 60), ("mine.new", 9999)):
+        (tmp_path / name).write_text("{")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    write_json(tmp_path / "c.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json.0123456789ab.new", "c.json", "mine.new"]
+
+
+def test_a_locked_folder_is_waited_for(tmp_path):
+    order: list[str] = []
+
+    def second():
+        order.append("waits")
+        with locked(tmp_path / "new"):
+            order.append("second")
+
+    with locked(tmp_path / "new"):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.5)
+        order.append("first")
+    other.join(60)
+    assert order == ["waits", "first", "second"]
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 import clap_hf
 from clap_hf.cli import app
 from clap_hf.cli.commands import EVERYDAY_LABELS
-from conftest import EXAMPLES, sound
+from conftest import EXAMPLES, make_model, sound
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,7 @@ WRONG = [
     (["classify", DOG, "--model", "{wrong}/bert"], "is of the type 'bert', expected a CLAP model"),
     (["classify", DOG, "--model", "acme/nothing-here"], "acme/nothing-here"),
     (["classify", DOG, "--model", "{captioner}"], "is of the type 'msclap_captioning', expected a CLAP model"),
+    (["classify", DOG, "--json", "{wrong}/zero.wav/out.json"], "zero.wav/out.json cannot be written (Not a dir"),
     # caption
     (["caption", DOG], "--model"),
     (["caption", "gone.wav", "--model", "{captioner}"], "gone.wav"),
@@ -313,6 +315,17 @@ def test_only_regular_files_are_replaced(checkpoint, tmp_path):
     assert target.stat().st_ino != before, "a regular file is replaced whole"
 
 
+def test_a_full_disk_is_found_before_the_work(monkeypatch, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clap_hf.cli.io.os.fsync", full)
+    monkeypatch.setattr("clap_hf.cli.commands.checked_checkpoint", lambda *_: pytest.fail("the work began"))
+    result = invoke("classify", DOG, "--json", tmp_path / "new" / "out.json")
+    assert result.exit_code == 2 and "out.json cannot be written (No space left on device)" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dev_stdout_is_stdout(tmp_path):
     code = (
         "import sys; from pathlib import Path; from clap_hf.cli.io import is_stdout; "
@@ -343,6 +356,27 @@ def test_max_windows_reaches_the_pipeline(run, folder, tmp_path):
         run("classify", long, "--labels", "dog,cat", *options, "--json", tmp_path / "out.json")
         scores.append(json.loads((tmp_path / "out.json").read_text())["results"][0]["scores"][0]["score"])
     assert scores[0] != scores[1]
+
+
+def test_long_sounds_are_classified_in_blocks_as_whole_ones(run, folder, tmp_path, monkeypatch):
+    file = tmp_path / "long.wav"
+    soundfile.write(file, np.stack([sound(40.0, 22_050, seed=seed) for seed in (1, 2)], axis=1), 22_050)
+    os.truncate(file, 44 + 35 * 22_050 * 4)
+    soundfile.write(tmp_path / "silence.wav", np.full(40 * 8000, 0.1), 8000)
+    reports = []
+    for long_s in (1000.0, 30.0):
+        monkeypatch.setattr("clap_hf.cli.sounds.LONG_S", long_s)
+        run("classify", file, tmp_path / "silence.wav", "--labels", "dog,rain", "--json", tmp_path / "out.json")
+        reports.append(json.loads((tmp_path / "out.json").read_text())["results"])
+    scores = [
+        {score["label"]: score["score"] for result in report for score in result.pop("scores")} for report in reports
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert reports[0] == reports[1]
+    assert [(found["duration_s"], found["truncated"], found["silent"]) for found in reports[1]] == [
+        (35.0, True, False),
+        (40.0, False, True),
+    ]
 
 
 def test_ctrl_c_ends_with_what_is_done(checkpoint, folder, monkeypatch, tmp_path):
@@ -378,7 +412,57 @@ def test_prune_and_relative_paths_from_the_command_line(checkpoint, tmp_path):
     (tmp_path / "hound.ogg").unlink()
     assert "0 sounds embedded, 1 known, 1 dropped, 1 in" in invoke(*command, "--prune").stdout
     counts = {"embedded": 0, "known": 1, "recognised": 0, "dropped": 0, "sounds": 1}
-    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "failures": []}
+    assert json.loads(invoke(*command, "--json", "-").stdout) == {**counts, "damaged": [], "failures": []}
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """A sound of which the last third is gone."""
+    soundfile.write(tmp_path / "cut.wav", sound(3.0), 16_000)
+    os.truncate(tmp_path / "cut.wav", 44 + 2 * 32_000)
+    return tmp_path / "cut.wav"
+
+
+def test_damage_is_reported_once_by_every_command(checkpoint, captioner, cut):
+    options = ["--model", checkpoint, "--device", "cpu"]
+    index = cut.parent / "index"
+    results = []
+    for command in (["classify", cut, "--labels", "dog", *options], ["caption", cut, "--model", captioner]):
+        assert "(truncated)" in invoke(*command).stdout
+        result = invoke(*command, "--json", "-")
+        assert result.stderr.strip() == ""
+        [found] = json.loads(result.stdout)["results"]
+        assert found["truncated"] and "bytes, 64000 are there" in found["damage"][0]
+        results.append(found)
+    result = invoke("embed", cut, DOG, "--output", index, *options)
+    lines = result.stdout.splitlines()
+    assert result.stderr.strip() == "" and "1 of them are truncated or damaged:" in lines
+    assert any(str(cut) in line and "bytes, 64000 are there" in line for line in lines)
+    shutil.rmtree(index)
+    report = json.loads(invoke("embed", cut, DOG, "--output", index, *options, "--json", "-").stdout)
+    assert report["damaged"] == [{"file": str(cut), "damage": results[0]["damage"][0]}] and report["embedded"] == 2
+    result = invoke("search", index, "--like", cut, *options, "--json", "-")
+    [line] = result.stderr.strip().splitlines()
+    assert line == f"{cut} is truncated or damaged: {results[0]['damage'][0]}"
+    hits = {hit["file"]: hit["damage"] for hit in json.loads(result.stdout)["hits"]}
+    assert hits == {str(cut): results[0]["damage"][0], DOG: ""}
+    cut.rename(cut.with_name("moved.wav"))
+    invoke("embed", cut.parent / "moved.wav", "--output", index, *options)
+    hits = json.loads(invoke("search", index, "a dog", *options, "--json", "-").stdout)["hits"]
+    assert [hit["damage"] != "" for hit in hits if hit["file"].endswith("moved.wav")] == [True]
+
+
+def test_search_asks_the_hub_for_no_model_that_was_not_named(checkpoint, processor, monkeypatch, tmp_path):
+    monkeypatch.setattr("clap_hf.cli.models.go_offline_if_unreachable", lambda: pytest.fail("the Hub was asked"))
+    shutil.copy(DOG, tmp_path)
+    for name in ("someone/model", ""):
+        index = tmp_path / f"index of {name.replace('/', ' ')}"
+        clap_hf.SoundCollection(index, make_model(), processor, name).add(tmp_path / "dog.ogg")
+        result = invoke("search", index, "a dog")
+        [line] = result.stderr.strip().splitlines()
+        assert result.exit_code == 2 and f"made with the model '{name}'" in line
+        assert line.endswith(f"--model {name or 'MODEL'}")
+        assert invoke("search", index, "a dog", "--model", checkpoint, "--device", "cpu").exit_code == 0
 
 
 # The Hub out of reach

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import threading
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from clap_hf import MSClapModel, MSClapProcessor, embed_files, load_audio
+from clap_hf.audio.stream import Slices
 from clap_hf.embedding import (
     ClapEncoder,
     embed_classes,
@@ -79,6 +86,101 @@ def test_files_are_embedded_as_one_by_one(tmp_path, processor, monkeypatch, on_g
         for file, vector in zip(files, done.vectors, strict=True):
             alone = model.get_audio_features(**processor(audio=load_audio(file).samples, sampling_rate=RATE))
             torch.testing.assert_close(vector, alone.pooler_output[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_long_files_are_embedded_in_blocks_as_whole_ones(tmp_path, processor, monkeypatch, rate, on_gpu):
+    monkeypatch.setattr("clap_hf.embedding.is_accelerator", lambda device: on_gpu)
+    model, files = make_model(), [tmp_path / f"{i}.wav" for i in range(4)]
+    for file, seconds in zip(files, (40.0, 1.3, 60.7, 0.5), strict=True):
+        channels = np.stack([sound(seconds, rate, seed=seed) for seed in (1, 2)], axis=1)
+        soundfile.write(file, channels, rate)
+    for limit in (None, 1, 5):
+        found = embed_files(model, processor, files, max_windows=limit)
+        with monkeypatch.context() as patched:
+            patched.setattr("clap_hf.embedding.LONG_WINDOWS", 1000)
+            patched.setattr("clap_hf.embedding.mono_blocks", lambda *_: pytest.fail("read in blocks"))
+            whole = embed_files(model, processor, files, max_windows=limit)
+        assert found.files == whole.files == files
+        torch.testing.assert_close(found.vectors, whole.vectors, atol=1e-6, rtol=0)
+    tracemalloc.start()
+    embed_files(model, processor, [files[2]])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60.7 * rate * 2 * 4 / 3, "bytes of numpy, in which files are decoded"
+
+
+def whole_vector(model, processor, file):
+    """The vector of a file that is decoded whole."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        features = processor(audio=load_audio(file).samples, sampling_rate=RATE)
+        return model.get_audio_features(**features).pooler_output[0]
+
+
+def test_a_stated_length_that_is_wrong_or_missing_changes_nothing(tmp_path, processor, monkeypatch):
+    model, cut, short = make_model(), tmp_path / "cut.wav", tmp_path / "short.wav"
+    soundfile.write(cut, sound(60.0), RATE)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) * 2 // 3])
+    short.write_bytes(content[: 44 + 2 * RATE * 3 // 2])
+    expected = torch.stack([whole_vector(model, processor, file) for file in (cut, short)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = embed_files(model, processor, [cut, short])
+    assert set(found.damaged) == {cut, short} and found.files == [cut, short]
+    assert all(re.search(r"\d+", reason) for reason in found.damaged.values())
+    torch.testing.assert_close(found.vectors, expected, atol=1e-6, rtol=0)
+    for wrong in (None, 50 * RATE):
+        monkeypatch.setattr("clap_hf.embedding.resampled_length", lambda *_, wrong=wrong: wrong)
+        found = embed_files(model, processor, [cut, short])
+        torch.testing.assert_close(found.vectors, expected, atol=1e-6, rtol=0)
+
+
+def test_a_long_file_that_breaks_off_or_changes_is_skipped_and_named(tmp_path, processor, monkeypatch):
+    model, file, loud = make_model(), tmp_path / "long.wav", tmp_path / "loud.wav"
+    soundfile.write(file, sound(40.0), RATE)
+    samples = sound(40.0)
+    samples[-100:] = 32_768
+    soundfile.write(loud, samples, RATE, subtype="FLOAT")
+    found = embed_files(model, processor, [loud, file])
+    assert found.files == [file] and "loud.wav: samples up to 32768" in found.skipped[loud]
+    lengths = iter([35 * RATE, 36 * RATE])
+
+    class Changing(Slices):
+        def __iter__(self):
+            yield from super().__iter__()
+            self.total = next(lengths)
+
+    monkeypatch.setattr("clap_hf.embedding.Slices", Changing)
+    found = embed_files(model, processor, [file])
+    assert found.files == [] and "576000 samples, 560000 when it was read before" in found.skipped[file]
+
+
+MEMORY = """
+import resource, sys
+from clap_hf import MSClapModel, MSClapProcessor, embed_files
+model, processor = MSClapModel.from_pretrained(sys.argv[1]), MSClapProcessor.from_pretrained(sys.argv[1])
+assert len(embed_files(model, processor, [sys.argv[2]]).files) == 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_an_hour_takes_the_memory_of_ten_minutes(tmp_path, checkpoint):
+    peaks = []
+    for minutes in (10, 60):
+        file = tmp_path / f"{minutes}.wav"
+        soundfile.write(file, np.zeros((1, 2)), 44_100)
+        size = minutes * 60 * 44_100 * 4
+        head = bytearray(file.read_bytes()[:44])
+        head[4:8], head[40:44] = (36 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
+        file.write_bytes(head)
+        os.truncate(file, 44 + size)  # zeros, which take no room on the disk
+        command = [sys.executable, "-c", MEMORY, checkpoint, file]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_nothing_to_embed(tmp_path, processor):

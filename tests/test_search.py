@@ -6,6 +6,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import datasets
 import numpy as np
@@ -19,7 +24,7 @@ import clap_hf.search
 from clap_hf import SoundCollection, embed_files, load_audio
 from clap_hf.cli import app
 from clap_hf.embedding import embed_texts
-from clap_hf.search import collection_facts
+from clap_hf.search import check_collection, collection_facts
 from conftest import make_model, sound
 
 RATE = 16_000
@@ -197,6 +202,114 @@ def test_every_part_is_checked(library, processor):
         collection.search("a dog")
     with pytest.raises(ValueError, match=f"{last.name}: holds embeddings of the model"):
         SoundCollection(first.parent, make_model(), processor)
+
+
+def test_two_writers_lose_nothing_and_repeat_nothing(files, tmp_path, processor, small_parts):
+    collections = [SoundCollection(tmp_path / "index", make_model(), processor) for _ in range(2)]
+    start = threading.Barrier(2)
+
+    def add(collection, chosen):
+        start.wait(60)
+        return collection.add(chosen)
+
+    with ThreadPoolExecutor(2) as pool:  # each holds the folder by a descriptor of its own, as processes do
+        one, other = pool.map(add, collections, (files[:5], files[2:]))
+    assert one.embedded + other.embedded == 7 and one.known + other.known == 3
+    rows = [row for part in (tmp_path / "index").iterdir() for row in pq.read_table(part)["file"].to_pylist()]
+    assert sorted(rows) == list(map(str, files))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [False, True])
+def test_two_processes_embed_at_once(tmp_path, checkpoint, same):
+    for i in range(120):
+        soundfile.write(tmp_path / f"{i:03}.wav", sound(0.3, seed=i), RATE)
+    sounds = sorted(tmp_path.glob("*.wav"))
+    command = [sys.executable, "-c", "from clap_hf.cli import app; app()", "embed"]
+    command += ["--output", tmp_path / "index", "--model", checkpoint]
+    chosen = [sounds, sounds] if same else [sounds[:60], sounds[60:]]
+    writers = [subprocess.Popen([*command, "--device", "cpu", *own], stdout=subprocess.DEVNULL) for own in chosen]
+    assert [writer.wait(300) for writer in writers] == [0, 0]
+    rows = [row for part in (tmp_path / "index").iterdir() for row in pq.read_table(part)["file"].to_pylist()]
+    assert sorted(rows) == [file.name for file in sounds]
+
+
+def test_without_locks_the_newest_row_of_a_file_counts(library, monkeypatch):
+    collection, sounds = library
+    monkeypatch.setattr(clap_hf.search, "locked", lambda folder: nullcontext())
+    before = load_audio(sounds / "0.wav")
+    old = sorted(collection.folder.iterdir())[0]
+    stale = old.read_bytes()
+    soundfile.write(sounds / "0.wav", sound(0.7, seed=9), RATE)
+    collection.add(sounds)
+    old.write_bytes(stale)  # what a process wrote that did not know of the change
+    assert len(collection) == 5
+    hits = collection.search(before, 10)
+    assert sorted(hit.file for hit in hits) == sorted(sounds.iterdir()) and not any(hit.changed for hit in hits)
+    assert hits[0].similarity < 0.9999, "the stale row, which is the sound itself, is no hit"
+    assert collection.add(sounds).known == 5
+    (sounds / "0.wav").unlink()
+    assert collection.prune() == 1 and len(collection) == 4, "both rows are gone"
+
+
+def test_a_part_that_is_removed_costs_its_own_sounds_alone(library, embedded):
+    collection, sounds = library
+    sorted(collection.folder.iterdir())[0].unlink()
+    assert len(collection) == 3
+    others = {path: path.read_bytes() for path in collection.folder.iterdir()}
+    assert collection.add(sounds).embedded == 2 and embedded == ["0.wav", "1.wav"] and len(collection) == 5
+    assert {path: path.read_bytes() for path in others} == others
+
+
+def test_check_lists_and_mends(library, processor, embedded):
+    collection, sounds = library
+    index = collection.folder
+    found = check_collection(index)
+    assert (found.sounds, found.parts, found.whole, found.missing) == (5, 3, True, [])
+    first, second, last = sorted(index.iterdir())
+    shutil.copyfile(last, index / "part-000007-again.parquet")
+    vector = np.array(pq.read_table(first)["embedding"][0].as_py(), dtype=np.float32)
+    first.write_bytes(first.read_bytes().replace(vector.tobytes(), (-vector).tobytes()))
+    other = SoundCollection(index.with_name("other"), make_model(seed=1), processor)
+    other.add(sounds / "0.wav")
+    [stray] = other.folder.iterdir()
+    stray.rename(index / "part-000008-stray.parquet")
+    datasets.Dataset.from_dict({"file": ["a"]}).to_parquet(index / "theirs.parquet")
+    (sounds / "2.wav").unlink()
+
+    found = check_collection(index)
+    assert list(found.damaged) == [first] and "a damaged part" in found.damaged[first]
+    assert sorted(part.name for part in found.foreign) == ["part-000008-stray.parquet", "theirs.parquet"]
+    assert found.repeated == [sounds / "4.wav"] and found.missing == [sounds / "2.wav"]
+    assert (found.sounds, found.parts, found.whole, found.mended) == (3, 3, False, False)
+    arguments = ["check", str(index), "--json", str(index.with_name("check.json"))]
+    result = CliRunner().invoke(app, arguments)
+    report = json.loads(index.with_name("check.json").read_text())
+    assert (
+        result.exit_code == 1
+        and "1 parts damaged, 2 of another model; 1 sounds repeated, 1 missing." in (result.stdout.splitlines()[0])
+    )
+    assert {(row["problem"], row["file"]) for row in report["problems"]} == {
+        ("damaged", str(first)),
+        ("foreign", str(index / "part-000008-stray.parquet")),
+        ("foreign", str(index / "theirs.parquet")),
+        ("repeated", str(sounds / "4.wav")),
+        ("missing", str(sounds / "2.wav")),
+    }
+    result = CliRunner().invoke(app, [*arguments, "--mend"])
+    assert result.exit_code == 0 and "Mended." in result.stdout
+    assert sorted(path.name for path in index.iterdir() if path.suffix == ".damaged") == [
+        f"{first.name}.damaged",
+        "part-000008-stray.parquet.damaged",
+        "theirs.parquet.damaged",
+    ]
+    found = check_collection(index)
+    assert found.whole and not found.repeated and (found.sounds, found.parts) == (3, 2)
+    mended = SoundCollection(index, make_model(), processor)
+    assert mended.add(sounds).embedded == 2 and embedded[-2:] == ["0.wav", "1.wav"]
+    [hit, *_] = mended.search(load_audio(sounds / "4.wav"), 1)
+    assert hit.file == sounds / "4.wav" and hit.similarity == pytest.approx(1, abs=1e-5)
+    assert "no collection of sounds here" in CliRunner().invoke(app, ["check", str(sounds)]).stderr
 
 
 def test_folders_and_queries_are_what_a_person_expects(library, processor, tmp_path, monkeypatch):

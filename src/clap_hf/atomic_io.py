@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
+LEFTOVER = re.compile(r"\.[0-9a-f]{12}\.new$")  # the ending of a file that is being written
+NUMBER = re.compile(r"part-(\d+)")
+LEFTOVER_S = 3600  # without a write for that long, nobody writes it any more
+_threads = threading.Lock()  # where there is no fcntl
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file beside the old one, then swap: a kill or an error leaves the old one, or none, and never a half.
+
+    What killed writers left in the folder is removed when it is older than an hour.
 
     Args:
         path: The file to replace or make; its folder is made if need be.
@@ -29,12 +44,51 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write: a name ending in `.new`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
     fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.new")
     try:
         yield fresh
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if LEFTOVER.search(entry.name):
+            with suppress(OSError):  # removed by another process meanwhile
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_S
+                if old and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder alone, among all processes and threads that lock it; the others wait.
+
+    The system releases the lock of a killed process. Where there are no such locks, as on Windows and some network
+    drives, no process waits.
+
+    Args:
+        folder: Made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        with _threads:
+            yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print(f"{folder}: waiting for another writer.", markup=False, soft_wrap=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a drive that locks no folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -158,7 +212,8 @@ class PartStore:
             The file.
         """
         if name is None:
-            numbers = [int(path.name.split("-")[1]) for path in self.folder.glob(f"part-*{self.suffix}")]
+            # Also of parts that were moved aside: a new part is always the last one.
+            numbers = [int(found[1]) for path in self.folder.glob("part-*") if (found := NUMBER.match(path.name))]
             name = f"part-{max(numbers, default=-1) + 1:06d}-{uuid.uuid4().hex[:8]}"
         path, iterator = self.path(name), iter(rows)
 

@@ -11,18 +11,20 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from ._prefix_tree import prefix_trees
-from .audio import AHEAD, THREADS, Audio, load_audio, read_ahead, read_sound
+from .audio import AHEAD, THREADS, Audio, AudioReader, open_audio, read_ahead, read_sound, read_whole
+from .audio.stream import Slices, mono_blocks
 from .fast_cpu import optimize_if_possible
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows
@@ -30,6 +32,10 @@ from .model.processing_msclap import MSClapProcessor
 
 GPU_THREADS = 16  # beside a GPU, which waits for them, as far as there are cores
 WINDOWS_PER_BATCH = 32
+LONG_WINDOWS = 32  # a longer file is not decoded whole
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 TEXTS_PER_BATCH = 64
 LONGEST_IN_BATCH = 1.5  # tokens over those of the batch's shortest text
@@ -90,11 +96,13 @@ class EmbeddedFiles:
         files: The files that were read, in the order given.
         vectors: Their unit vectors `[files, projection_dim]`, float32 on the CPU.
         skipped: Why the others were not.
+        damaged: What is missing or damaged in those of `files` that could not be read whole.
     """
 
     files: list[Path]
     vectors: torch.Tensor
     skipped: dict[Path, str]
+    damaged: dict[Path, str]
 
 
 def embed_files(
@@ -106,9 +114,10 @@ def embed_files(
     windows_per_batch: int = WINDOWS_PER_BATCH,
     threads: int | None = None,
 ) -> EmbeddedFiles:
-    """Embed sound files, however many: decoding overlaps with the model; memory holds the vectors and a few batches.
+    """Embed sound files, however many and long: decoding overlaps with the model; memory holds vectors and batches.
 
-    Log-mels are made by the decoding threads, or on the model's GPU.
+    Log-mels are made by the decoding threads, or on the model's GPU. A file of more than `LONG_WINDOWS` windows is
+    decoded in blocks while the model works; where it states a wrong length, or none, it is decoded once more.
 
     Args:
         model: The model, on its device; in evaluation mode for the duration.
@@ -119,7 +128,8 @@ def embed_files(
         threads: Threads that decode and resample; 2 when None, and beside a GPU up to 16.
 
     Returns:
-        A vector for every file that can be read, and the reason for every other.
+        A vector for every file that can be read, the reason for every other, and what is damaged. Nothing is
+        warned of.
 
     On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
@@ -129,50 +139,125 @@ def embed_files(
     if threads is None:
         threads = min(GPU_THREADS, os.cpu_count() or THREADS) if on_gpu else THREADS
 
-    def prepare(file: Path) -> torch.Tensor:
-        """A file's log-mels; for a GPU, its samples, where the GPU can fetch them by itself."""
-        sound = load_audio(file)
-        (windows,) = extractor.windows([sound.samples], sound.sampling_rate, max_windows=max_windows)
+    limit = extractor.max_windows if max_windows is None else max_windows
+    longest = round(LONG_WINDOWS * extractor.duration_s * extractor.sampling_rate)  # decoded whole, samples
+
+    def model_input(windows: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Log-mels of windows; for a GPU, their samples, where the GPU can fetch them by itself."""
         if not on_gpu:
             return extractor.log_mels(windows)
-        stacked = torch.stack(windows)
+        stacked = torch.stack(list(windows))
         return stacked.pin_memory() if device.type == "cuda" else stacked
+
+    def prepare(file: Path, whole: bool = False) -> tuple[torch.Tensor, Sequence[str]] | None:
+        """A file's windows and its damage; None for a long file."""
+        with open_audio(file) as reader:
+            stated = resampled_length(reader, extractor.sampling_rate)
+            if not whole and extractor.long_audio != "random" and (stated is None or stated > longest):
+                return None
+            sound = read_whole(reader)
+        (windows,) = extractor.windows([sound.samples], sound.sampling_rate, max_windows=max_windows)
+        return model_input(windows), sound.damage
 
     kept: list[Path] = []
     skipped: dict[Path, str] = {}
+    damaged: dict[Path, str] = {}
     vectors = bytearray()  # grows in place; a list of tensors to be joined would take the memory twice
     batch: list[torch.Tensor] = []
     embedded: deque[torch.Tensor] = deque()  # a GPU works on the last of them while the next batch comes together
 
-    @torch.inference_mode()
-    def embed() -> None:
-        counts = torch.tensor([len(windows) for windows in batch]).to(device)
-        moved = [windows.to(device, non_blocking=True) for windows in batch]
+    def window_vectors(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        moved = [windows.to(device, non_blocking=True) for windows in inputs]
         features = extractor.log_mels(row for windows in moved for row in windows) if on_gpu else torch.cat(moved)
         with evaluation_mode(model):
-            vectors_of_windows = model.get_audio_features(features[:, None]).pooler_output
-            embedded.append(F.normalize(mean_over_windows(vectors_of_windows, counts, len(batch)), dim=-1))
-        batch.clear()
+            return model.get_audio_features(features[:, None]).pooler_output
 
-    def fetch() -> None:
-        vectors.extend(embedded.popleft().float().cpu().numpy().tobytes())
+    @torch.inference_mode()
+    def embed() -> None:
+        if batch:
+            counts = torch.tensor([len(windows) for windows in batch]).to(device)
+            embedded.append(F.normalize(mean_over_windows(window_vectors(batch), counts, len(batch)), dim=-1))
+            batch.clear()
 
-    for file, windows in read_ahead(
-        map(Path, files), prepare, skipped, threads=threads, ahead=max(AHEAD, 4 * threads)
-    ):
-        if batch and sum(map(len, batch)) + len(windows) > windows_per_batch:
+    @torch.inference_mode()
+    def embed_long(file: Path) -> Sequence[str]:
+        """Embed a file in blocks; its damage."""
+        counted: int | None = None
+        while True:
+            with open_audio(file) as reader:
+                expected = resampled_length(reader, extractor.sampling_rate) if counted is None else counted
+                starts = [] if expected is None else extractor.window_starts(expected, extractor.long_audio, limit)
+                slices = Slices(mono_blocks(reader, extractor.sampling_rate), starts, extractor.window_samples)
+                with closing(in_groups(slices, windows_per_batch, model_input)) as groups:
+                    sums = [window_vectors([group]).sum(dim=0, keepdim=True) for group in groups]
+            if slices.total == expected:
+                embedded.append(F.normalize(torch.cat(sums).sum(dim=0, keepdim=True), dim=-1))
+                return reader.damage
+            if counted is not None:
+                raise ValueError(
+                    f"{file}: {slices.total} samples, {counted} when it was read before; expected a file that nobody "
+                    "writes to; try it again later"
+                )
+            counted = slices.total
+            if counted <= longest:
+                found = prepare(file, whole=True)
+                assert found is not None
+                batch.append(found[0])
+                embed()
+                return found[1]
+
+    def fetch(waiting: int) -> None:
+        while len(embedded) > waiting:
+            vectors.extend(embedded.popleft().float().cpu().numpy().tobytes())
+
+    ahead = max(AHEAD, 4 * threads)
+    for file, found in read_ahead(map(Path, files), prepare, skipped, threads=threads, ahead=ahead):
+        if found is None:
             embed()
-            if not on_gpu or len(embedded) > 1:
-                fetch()
+            try:
+                damage = embed_long(file)
+            except (ValueError, OSError) as error:
+                skipped[file] = str(error)
+                continue
+        else:
+            windows, damage = found
+            if sum(map(len, batch)) + len(windows) > windows_per_batch:
+                embed()
+            batch.append(windows)
+        fetch(1 if on_gpu else 0)
         kept.append(file)
-        batch.append(windows)
-    if batch:
-        embed()
-    while embedded:
-        fetch()
+        if damage:
+            damaged[file] = "; ".join(damage)
+    embed()
+    fetch(0)
     # An empty buffer is the one thing that `frombuffer` refuses.
     flat = torch.frombuffer(vectors, dtype=torch.float32) if vectors else torch.empty(0)
-    return EmbeddedFiles(kept, flat.view(-1, model.config.projection_dim), skipped)
+    return EmbeddedFiles(kept, flat.view(-1, model.config.projection_dim), skipped, damaged)
+
+
+def in_groups(items: Iterable[T], size: int, prepare: Callable[[Iterable[T]], U]) -> Generator[U, None, None]:
+    """Prepare items in groups, the next ones in another thread while the caller works on the last.
+
+    Args:
+        items: The items, taken in that thread.
+        size: Items of a group; fewer of the last.
+        prepare: Called with an iterator over every group; takes all of it.
+    """
+    iterator = iter(items)
+
+    def next_group(_: None) -> list[U]:
+        first = list(islice(iterator, 1))
+        return [prepare(chain(first, islice(iterator, size - 1)))] if first else []
+
+    for _, group in read_ahead(repeat(None), next_group, threads=1, ahead=2):
+        if not group:
+            return
+        yield from group
+
+
+def resampled_length(reader: AudioReader, sampling_rate: int) -> int | None:
+    """Samples of what a reader reads at another rate, as far as the file states its length."""
+    return None if reader.frames is None else -(-reader.frames * sampling_rate // reader.sampling_rate)
 
 
 @torch.inference_mode()

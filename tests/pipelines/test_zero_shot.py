@@ -20,7 +20,7 @@ from clap_hf import (
     MSClapZeroShotAudioClassificationPipeline,
     load_audio,
 )
-from clap_hf.pipelines.zero_shot import DEFAULT_TEMPLATE
+from clap_hf.pipelines.zero_shot import DEFAULT_TEMPLATE, check_labels
 from conftest import EXAMPLES, make_config, make_feature_extractor, sound
 
 TASK = "zero-shot-audio-classification"
@@ -302,6 +302,26 @@ def test_a_string_of_labels_is_split_at_commas(classify):
     )
 
 
+def test_labels_are_compared_in_linear_time():
+    compared = []
+
+    class Label(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    labels = [Label(f"sound {number}") for number in range(2000)]
+    assert check_labels(labels) == tuple(labels)
+    compared.clear()
+    check_labels(labels)
+    assert len(compared) < 2 * len(labels)
+    with pytest.raises(ValueError, match="holds .'sound 0', .*'sound 1000'. and 1995 others more than once"):
+        check_labels(labels + labels)
+
+
 def test_long_labels_are_truncated(classify):
     scores = classify(sound(0.5), candidate_labels=["rain " * 300, "wind"], sampling_rate=RATE)
     assert len(scores) == 2
@@ -321,6 +341,7 @@ def test_labels_with_braces_are_taken_as_they_are(classify):
         ({"candidate_labels": ["dog", ""]}, ValueError, "not empty"),
         ({"candidate_labels": ["dog", 3]}, ValueError, "each a text"),
         ({"candidate_labels": ["dog", "cat", "dog"]}, ValueError, "'dog'.* more than once"),
+        ({"candidate_labels": ["dog", "x" * 10_001]}, ValueError, "10,001 characters, 'x{40}'.*at most 10,000"),
         (
             {"candidate_labels": LABELS, "hypothesis_template": "a sound"},
             ValueError,

@@ -13,6 +13,7 @@ from .load import (
     open_audio,
     read_ahead,
     read_sound,
+    read_whole,
 )
 from .reader import AudioDecodeError, AudioReader
 
@@ -31,4 +32,5 @@ __all__ = [
     "open_audio",
     "read_ahead",
     "read_sound",
+    "read_whole",
 ]

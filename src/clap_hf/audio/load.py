@@ -118,17 +118,7 @@ def load_audio(
     with AudioReader(
         source, start_s=start_s, duration_s=duration_s, max_duration_s=max_duration_s, name=name
     ) as reader:
-        try:
-            samples = _joined(reader)
-        except MemoryError as error:
-            length = "of unstated length" if reader.duration_s is None else f"{reader.duration_s:.0f} s long"
-            raise AudioDecodeError(
-                reader.path,
-                f"{length}, more than memory holds",
-                "a shorter sound",
-                "read it in blocks with open_audio",
-            ) from error
-    audio = Audio(samples, reader.sampling_rate, reader.path, bool(reader.damage), tuple(reader.damage))
+        audio = read_whole(reader)
     if audio.truncated:
         warnings.warn(
             f"{printable(audio.path)}: truncated or damaged: {audio.duration_s:.3f} s decoded; "
@@ -136,6 +126,28 @@ def load_audio(
             stacklevel=2,
         )
     return audio
+
+
+def read_whole(reader: AudioReader) -> Audio:
+    """Decode all that a reader reads into memory; unlike `load_audio`, without a warning of damage.
+
+    Args:
+        reader: as `open_audio` gave it, not iterated yet.
+
+    Returns:
+        float32 samples `[channels, samples]`, at the file's own sampling rate.
+
+    Raises:
+        AudioDecodeError: nothing can be decoded; values are not finite; memory is too small.
+    """
+    try:
+        samples = _joined(reader)
+    except MemoryError as error:
+        length = "of unstated length" if reader.duration_s is None else f"{reader.duration_s:.0f} s long"
+        raise AudioDecodeError(
+            reader.path, f"{length}, more than memory holds", "a shorter sound", "read it in blocks with open_audio"
+        ) from error
+    return Audio(samples, reader.sampling_rate, reader.path, bool(reader.damage), tuple(reader.damage))
 
 
 def _joined(reader: AudioReader) -> np.ndarray:

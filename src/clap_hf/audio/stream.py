@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -96,6 +96,37 @@ def windows(
     start = round(number * hop)
     if total > end and start < total:
         yield start / sampling_rate, total / sampling_rate, held[start - first :]
+
+
+class Slices:
+    """Pieces of one length cut out of blocks as they come, in the memory of a piece and a block; iterate once.
+
+    Args:
+        blocks: Blocks `[samples]` of one sound.
+        starts: First sample of every piece, ascending; pieces may overlap.
+        length: Length of a piece, samples.
+
+    Attributes:
+        total: Samples of the blocks so far; of the whole sound after the iteration, which goes on to the last block.
+    """
+
+    def __init__(self, blocks: Iterable[torch.Tensor], starts: Sequence[int], length: int) -> None:
+        self._blocks, self._starts, self._length = blocks, starts, length
+        self.total = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        held = torch.zeros(0)
+        first = number = 0  # where `held` starts; the piece to come
+        for block in self._blocks:
+            self.total += len(block)
+            held = torch.cat([held, block])
+            while number < len(self._starts) and self._starts[number] + self._length <= self.total:
+                start = self._starts[number] - first
+                yield held[start : start + self._length]
+                number += 1
+            next_start = self._starts[number] if number < len(self._starts) else self.total
+            passed = min(next_start - first, len(held))
+            held, first = held[passed:], first + passed
 
 
 def _mono(reader: AudioReader) -> Iterator[torch.Tensor]:

@@ -1,20 +1,17 @@
-"""Commands that run and share models: classify, caption, embed, search, push, convert, evaluate, export, info."""
+"""The commands classify, caption, embed, search, check, push, convert, evaluate, export and info."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
-from ..audio import Audio, load_audio, read_ahead
+from ..audio import Audio, open_audio, read_whole
 from .io import (
     FAILED,
     INTERRUPTED,
@@ -39,6 +36,7 @@ from .models import (
     model_facts,
     usable_device,
 )
+from .sounds import run_over_files
 from .training import app as training_app
 
 app = typer.Typer(
@@ -59,7 +57,7 @@ EVERYDAY_LABELS = tuple(
     ).split(",")
 )
 
-SILENCE_DBFS = -80.0  # a sound whose peak is below has nothing in it that a model could name
+PROBLEMS_SHOWN = 20
 
 Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
 ModelName = Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")]
@@ -112,6 +110,8 @@ def classify(
     """
     from transformers import pipeline
 
+    from ..embedding import embed_files
+    from ..model.processing_msclap import MSClapProcessor
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
     output = Output(format, json_path)
@@ -134,7 +134,15 @@ def classify(
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         return {"scores": scores or [], **known}
 
-    results, failures, interrupted = run_over_files(files, classifier, record)
+    processor = MSClapProcessor(classifier.feature_extractor, classifier.tokenizer)
+
+    def classify_long(file: Path) -> list[dict[str, Any]]:
+        found = embed_files(classifier.model, processor, [file], max_windows=max_windows)
+        if found.skipped:
+            raise ValueError(found.skipped[file])
+        return classifier.score_vector(found.vectors[0])
+
+    results, failures, interrupted = run_over_files(files, classifier, record, classify_long)
     output.write(
         {"model": source, "labels": candidates, "results": results, "failures": failures},
         (
@@ -218,6 +226,7 @@ def embed(
         )
         raise typer.Exit(INTERRUPTED) from error
     failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
+    damaged = [{"file": str(file), "damage": reason} for file, reason in added.damaged.items()]
     counts = {
         "embedded": added.embedded,
         "known": added.known,
@@ -233,9 +242,13 @@ def embed(
             f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{counts['sounds']:,} in "
             f"{escape(str(output))}."
         )
+        if damaged:
+            console.print(f"[yellow]{len(damaged)} of them are truncated or damaged:[/]")
+            for found in damaged:
+                console.print(f"  {found['file']}: {found['damage']}", markup=False, soft_wrap=True)
         print_failures(console, failures, len(files))
 
-    report.write({**counts, "failures": failures}, [counts], print_counts)
+    report.write({**counts, "damaged": damaged, "failures": failures}, [counts], print_counts)
     if not len(collection):
         raise typer.Exit(FAILED)
 
@@ -260,23 +273,83 @@ def search(
     if (text is None) == (like is None):
         raise ValueError(f"Words {text!r} and --like {like} were given, expected one of them.")
     facts = collection_facts(folder)
-    query: str | Audio = load_audio(like) if like is not None else text or ""
-    collection = load_collection(folder, model or facts["name"], device, facts.get("max_windows"))
+    name = model or facts.get("name") or ""
+    if model is None and name != "embedded" and not (name and Path(name).is_dir()):
+        raise ValueError(
+            f"{folder} was made with the model {name!r}, which is no folder here; nothing is fetched from the Hub "
+            f"unasked. Name the model: --model {name or 'MODEL'}"
+        )
+    query: str | Audio = text or ""
+    if like is not None:
+        with open_audio(like) as reader:
+            query = read_whole(reader)
+        if query.truncated:
+            typer.echo(f"{like} is truncated or damaged: {one_line('; '.join(query.damage))}", err=True)
+    collection = load_collection(folder, name, device, facts.get("max_windows"))
     hits: list[dict[str, Any]] = [
-        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed}
+        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed, "damage": hit.damage}
         for hit in collection.search(query, top_k)
     ]
 
     def print_table(console: Console) -> None:
         table = Table("similarity", "file")
         for hit in hits:
-            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + (" (changed)" if hit["changed"] else ""))
+            notes = (" (changed)" if hit["changed"] else "") + (" (truncated)" if hit["damage"] else "")
+            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + notes)
         console.print(table)
         if any(hit["changed"] for hit in hits):
             console.print("Changed files were found by what they were: run `clap-hf embed` again.")
 
     report = {"words": text, "like": like and str(like), "model": collection.name, "hits": hits}
     output.write(report, hits, print_table)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Move damaged and foreign parts aside, and remove older rows of a file.")
+    ] = False,
+    format: StdoutFormat = Format.table,
+    json_path: JsonPath = None,
+) -> None:
+    """Check a collection: parts that are damaged or of another model, files with two rows, files that are gone.
+
+    Parts are moved to names ending in .damaged; their sounds are embedded again by the next `clap-hf embed`. Exit
+    code 1: there is something to mend.
+    """
+    from ..search import check_collection
+
+    output = Output(format, json_path)
+    output.check()
+    found = check_collection(folder, mend=mend)
+    problems = [
+        *({"problem": "damaged", "file": str(part), "reason": reason} for part, reason in found.damaged.items()),
+        *({"problem": "foreign", "file": str(part), "reason": reason} for part, reason in found.foreign.items()),
+        *({"problem": "repeated", "file": str(file), "reason": "more than one row"} for file in found.repeated),
+        *({"problem": "missing", "file": str(file), "reason": "no such file"} for file in found.missing),
+    ]
+    counts = {name: len(getattr(found, name)) for name in ("damaged", "foreign", "repeated", "missing")}
+
+    def print_line(console: Console) -> None:
+        done = " Mended." if mend and counts["damaged"] + counts["foreign"] + counts["repeated"] else ""
+        console.print(
+            f"{folder}: {found.sounds:,} sounds in {found.parts:,} whole parts; {counts['damaged']:,} parts damaged, "
+            f"{counts['foreign']:,} of another model; {counts['repeated']:,} sounds repeated, {counts['missing']:,} "
+            f"missing.{done}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        for problem in problems[:PROBLEMS_SHOWN]:
+            console.print(f"  {problem['problem']}: {problem['file']}", markup=False, highlight=False, soft_wrap=True)
+        if len(problems) > PROBLEMS_SHOWN:
+            console.print(f"  and {len(problems) - PROBLEMS_SHOWN:,} more: --json lists all.")
+
+    facts = {"sounds": found.sounds, "parts": found.parts, **counts, "mended": found.mended}
+    output.write({**facts, "problems": problems}, problems, print_line)
+    if not found.whole:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -482,41 +555,3 @@ def info(
         console.print(table)
 
     Output(format).write(facts, [facts], print_table)
-
-
-def run_over_files(
-    files: list[Path], pipeline: Callable[[Audio], Any], record: Callable[[Path, Any], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
-    """Run a pipeline over files, decoding ahead of it.
-
-    Args:
-        files: The files.
-        pipeline: Called with every sound that is not silent.
-        record: What to keep of a file and the pipeline's answer, which is None for a silent sound.
-
-    Returns:
-        A record of every file, the files that could not be read, and whether Ctrl-C ended it.
-    """
-    results: list[dict[str, Any]] = []
-    skipped: dict[Path, str] = {}
-    interrupted = False
-    progress = track(files, "Reading", console=Console(stderr=True), transient=True)
-    try:
-        for file, audio in read_ahead(progress, load_audio, skipped):
-            silent = is_silent(audio)
-            try:
-                answer = None if silent else pipeline(audio)
-            except ValueError as error:
-                skipped[file] = f"{file}: {error}"
-                continue
-            facts = {"duration_s": audio.duration_s, "truncated": audio.truncated, "silent": silent}
-            results.append({"file": str(file), **facts, **record(file, answer)})
-    except KeyboardInterrupt:
-        interrupted = True
-    return results, [{"file": str(file), "error": reason} for file, reason in skipped.items()], interrupted
-
-
-def is_silent(audio: Audio) -> bool:
-    """Whether the peak is below -80 dBFS, a constant offset aside."""
-    samples = audio.samples.mean(axis=0)
-    return bool(np.abs(samples - samples.mean()).max() < 10 ** (SILENCE_DBFS / 20))

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from ..atomic_io import write_text
 from ..audio import audio_files
 
 STDIN = STDOUT = Path("-")
+PROBE = 4096  # bytes that --json must have room for
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 # Base class of all errors in arguments; typer carries a copy of click, or needs it, depending on the release.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -87,8 +89,26 @@ class Output:
 
     def check(self) -> None:
         """Before the work: raise `ValueError` if the JSON cannot be written."""
-        if self.json_path is not None and self.json_path.is_dir():
-            raise ValueError(f"--json {self.json_path} is a folder, expected a file, or - for stdout.")
+        path = self.json_path
+        if path is None or is_stdout(path):
+            return
+        if path.is_dir():
+            raise ValueError(f"--json {path} is a folder, expected a file, or - for stdout.")
+        try:
+            if path.exists() and not path.is_file():  # opening a FIFO would wait for its reader
+                writable = os.access(path, os.W_OK)
+            else:
+                # Beside the file, where `write_through` writes first; its folder is made then, if need be.
+                folder = next(parent for parent in path.resolve().parents if parent.exists())
+                with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+                    writable = probe.write(bytes(PROBE)) == PROBE
+                    os.fsync(probe.fileno())
+        except OSError as error:
+            raise ValueError(
+                f"--json {path} cannot be written ({error.strerror or error}), expected a place with room."
+            ) from error
+        if not writable:
+            raise ValueError(f"--json {path} cannot be written, expected a place that can.")
 
     def write(
         self, report: dict[str, Any], rows: Iterable[dict[str, Any]], print_table: Callable[[Console], None]

@@ -462,14 +462,29 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
             if short_audio == "pad":
                 return [F.pad(samples, (0, length - total))]
             return [samples.repeat(math.ceil(length / total))[:length]]
+        if long_audio == "random":
+            starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
+        else:
+            starts = self.window_starts(total, long_audio, max_windows)
+        return [samples[start : start + length] for start in starts]
+
+    def window_starts(self, total: int, long_audio: str, max_windows: int | None) -> list[int]:
+        """Where the windows start of a clip that is longer than one.
+
+        Args:
+            total: Length of the clip, samples at `sampling_rate`.
+            long_audio: `"windows"` or `"center"`.
+            max_windows: Windows at most; as many as cover the clip when None.
+
+        Returns:
+            First sample of every window, ascending.
+        """
+        self._check_policies(long_audio, self.short_audio, max_windows)
+        length = self.window_samples
         count = math.ceil(total / length) if max_windows is None else min(math.ceil(total / length), max_windows)
         if long_audio == "windows" and count > 1:
-            starts = [round(i * (total - length) / (count - 1)) for i in range(count)]
-        elif long_audio != "random":
-            starts = [(total - length) // 2]
-        else:
-            starts = [int(torch.randint(0, total - length + 1, (1,), generator=generator))]
-        return [samples[start : start + length] for start in starts]
+            return [round(i * (total - length) / (count - 1)) for i in range(count)]
+        return [(total - length) // 2]
 
     def log_mels(self, windows: Iterable[torch.Tensor]) -> torch.Tensor:
         """Log-mel spectrograms of windows of one length.

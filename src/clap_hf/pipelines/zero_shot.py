@@ -9,6 +9,7 @@ its samples score alike: that is why this class stands on `audio.py`, outside `m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..fast_cpu import optimize_if_possible
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
 FUNCTIONS = ("softmax", "sigmoid", "none")
+LONGEST_LABEL = 10_000  # characters: tokenizers take some 200 bytes of memory for each, before they cut
 LABEL_SETS = 16  # whose embeddings are kept: a server's callers may take turns with labels of their own
 
 LabelSet = tuple[tuple[str, ...], tuple[str, ...]]  # labels and templates
@@ -35,12 +37,18 @@ def check_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     labels = list(labels)
     wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
     if wrong or not labels:
+        found = f"holds {wrong[:3]!r}" if wrong else "is empty"
+        raise ValueError(f"candidate_labels {found}, expected at least one label, each a text that is not empty.")
+    longest = max(labels, key=len)
+    if len(longest) > LONGEST_LABEL:
         raise ValueError(
-            f"candidate_labels is {labels!r}, expected at least one label, each a text that is not empty."
+            f"candidate_labels holds a label of {len(longest):,} characters, {longest[:40]!r}..., expected at most "
+            f"{LONGEST_LABEL:,}. Shorten it, or separate the labels."
         )
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    doubled = sorted(label for label, count in Counter(labels).items() if count > 1)
     if doubled:
-        raise ValueError(f"candidate_labels holds {doubled} more than once, expected every label once.")
+        more = f" and {len(doubled) - 5} others" if len(doubled) > 5 else ""
+        raise ValueError(f"candidate_labels holds {doubled[:5]}{more} more than once, expected every label once.")
     return tuple(labels)
 
 
@@ -239,14 +247,36 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         candidate_labels: tuple[str, ...],
         hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
     ) -> dict[str, torch.Tensor]:
+        with evaluation_mode(self.model):
+            audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
+        return self._compare(audio_embeds, candidate_labels, hypothesis_template)
+
+    def _compare(
+        self,
+        audio_embeds: torch.Tensor,
+        candidate_labels: tuple[str, ...],
+        hypothesis_template: tuple[str, ...] = (DEFAULT_TEMPLATE,),
+    ) -> dict[str, torch.Tensor]:
         label_set, kept = (candidate_labels, hypothesis_template), self._label_embeds
         label_embeds = kept.get(label_set)
         if label_embeds is None:
             label_embeds = self.embed_labels(*label_set)
             self._label_embeds = dict([*kept.items(), (label_set, label_embeds)][-LABEL_SETS:])
-        with evaluation_mode(self.model):
-            audio_embeds = self.model.get_audio_features(**model_inputs).pooler_output
         return {"logits": self.model.compute_similarity(audio_embeds, label_embeds)}
+
+    @torch.inference_mode()
+    def score_vector(self, vector: torch.Tensor) -> list[dict[str, Any]]:
+        """Scores of a sound that is embedded already, such as by `embed_files`.
+
+        Args:
+            vector: Its unit vector `[projection_dim]`.
+
+        Returns:
+            As a call with the labels and options that the pipeline was made with.
+        """
+        compared = self._compare(vector[None].to(self.model.device), **self._forward_params)
+        logits = {name: value.cpu() for name, value in compared.items()}
+        return self.postprocess(logits, **self._postprocess_params)
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Embed labels, as the mean over the templates; warn of those that the tokenizer cannot read.
