@@ -20,6 +20,7 @@ from transformers import ZeroShotAudioClassificationPipeline
 from ..audio import is_one_sound, read_ahead, read_sound
 from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
+from ..pretrained import check_weights
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
@@ -126,6 +127,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         # Never changed, always replaced by another: threads with other labels read and write it at the same time.
         self._label_embeds: dict[LabelSet, torch.Tensor] = {}
         super().__init__(**kwargs)
+        check_weights(self.model)
         optimize_if_possible(self.model)
 
     def __call__(
