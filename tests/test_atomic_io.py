@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clap_hf.atomic_io import PartError, PartStore, locked, part_facts, replacing, write_json
+from clap_hf.atomic_io import (
+    PartError,
+    PartStore,
+    locked,
+    part_facts,
+    replace_folder,
+    replacing,
+    restore_folder,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -58,6 +67,59 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
         assert path.read_text() == "old"
         assert fresh.suffix == ".new"  # what is not whole never ends in .safetensors, nor is it uploaded
     assert path.read_text() == "new"
+
+
+def write_folder(content):
+    def write(folder):
+        folder.mkdir()
+        (folder / "weights").write_text(content)
+
+    return write
+
+
+def fail(folder):
+    folder.mkdir()
+    raise OSError("No space left on device")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "best"
+    replace_folder(folder, write_folder("first"))
+    replace_folder(folder, write_folder("second"))
+    with pytest.raises(OSError, match="No space left"):
+        replace_folder(folder, fail)
+    assert (folder / "weights").read_text() == "second" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_only_copy_of_a_folder_survives_a_kill_between_the_renames(tmp_path):
+    folder = tmp_path / "best"
+    write_folder("first")(tmp_path / "best.old")  # where a kill leaves it
+    write_folder("second")(tmp_path / "best.new")
+    with pytest.raises(OSError, match="No space left"):
+        replace_folder(folder, fail)
+    assert (folder / "weights").read_text() == "first" and list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / "best.old")
+    restore_folder(folder)
+    restore_folder(folder)
+    assert (folder / "weights").read_text() == "first"
+    replace_folder(folder, write_folder("third"))
+    assert (folder / "weights").read_text() == "third" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
+    folder = tmp_path / "best"
+    replace_folder(folder, write_folder("first"))
+    real = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".new"):
+            raise OSError("Read-only file system")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        replace_folder(folder, write_folder("second"))
+    assert (folder / "weights").read_text() == "first"
 
 
 SCHEMA = pa.schema({"name": pa.string(), "vector": pa.list_(pa.float32())})

@@ -208,7 +208,7 @@ results = {
     "dicts": describe([{"array": clip, "sampling_rate": 16_000}] * 2, max_new_tokens=5),
     "frames": AutoFeatureExtractor.from_pretrained("acme/remote-clap", trust_remote_code=True)(clip, 16_000)[
         "input_features"
-    ].shape[2],
+    ].shape[3],
 }
 for snippet in json.load(open(sys.argv[2])):
     exec(snippet, {})
@@ -380,6 +380,18 @@ def test_folders_that_no_one_could_load(hub, model_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
         push(tmp_path / "gone", "acme/hub-broken")
     assert not HfApi().repo_exists("acme/hub-broken")
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nothing"])
+def test_a_link_is_refused_by_name(hub, model_folder, tmp_path, target):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "token.txt").write_text("hf_secret")
+    link = model_folder / "notes"
+    link.symlink_to({"file": secret / "token.txt", "folder": secret, "nothing": tmp_path / "gone"}[target])
+    with pytest.raises(ValueError, match=re.escape(f"{link} is a link to {os.readlink(link)}")):
+        push(model_folder, "acme/linked")
+    assert not HfApi().repo_exists("acme/linked")
 
 
 def test_private_is_not_pushed_to_a_public_repository(hub, model_folder, tmp_path):

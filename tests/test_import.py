@@ -96,6 +96,41 @@ def test_auto_classes_know_clap(first):
     run(first + "\n" + textwrap.dedent(AUTO_CLASSES))
 
 
+def rooms() -> dict[str, list[str]]:
+    """Names of all modules by the folder that they lie in."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if parts[-1] != "__main__":
+            found.setdefault("/".join(parts[:-1]), []).append(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", rooms())
+def test_every_module_can_be_imported_first(room):
+    run(
+        f"""
+        import importlib, os, traceback
+        import accelerate, datasets, torch, transformers  # once; every module of ours is imported in a fork of its own
+        failed = []
+        for name in {rooms()[room]}:
+            child = os.fork()
+            if child == 0:
+                try:
+                    importlib.import_module(name)
+                except BaseException:  # a fork must not go on with the loop
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                failed.append(name)
+        assert not failed, failed
+        """
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pipelines_first", [False, True])
 def test_pipelines_know_clap(captioner, tmp_path, pipelines_first):

@@ -119,6 +119,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         folder: The folder to replace or make.
         write: Called with where to write; makes that folder itself.
     """
+    restore_folder(folder)
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -129,8 +130,23 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         raise
     if folder.exists():
         os.replace(folder, old)
-    os.replace(fresh, folder)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        restore_folder(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `replace_folder` that was stopped between its two renames, when the old folder is the only whole one.
+
+    Args:
+        folder: What was to be replaced; it stays as it is if it is there.
+    """
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
 
 
 def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:

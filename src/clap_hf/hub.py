@@ -113,7 +113,8 @@ def push(
         FileNotFoundError: If there is no such folder, or a file is missing that no one can load it without.
         PermissionError: If the token may not write there.
         ConnectionError: If the Hub cannot be reached.
-        ValueError: If the card is not valid, or the repository's visibility or branch is not the one asked for.
+        ValueError: If the folder holds a link, the card is not valid, or the repository's visibility or branch is not
+            the one asked for.
         RuntimeError: If the upload was cut; nothing is committed then.
     """
     with _complete_folder(Path(folder), repo_id, repo_type, license) as paths:
@@ -177,11 +178,18 @@ def _complete_folder(folder: Path, repo_id: str, repo_type: str, license: str | 
     """Path in the repository -> local file, for all that belongs to a push."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder, expected one of save_pretrained or of a dataset.")
-    files = {
-        path.relative_to(folder).as_posix(): path
+    found = [
+        path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(_LEFT_OUT) and not _hidden(path.relative_to(folder))
-    }
+        if not path.name.endswith(_LEFT_OUT) and not _hidden(path.relative_to(folder))
+    ]
+    for path in found:
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, expected files and folders of its own: what a link leads "
+                "to may be private. Put a copy in its place, or remove it."
+            )
+    files = {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
     with tempfile.TemporaryDirectory() as made:
         if repo_type == "model":
             for name in ("config.json", "processor_config.json"):

@@ -93,5 +93,7 @@ when_imported(f"{MODEL}.configuration_msclap")(_mark_configs)
 for auto_module, auto_class, own_module, name, configs in CLASSES:
     when_imported(f"{AUTO}.{auto_module}")(partial(_register, auto_class, own_module, name, configs))
     when_imported(f"{MODEL}.{own_module}")(partial(_mark, auto_module, auto_class, name, configs))
-when_imported("transformers.pipelines")(partial(_import, f"{__package__}.pipelines.captioning"))
+# By way of the module that it stands on, which may have asked for the pipelines itself, and be half imported.
+when_imported("transformers.pipelines")(partial(_import, f"{MODEL}.pipeline_msclap"))
+when_imported(f"{MODEL}.pipeline_msclap")(partial(_import, f"{__package__}.pipelines.captioning"))
 when_imported(f"{__package__}.pipelines.captioning")(_register_pipeline)

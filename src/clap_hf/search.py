@@ -29,6 +29,7 @@ from .audio import AUDIO_EXTENSIONS, audio_files, read_ahead
 from .embedding import ClapEncoder, embed_files
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
+from .pretrained import check_weights
 
 FILES_PER_PART = 256  # what a killed run loses at most
 BLOCK = 2**20  # bytes
@@ -130,7 +131,8 @@ class SoundCollection:
         max_windows: Windows of a file at most, evenly spaced over it; the processor's own limit when None.
 
     Raises:
-        ValueError: The folder holds embeddings of another model or front end, or a damaged part.
+        ValueError: The folder holds embeddings of another model or front end, or a damaged part; or weights of the
+            model are missing or not finite.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class SoundCollection:
         name: str = "",
         max_windows: int | None = None,
     ):
+        check_weights(model, name)
         self.folder, self.model, self.processor, self.name = Path(folder), model, processor, name
         self._root = _root(folder)
         self._encoder = ClapEncoder(model, processor, name, max_windows=max_windows)

@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -130,6 +131,22 @@ def test_only_the_crop_is_decoded(processor, monkeypatch):
 def test_reasons_of_unreadable_rows(processor, row, reason):
     with pytest.raises(RowError, match=reason):
         make_example(row, "r", StreamSource("x"), processor.feature_extractor, CROP_ONLY, np.random.default_rng(0))
+
+
+def test_shortened_rows_are_listed_and_trained_on(processor, tmp_path):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(16_000) / 9), 16_000, format="FLAC")
+    whole = buffer.getvalue()
+    rows = [{"audio": {"bytes": whole, "path": None}, "text": f"tone {i}", "id": f"{i}"} for i in range(8)]
+    rows[3]["audio"]["bytes"] = whole[: len(whole) // 2]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    source = StreamSource(str(tmp_path), id="id")
+    stream = PairStream([source], processor, 8, seed=0, lanes=1, augmentation=CROP_ONLY)
+    for batches in (stream, SimpleStream(source, processor, 8, seed=0)):
+        batch = next(iter(batches.batches(2, 0, 0, 1)))
+        assert sorted(batch["ids"]) == [f"{tmp_path}:{i}" for i in range(8)] and batch["skipped"] == []
+        [row] = batch["shortened"]
+        assert (row["id"], row["epoch"]) == (f"{tmp_path}:3", "2") and row["reason"]
 
 
 def test_mistakes_are_named(source, processor, tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import librosa
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
 from transformers import AutoFeatureExtractor
@@ -206,10 +207,23 @@ def test_empty_is_an_error(extract, empty):
         extract([sound(0.5), np.zeros(0, np.float32)], 16_000)
 
 
-@pytest.mark.parametrize("not_audio", ["dog.wav", None, np.array(["a"]), np.zeros(9, np.complex64), np.zeros(9, bool)])
+@pytest.mark.parametrize("not_audio", [None, np.array(["a"]), np.zeros(9, np.complex64), np.zeros(9, bool)])
 def test_what_is_not_audio_is_an_error(extract, not_audio):
     with pytest.raises(TypeError, match="expected"):
         extract(not_audio, 16_000)
+
+
+def test_files_are_read(extract, tmp_path):
+    clip = sound(0.8)
+    soundfile.write(tmp_path / "clip.wav", clip, 16_000, subtype="FLOAT")
+    for path in (tmp_path / "clip.wav", str(tmp_path / "clip.wav")):
+        assert torch.equal(features(extract, path, None), features(extract, clip))
+    (tmp_path / "text.wav").write_text("no sound")
+    for path, words in ((tmp_path / "none.wav", "none.wav"), (tmp_path / "text.wav", "text.wav")):
+        with pytest.raises(ValueError, match=f"{words}.*Expected a sound file"):
+            extract([path])
+    with pytest.raises(ValueError, match="is the URL .*nothing is fetched"):
+        extract("https://example.com/dog.wav")
 
 
 def test_missing_rate_is_an_error(extract):

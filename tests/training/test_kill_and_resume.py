@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from clap_hf.atomic_io import write_text
-from clap_hf.training.resume import has_checkpoint, is_whole, newest_checkpoint, save_checkpoint
+from clap_hf.training.resume import has_checkpoint, is_whole, load_checkpoint, newest_checkpoint, save_checkpoint
 from pairs import write_pairs
 
 
@@ -71,11 +72,32 @@ def test_the_newest_whole_checkpoint_is_found_even_before_its_last_rename(tmp_pa
     write_text(tmp_path / "step-000000009.new" / "manifest.json", "{")
     assert newest_checkpoint(tmp_path).name == "step-000000007.new"
     checkpoint(tmp_path, 11)
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000011"]
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000005", "step-000000011"}
+
+
+def test_the_checkpoint_before_the_newest_is_kept_for_a_disk_that_tears(tmp_path):
+    for step in (3, 5, 7):
+        newest = checkpoint(tmp_path, step)
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000005", "step-000000007"}
+    (newest / "state.pt").write_bytes(b"")
+    assert newest_checkpoint(tmp_path).name == "step-000000005"
+    checkpoint(tmp_path, 6)  # the run goes on from there; what was torn goes
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000005", "step-000000006"}
+
+
+def test_a_foreign_checkpoint_is_refused_without_the_advice_to_run_its_code(tmp_path):
+    path = checkpoint(tmp_path, 3)
+    with (path / "state.pt").open("wb") as file:
+        pickle.dump({"weights": Path}, file)
+    with pytest.raises(ValueError, match="is no checkpoint of a run .* expected tensors and JSON") as caught:
+        load_checkpoint(path)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_only_torn_checkpoints_are_named(tmp_path):
     (tmp_path / "step-000000003").mkdir()
     assert has_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint .step-000000003: torn"):
+    with pytest.raises(FileNotFoundError, match="step-000000003, all of them torn.* in another folder"):
         newest_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint. Run without --resume"):
+        newest_checkpoint(tmp_path / "empty")

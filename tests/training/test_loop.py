@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.recipe import load_recipe
 from clap_hf.training.resume import load_checkpoint, newest_checkpoint
 from clap_hf.training.run import train_recipe
+from clap_hf.training.validation import CorpusValidation
 
 AUDIO = {
     "num_mel_bins": 32, "num_frames": 128, "num_time_chunks": 2, "embed_dim": 16, "depths": [1, 1],
@@ -122,6 +124,44 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_stopped(finished
     assert [r.get("epoch", "start") for r in records(tmp_path / "b")] == ["start", 1, "start", 2, 3]
     for ours, theirs in zip([r for r in records(tmp_path / "b") if "epoch" in r], records(finished)[1:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"]) and ours["validation"] == theirs["validation"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(recipe, tmp_path, monkeypatch):
+    real, seen = ContrastiveStage.prepare_batch, []
+
+    def spoil_step_6(self, batch, position):
+        if position.step == 6:
+            batch["input_features"][0] = float("nan")
+            seen.extend(batch["rows"].tolist())
+        return real(self, batch, position)
+
+    monkeypatch.setattr(ContrastiveStage, "prepare_batch", spoil_step_6)
+    with pytest.raises(RuntimeError, match="Step 7: the loss is nan.*not_finite.json names the batch"):
+        train_recipe(recipe, tmp_path / "run", num_workers=0)
+    found = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert (found["step"], found["epoch"], found["loss"]) == (7, 2, "nan")
+    assert found["batch"] == [{"ids": None, "rows": seen}]
+    tensors, state = final_weights(tmp_path / "run")
+    assert state["step"] == 4  # of the epoch before
+    assert all(value.isfinite().all() for part in ("model", "average") for value in tensors[part].values())
+    assert all(value.isfinite().all() for value in MSClapModel.from_pretrained(tmp_path / "run" / "best").parameters())
+
+
+def test_a_metric_that_is_not_finite_is_never_best(recipe, tmp_path, monkeypatch):
+    real, values = CorpusValidation.__call__, iter([float("nan"), 0.5, float("inf")])
+    monkeypatch.setattr(
+        CorpusValidation, "__call__", lambda self, model: real(self, model) | {"zero_shot_score": next(values)}
+    )
+    train_recipe(recipe, tmp_path / "run", num_workers=0)
+    assert [epoch.get("best", False) for epoch in records(tmp_path / "run")[1:]] == [False, True, False]
+    assert final_weights(tmp_path / "run")[1]["best"] == 0.5
+
+
+def test_the_best_epoch_is_brought_back_after_a_kill_between_its_renames(finished, recipe, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
+    train_recipe(recipe, tmp_path / "run", resume=True, num_workers=0)
+    MSClapModel.from_pretrained(tmp_path / "run" / "best")
 
 
 def test_nothing_to_resume_is_said(recipe, tmp_path):

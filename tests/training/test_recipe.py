@@ -116,6 +116,38 @@ CLASSIFICATION = {"stage": "classification", "model": "x", "dataset": "y"}
         (CONTRASTIVE, {"text": {"max_length": 5}}, "exactly one of 'pretrained' and 'config'"),
         (CONTRASTIVE, {"stage": "tasks"}, "stage is 'tasks', expected one of"),
         (CONTRASTIVE, {"sources": [{"dataset": "z"}]}, "exactly one of 'dataset' and 'sources'"),
+        # Values of wrong types or sizes:
+        (CONTRASTIVE, {"batch_size": 0}, "recipe.yaml: batch_size is 0, expected a number, 1 or more"),
+        (CONTRASTIVE, {"batch_size": -4}, "recipe.yaml: batch_size is -4, expected a number, 1 or more"),
+        (CONTRASTIVE, {"batch_size": "x"}, "recipe.yaml: batch_size is 'x', a text for YAML, expected a whole number"),
+        (CONTRASTIVE, {"batch_size": 8.5}, "recipe.yaml: batch_size is 8.5, expected a whole number"),
+        (CONTRASTIVE, {"batch_size": True}, "recipe.yaml: batch_size is True, expected a whole number"),
+        (CONTRASTIVE, {"batch_size": None}, "recipe.yaml: batch_size is None, expected a whole number"),
+        (CONTRASTIVE, {"batch_size": [8]}, r"recipe.yaml: batch_size is \[8\], expected a whole number"),
+        (
+            CONTRASTIVE,
+            {"learning_rate": "1e-4"},
+            "learning_rate is '1e-4', a text for YAML, expected a number, such as",
+        ),
+        (CONTRASTIVE, {"learning_rate": float("nan")}, "learning_rate is nan, expected a number"),
+        (CONTRASTIVE, {"learning_rate": -1.0}, "learning_rate is -1.0, expected a number, 0 or more"),
+        (CONTRASTIVE, {"ema_decay": 1.5}, "ema_decay is 1.5, expected a number, 0 to 1"),
+        (CONTRASTIVE, {"betas": [0.9]}, r"betas is \[0.9\], expected a list of 2 numbers"),
+        (CONTRASTIVE, {"betas": [0.9, "x"]}, "betas is .* expected a list of 2 numbers"),
+        (CONTRASTIVE, {"rate_factors": {"text_model": "x"}}, "rate_factors is .* expected settings by name"),
+        (CONTRASTIVE, {"gradient_checkpointing": "yes"}, "gradient_checkpointing is 'yes', .* expected true or false"),
+        (CONTRASTIVE, {"name": 5}, "name is 5, expected a text"),
+        (CONTRASTIVE, {"text": "gpt2"}, "text is 'gpt2', expected settings"),
+        (
+            CONTRASTIVE,
+            {"text": {"pretrained": "x", "max_length": 0}},
+            "text: max_length is 0, expected a number, 1 or",
+        ),
+        (CONTRASTIVE, {"augmentation": {"gain_db": "loud"}}, "augmentation: gain_db is 'loud', .* expected a number"),
+        (CONTRASTIVE, {"sources": {"dataset": "z"}}, "sources is .* expected a list"),
+        (CONTRASTIVE, {"chunk_size": "auto", "loss": 3}, "loss is 3, expected a text"),
+        (CLASSIFICATION, {"folds": 1}, "folds is 1, expected a number, 2 or more"),
+        (CLASSIFICATION, {"batch_size": 0}, "batch_size is 0, expected a number, 1 or more"),
         # No effect beside another setting:
         (CONTRASTIVE, {"optimizer": "adam"}, "weight_decay is 0.05.* optimizer: adam"),
         (CONTRASTIVE, {"schedule": "plateau"}, "warmup_steps is 50.* schedule: plateau"),
@@ -152,6 +184,24 @@ def test_mistakes_and_settings_without_effect_are_named(tmp_path, settings, chan
     path.write_text(yaml.safe_dump(settings | change))
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"stage: [contrastive", "recipe.yaml is not YAML in UTF-8"),
+        (b"name: \xff", "recipe.yaml is not YAML in UTF-8"),
+        (b"- a\n- b\n", "recipe.yaml: expected settings, one 'name: value' a line"),
+        (b"1: 2\n", "recipe.yaml: expected settings, one 'name: value' a line"),
+        (b"extends: recipe.yaml\n", "recipe.yaml extends itself"),
+        (b"extends: 5\n", "recipe.yaml: extends is 5, expected the name of a file"),
+        (b"stage: contrastive\ncombinations: 5\n", "recipe.yaml: combinations is 5, expected settings by name"),
+    ],
+)
+def test_files_that_are_no_recipe_are_named(tmp_path, content, message):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_text_towers_inside_packages_resolve_or_say_what_to_install():

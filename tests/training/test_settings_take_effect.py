@@ -26,7 +26,7 @@ HTSAT = {
     "num_attention_heads": [2, 4], "window_size": 4, "spec_augment_time_width": 8, "spec_augment_freq_width": 4,
 }  # fmt: skip
 CNN14 = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [4, 8, 8], "hidden_size": 32}
-FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.5, "n_fft": 512, "hop_length": 64}
+FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.6, "n_fft": 512, "hop_length": 80}
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 77}
 TEXT = {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}
 MAPPER = {"prefix_length": 4, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 2}
@@ -90,7 +90,7 @@ def runs(tmp_path_factory):
     found = {
         "dataset": contrastive | {"dataset": corpus},
         "sources": contrastive | streams | {"lanes": 4, "loss": "contrastive"},
-        "simple": contrastive | streams | {"streaming": "simple", "sources": [source]},
+        "simple": contrastive | streams | {"streaming": "simple", "sources": [{**shared, "weight": 1.0}]},
         "bank": contrastive | {"dataset": corpus, "text_bank": True, "text": TEXT | {"freeze": True}},
         "cnn14": contrastive | {"dataset": corpus, "audio": CNN14},
         "weights": {
@@ -203,6 +203,10 @@ def test_a_setting_takes_effect_or_is_refused(runs, unchanged, name, setting, mo
         change = "max" if settings.get(setting) != "max" else "min"
     else:
         change = CHANGES[setting]
+    if change == settings.get(setting):
+        change = {"streaming": "exact"}.get(setting, change is not True)
+    if inner and (settings.get(part) or {}).get(inner) is True:
+        change[inner] = False
     changed = settings | {part: change}
     if setting == "epochs" and settings["stage"] != "classification":
         changed.pop("steps")

@@ -111,8 +111,9 @@ def classify(
     from transformers import pipeline
 
     from ..embedding import embed_files
-    from ..model.processing_msclap import MSClapProcessor
+    from ..model.modeling_msclap import MSClapModel
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from ..pretrained import load_checked
 
     output = Output(format, json_path)
     output.check()
@@ -120,9 +121,12 @@ def classify(
     expected = labels_beside(files)
     candidates = candidate_labels(labels, labels_file, expected.values(), EVERYDAY_LABELS)
     source = checked_checkpoint(model, ("msclap",))
+    loaded, processor = load_checked(MSClapModel, source, dtype="auto")
     classifier = pipeline(
         "zero-shot-audio-classification",
-        model=source,
+        model=loaded,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
         pipeline_class=MSClapZeroShotAudioClassificationPipeline,
         device=usable_device(device),
         candidate_labels=candidates,
@@ -133,8 +137,6 @@ def classify(
     def record(file: Path, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         return {"scores": scores or [], **known}
-
-    processor = MSClapProcessor(classifier.feature_extractor, classifier.tokenizer)
 
     def classify_long(file: Path) -> list[dict[str, Any]]:
         found = embed_files(classifier.model, processor, [file], max_windows=max_windows)
@@ -166,16 +168,26 @@ def caption(
     device: Device = None,
 ) -> None:
     """Describe the sounds in files and folders in words."""
-    from transformers import pipeline
+    from transformers import AutoModelForMultimodalLM, pipeline
 
     from ..pipelines.captioning import TASK
+    from ..pretrained import load_checked
 
     output = Output(format, json_path)
     output.check()
     files = input_files(paths)
     source = checked_checkpoint(model, ("msclap_captioning", "msclap_conditional_generation"))
     options = {} if beams is None else {"num_beams": beams}
-    describe = pipeline(TASK, model=source, device=usable_device(device), max_windows=max_windows, **options)
+    loaded, processor = load_checked(AutoModelForMultimodalLM, source, dtype="auto")
+    describe = pipeline(
+        TASK,
+        model=loaded,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
+        device=usable_device(device),
+        max_windows=max_windows,
+        **options,
+    )
 
     def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
         return {"caption": answer[0]["generated_text"] if answer else ""}
@@ -517,11 +529,11 @@ def export(
 
     from ..export import export_onnx
     from ..model.modeling_msclap import MSClapModel
-    from ..model.processing_msclap import MSClapProcessor
+    from ..pretrained import load_checked
 
     source = checked_checkpoint(model, ("msclap",))
-    loaded = MSClapModel.from_pretrained(source, dtype=torch.float32)
-    report = export_onnx(loaded, MSClapProcessor.from_pretrained(source), output_dir, int8=int8)
+    loaded, processor = load_checked(MSClapModel, source, dtype=torch.float32)
+    report = export_onnx(loaded, processor, output_dir, int8=int8)
     table = Table("graph", title=str(output_dir))
     for heading in ("size", "largest difference", "lowest cosine"):
         table.add_column(heading, justify="right")

@@ -25,16 +25,16 @@ def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
         OSError: There is no such model.
         ValueError: It is of another type.
     """
-    from transformers import AutoConfig
     from transformers.utils import logging
 
-    from ..pretrained import checkpoint_path
+    from ..pretrained import checkpoint_path, load_config
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
+    logging.set_verbosity_error()  # what its warnings are about is an error here, in one line
     source = checkpoint_path(model)
     if not Path(source).is_dir():
         go_offline_if_unreachable()
-    found = AutoConfig.from_pretrained(source).model_type if types else ""
+    found = load_config(source).model_type if types else ""
     if types and found not in types:
         wanted = (
             "a captioner, such as the folder that `clap-hf convert clapcap` writes"
@@ -76,24 +76,25 @@ def usable_device(name: str | None) -> torch.device | None:
 def load_collection(folder: Path, model: str, device: str | None, max_windows: int | None) -> SoundCollection:
     """A collection with its model."""
     from accelerate import PartialState
-    from transformers import AutoModel, AutoProcessor
 
+    from ..model.modeling_msclap import MSClapModel
+    from ..pretrained import load_checked
     from ..search import SoundCollection
 
     source = checked_checkpoint(model, ("msclap",))
     # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
-    loaded = AutoModel.from_pretrained(source).eval().to(target)
-    return SoundCollection(folder, loaded, AutoProcessor.from_pretrained(source), name, max_windows)
+    loaded, processor = load_checked(MSClapModel, source)
+    return SoundCollection(folder, loaded.to(target), processor, name, max_windows)
 
 
 def model_facts(model: str) -> dict[str, str]:
     """Facts of a model from its configuration and front end, without its weights."""
     import torch
-    from transformers import AutoConfig, AutoFeatureExtractor
+    from transformers import AutoFeatureExtractor
 
-    from ..pretrained import model_class
+    from ..pretrained import load_config, model_class
 
     try:
         source = checked_checkpoint(model, ())
@@ -101,7 +102,7 @@ def model_facts(model: str) -> dict[str, str]:
         if model != "embedded":
             raise
         return {"embedded checkpoint": str(error)}
-    config = AutoConfig.from_pretrained(source)
+    config = load_config(source)
     name = (config.architectures or ["none"])[0]
     cls = model_class(name)
     audio, text = config.audio_config, config.text_config

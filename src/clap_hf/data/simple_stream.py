@@ -92,7 +92,7 @@ class _Rows(IterableDataset):
                 continue
             skipped: list[dict[str, str]] = []
             examples = [self._example(batch, place, skipped) for place in range(start, start + share)]
-            yield make_part(examples, skipped, stream.processor.tokenizer)
+            yield make_part(examples, skipped, stream.processor.tokenizer, self.epoch)
 
     def _endless_rows(self) -> Iterator[tuple[dict[str, Any], int]]:
         numbers = itertools.count()

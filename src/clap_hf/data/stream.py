@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -110,12 +110,23 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class Example:
-    """A decoded pair: mono crop `[samples]`, float32 at the model's rate, a text, and numbers of its clip and text."""
+    """A decoded pair.
+
+    Attributes:
+        waveform: Mono crop `[samples]`, float32 at the model's rate.
+        text: Its text.
+        clip: Number of the clip.
+        text_number: Number of the text.
+        damage: What sound is missing or damaged in the crop, a sentence each.
+        id: Names the row in lists.
+    """
 
     waveform: np.ndarray
     text: str
     clip: int
     text_number: int
+    damage: tuple[str, ...] = ()
+    id: str = ""
 
 
 def number_of(name: str) -> int:
@@ -151,7 +162,7 @@ def make_example(
         total_s = total_s or _duration_s(encoded)
         wanted_s = feature_extractor.duration_s * max(augmentation.speeds)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a truncated file still gives what is there
+            warnings.simplefilter("ignore")  # a truncated file still gives what is there; the run lists it
             if total_s is not None and total_s > wanted_s:
                 clip = load_audio(encoded, start_s=rng.uniform(0, total_s - wanted_s), duration_s=wanted_s)
             else:
@@ -161,7 +172,7 @@ def make_example(
     samples = torch.from_numpy(clip.samples.mean(axis=0))
     samples = resample(samples, clip.sampling_rate, feature_extractor.sampling_rate)
     waveform = augment_samples(samples.numpy(), feature_extractor.window_samples, rng, augmentation)
-    return Example(waveform, text, number_of(name), number_of(text))
+    return Example(waveform, text, number_of(name), number_of(text), clip.damage, name)
 
 
 def _duration_s(encoded: bytes) -> float | None:
@@ -287,14 +298,22 @@ class PairStream:
         return (join_parts(turn, self.processor.tokenizer) for turn in zip(*[parts] * loaders, strict=True))
 
 
-def make_part(examples: Sequence[Example], skipped: list[dict[str, str]], tokenizer: Any) -> dict[str, Any]:
-    """A loader's part of a batch: stacked crops, tokens not padded yet, numbers, and the rows skipped for it."""
+def make_part(
+    examples: Sequence[Example], skipped: list[dict[str, str]], tokenizer: Any, epoch: int
+) -> dict[str, Any]:
+    """A loader's part of a batch: stacked crops, tokens not padded yet, numbers, ids, skipped and shortened rows."""
     return {
         "waveforms": torch.from_numpy(np.stack([example.waveform for example in examples])),
         "tokens": tokenizer([example.text for example in examples], truncation=True)["input_ids"],
         "clips": torch.tensor([example.clip for example in examples]),
         "texts": torch.tensor([example.text_number for example in examples]),
+        "ids": [example.id for example in examples],
         "skipped": skipped,
+        "shortened": [
+            {"id": example.id, "epoch": str(epoch), "reason": " ".join(example.damage)}
+            for example in examples
+            if example.damage
+        ],
     }
 
 
@@ -310,7 +329,7 @@ def join_parts(parts: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any
         "attention_mask": tokens["attention_mask"],
         "groups": numbers["texts"],
         **numbers,
-        "skipped": [row for part in parts for row in part["skipped"]],
+        **{name: [row for part in parts for row in part[name]] for name in ("ids", "skipped", "shortened")},
     }
 
 
@@ -352,7 +371,8 @@ class _Parts(IterableDataset):
             for _ in range(self.first_step, plan.steps_per_epoch):
                 found = [next(lane) for lane in lanes for _ in range(plan.per_lane)]
                 skipped = [row for _, rows in found for row in rows]
-                yield make_part([example for example, _ in found], skipped, self.stream.processor.tokenizer)
+                examples = [example for example, _ in found]
+                yield make_part(examples, skipped, self.stream.processor.tokenizer, self.epoch)
 
     def _lane(
         self, segments: list[Segment], lane: int, pool: ThreadPoolExecutor, reader: RowGroupReader
@@ -389,7 +409,7 @@ class _Parts(IterableDataset):
                 example = make_example(
                     values, own, source, self.stream.processor.feature_extractor, self.stream.augmentation, rng
                 )
-                return example, skipped
+                return replace(example, id=name), skipped
             except RowError as error:
                 if attempt == 0:  # a replacement that fails too is listed at its own place
                     skipped.append({"id": name, "epoch": str(self.epoch), "reason": str(error)})

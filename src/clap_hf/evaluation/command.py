@@ -18,8 +18,7 @@ from rich.console import Console
 from ..embedding import ClapEncoder
 from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
-from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import checkpoint_path
+from ..pretrained import checkpoint_path, load_checked
 from .benchmarks import SUITES
 from .captioner import ClapCaptioner
 from .loading import AudioColumn, DataLocation, DataSourceError, TaskData, own_tasks
@@ -156,8 +155,8 @@ def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
 def load_encoder(options: EvaluationOptions) -> ClapEncoder:
     """The model that the options name, in float32 on the process' device."""
     name = checkpoint_path(options.model)
-    model = MSClapModel.from_pretrained(name, dtype=torch.float32).eval().to(options.device or PartialState().device)
-    processor = MSClapProcessor.from_pretrained(name)
+    model, processor = load_checked(MSClapModel, name, dtype=torch.float32)
+    model = model.to(options.device or PartialState().device)
     return ClapEncoder(model, processor, options.model, options.long_audio)
 
 
@@ -165,9 +164,8 @@ def load_captioner(options: EvaluationOptions) -> ClapCaptioner | None:
     """The captioning model that the options name."""
     if options.captioner is None:
         return None
-    model = MSClapForAudioCaptioning.from_pretrained(options.captioner, dtype=torch.float32)
-    processor = MSClapProcessor.from_pretrained(options.captioner)
-    return ClapCaptioner(model.eval().to(options.device or PartialState().device), processor, options.captioner)
+    model, processor = load_checked(MSClapForAudioCaptioning, options.captioner, dtype=torch.float32)
+    return ClapCaptioner(model.to(options.device or PartialState().device), processor, options.captioner)
 
 
 def _print_report(results: list[TaskResult], options: EvaluationOptions, title: str, console: Console) -> None:

@@ -93,7 +93,13 @@ class MSClapPreTrainedModel(PreTrainedModel):
 
     Batch norms do not move in training where their weights do not train: a frozen tower stays what it was, and an
     adapter that is saved without their statistics fits the model that it was trained on.
+
+    Attributes:
+        missing_weights: Names of the weights that the checkpoint did not hold, in its sizes, and that are therefore
+            new.
     """
+
+    missing_weights: tuple[str, ...] = ()
 
     config: PreTrainedConfig
     base_model_prefix = "audio_model"
@@ -112,6 +118,13 @@ class MSClapPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             # torch's default, as released: 0.02 would shrink the residual paths of projections and mappers.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a checkpoint, see `PreTrainedModel.from_pretrained`; `missing_weights` names what it did not hold."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.missing_weights = tuple(sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}))
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save the model, see `PreTrainedModel.save_pretrained`, for every Auto class if its code goes with it."""

@@ -14,7 +14,8 @@ from ..audio import read_sound
 from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
-from .inputs import pipeline_inputs
+from ..pretrained import check_weights
+from .zero_shot import pipeline_inputs
 
 TASK = "audio-captioning"
 
@@ -38,6 +39,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
+        check_weights(self.model)
         optimize_if_possible(self.model)
 
     def __call__(

@@ -24,7 +24,7 @@ from ..data.collator import MSClapDataCollator
 from ..evaluation.scoring import bootstrap_interval
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapForAudioClassification
-from ..pretrained import checkpoint_path
+from ..pretrained import check_finite, checkpoint_path
 from .recipe import ClassificationRecipe
 
 
@@ -118,6 +118,7 @@ def cross_validate(
                     output_dir=output_dir,
                     num_workers=num_workers,
                 )
+            check_finite(model, f"fold {fold} after its training")
             hits = (predicted == labels[test]).astype(int)
             result = {**description, "accuracy": float(hits.mean()), "clips": len(test), "hits": hits.tolist()}
             replace_folder(folder, partial(_save, model=model, extractor=extractor, result=result))

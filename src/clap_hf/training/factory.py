@@ -24,7 +24,7 @@ from ..model.modeling_msclap_captioning import (
     MSClapGenerativeModel,
 )
 from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import checkpoint_path
+from ..pretrained import check_finite, checkpoint_path, load_checked
 from ..tokenization import sentence_tokenizer
 from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, PromptRecipe
 
@@ -120,6 +120,7 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
             f"The weights of {name} do not fit the recipe ({'; '.join(found[:5])}{more}). Leave out its 'audio', "
             "'features' and 'model', or what of them is not the trained model's."
         )
+    check_finite(model, name)
     return model, processor
 
 
@@ -193,8 +194,8 @@ def _load_text_tower(model: MSClapModel, name: str) -> None:
 def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning, MSClapProcessor]:
     """The recipe's captioner with a new mapper, float32 on the CPU, and its processor."""
     clap_path = checkpoint_path(recipe.clap)
-    clap = MSClapModel.from_pretrained(clap_path, dtype=torch.float32)
-    extractor = MSClapProcessor.from_pretrained(clap_path).feature_extractor
+    clap, processor = load_checked(MSClapModel, clap_path, dtype=torch.float32)
+    extractor = processor.feature_extractor
     language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = MSClapForAudioCaptioning.from_clap(clap, language_model, **recipe.model)

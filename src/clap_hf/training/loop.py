@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from ..atomic_io import replace_folder
+from ..atomic_io import replace_folder, restore_folder, write_json
 from ..hub import BackgroundPush
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from .distributed import any_rank, average_gradients, copy_from_main, gather_objects, launched_world_size
@@ -33,6 +34,7 @@ from .settings import TrainingSettings
 from .stage import Batch, Position, TrainingStage
 
 LAST, BEST, NEWEST = "last", "best", "newest"
+NOT_FINITE = "not_finite.json"  # where a run's loss was not finite
 EVALUATION_TIMEOUT = timedelta(hours=6)  # the other ranks wait while the main one evaluates
 LIST_STEPS = 100  # steps between looks at how many rows could not be read
 MAY_CHANGE = {"name", "dataset", "checkpoint_steps", "max_skipped"}  # settings that a resumed run may change
@@ -72,7 +74,8 @@ def train(
         stage: The stage.
         settings: Its recipe.
         output_dir: Gets `run.jsonl` (a line per start and per epoch), `last/` (to resume from), `best/` (for
-            `from_pretrained`) and `skipped.jsonl` (rows that could not be read).
+            `from_pretrained`), `skipped.jsonl` (rows that could not be read) and `shortened.jsonl` (rows of which
+            sound is missing or damaged).
         resume: Continue from the newest whole checkpoint in `last/`, at its exact step; the world size may be
             another.
         trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out with a message.
@@ -85,7 +88,8 @@ def train(
         FileExistsError: If the folder holds another run and `resume` is not given.
         FileNotFoundError: If there is nothing to resume.
         ValueError: If the batch does not divide by the world size, or the run was begun with other settings or data.
-        RuntimeError: If more rows than `max_skipped` could not be read.
+        RuntimeError: If more rows than `max_skipped` could not be read; or if the loss or its gradient is not finite:
+            `not_finite.json` names the step and its batch then, and what was saved before stays.
     """
     return _Loop(stage, settings, output_dir, resume, check_trackers(trackers), push).run()
 
@@ -115,6 +119,8 @@ class _Loop:
                 f"{self.accelerator.num_processes}."
             )
         output_dir.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            restore_folder(output_dir / BEST)
         for module in (stage.model, stage.criterion):
             module.to(self.accelerator.device)
             copy_from_main(module)
@@ -177,11 +183,13 @@ class _Loop:
                 if batch is None:
                     break
                 self.record.skipped += batch.pop("skipped", [])
+                self.record.shortened += batch.pop("shortened", [])
                 position = Position(settings.seed, state.step, epoch, rank=rank, world_size=world_size)
                 batch = batch_on_device(batch, stage.processor.feature_extractor, accelerator.device)
                 metrics = stage.backward(accelerator, stage.prepare_batch(batch, position), position)
                 average_gradients(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+                self.check_finite(metrics["loss"], norm, batch)
                 self.optimizer.step()
                 self.schedule.after_step()
                 self.optimizer.zero_grad()
@@ -202,6 +210,40 @@ class _Loop:
         self.save()  # evaluation can take long, and a scheduler that wants the machine will not wait for it
         return True
 
+    def check_finite(self, loss: torch.Tensor, norm: torch.Tensor, batch: Batch) -> None:
+        """Stop before the optimiser's step if the loss or the gradient is not finite; every rank calls this.
+
+        Args:
+            loss: This rank's loss, a scalar.
+            norm: Norm of the gradient, a scalar.
+            batch: This rank's share of the batch, for its `ids`, or `rows` of the dataset.
+
+        Raises:
+            RuntimeError: On every rank, if one of them is not finite on any.
+        """
+        finite = bool(torch.isfinite(torch.stack([loss.float(), norm.float()])).all())
+        if not any_rank(not finite, self.accelerator.device):
+            return
+        self.record.list_skipped()
+        rows = batch.get("rows")
+        shares = gather_objects({"ids": batch.get("ids"), "rows": None if rows is None else rows.tolist()})
+        found = {
+            "step": self.state.step + 1,
+            "epoch": self.state.epoch + 1,
+            "loss": repr(loss.item()),
+            "gradient_norm": repr(norm.item()),
+            "learning_rate": self.learning_rate,
+            "batch": shares,
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.output_dir / NOT_FINITE, found)
+        self.accelerator.wait_for_everyone()
+        raise RuntimeError(
+            f"Step {found['step']}: the loss is {found['loss']} and its gradient's norm {found['gradient_norm']}, "
+            f"expected finite numbers. {self.output_dir / NOT_FINITE} names the batch; {BEST}/ and {LAST}/ stay as "
+            "they were. Leave out the clips at fault, or lower learning_rate or max_grad_norm, and start a new run."
+        )
+
     @property
     def learning_rate(self) -> float:
         """The rate of the next step, of the first group of parameters."""
@@ -221,7 +263,9 @@ class _Loop:
         value, sign = float(results[settings.best_metric]), 1 if settings.best_mode == "max" else -1
         record = self.record.epoch(self.learning_rate) | results
         record["evaluation_seconds"] = time.perf_counter() - started
-        if state.best is None or sign * value > sign * state.best:
+        if not math.isfinite(value):
+            self.record.log(f"Epoch {state.epoch + 1}: {settings.best_metric} is {value}, so it is not kept as best.")
+        elif state.best is None or sign * value > sign * state.best:
             state.best = value
             record["best"] = True
             if self.accelerator.is_main_process:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..data.augment import Augmentation
-from .settings import DATASET_ONLY, SOURCES_ONLY, PairSettings, TrainingSettings, refuse_unused
+from .settings import DATASET_ONLY, SOURCES_ONLY, PairSettings, TrainingSettings, check_limits, refuse_unused
 from .teacher import Teacher
 
 T = TypeVar("T")
@@ -38,6 +40,9 @@ class TextTower:
     max_length: int = 77
     freeze: bool = False
 
+    def __post_init__(self) -> None:
+        check_limits(self)
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -57,6 +62,7 @@ class LanguageModel:
     max_length: int = 77
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if (self.pretrained is None) == (self.config is None):
             raise ValueError("language_model needs exactly one of 'pretrained' and 'config'.")
         if self.pretrained is None and self.tokenizer is None:
@@ -248,6 +254,9 @@ class ClassificationRecipe:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_limits(self)
+
     def validate(self) -> None:
         """Check that each setting takes effect.
 
@@ -293,12 +302,12 @@ def load_recipe(
     if stage not in RECIPES:
         raise ValueError(f"{path}: stage is {stage!r}, expected one of {sorted(RECIPES)}.")
     kind = RECIPES[stage]
-    combinations = values.pop("combinations", {})
+    combinations = _combinations(values, path)
     if combinations or combination is not None:
         if combination is None or combination not in combinations:
             raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
         values |= combinations[combination]
-        values["name"] = f"{values['name']}-{combination.lower().replace('+', '-')}"
+        values["name"] = f"{values.get('name', '')}-{combination.lower().replace('+', '-')}"
     _override(kind, values, {name: value for name, value in overrides.items() if value is not None} | (settings or {}))
     if issubclass(kind, TrainingSettings) and values.get("epochs") is not None:
         values.setdefault("steps", None)
@@ -317,16 +326,37 @@ def load_recipe(
 
 def combinations_of(path: str | Path) -> list[str]:
     """Names of the combinations of encoders that a recipe lists; empty if it is a recipe of one."""
-    return list(_read(path).get("combinations", {}))
+    return list(_combinations(_read(path), path))
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """Settings of a YAML file, with those of the file that it extends."""
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
+def _combinations(values: dict[str, Any], path: str | Path) -> dict[str, dict[str, Any]]:
+    """Take the combinations of encoders out of a recipe's settings."""
+    combinations = values.pop("combinations", {})
+    if not isinstance(combinations, dict) or not all(isinstance(value, dict) for value in combinations.values()):
+        raise ValueError(f"{path}: combinations is {combinations!r}, expected settings by name.")
+    return combinations
+
+
+def _read(path: str | Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Settings of a YAML file, with those of the file that it extends; `extending` are the files that led to it."""
+    file = Path(path).resolve()
+    if file in extending:
+        raise ValueError(f"{path} extends itself, expected another file under 'extends'.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is not YAML in UTF-8 ({reason}), expected settings, one 'name: value' a line."
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: expected settings, one 'name: value' a line.")
     base = values.pop("extends", None)
-    return values if base is None else _read(Path(path).parent / base) | values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: extends is {base!r}, expected the name of a file.")
+    return _read(Path(path).parent / base, (*extending, file)) | values
 
 
 def _override(kind: type, values: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -346,12 +376,64 @@ def _override(kind: type, values: dict[str, Any], overrides: dict[str, Any]) -> 
     values |= overrides
 
 
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+def _build(kind: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}, expected settings, one 'name: value' a line.")
     known = [setting.name for setting in fields(kind)]  # type: ignore[arg-type]  # all are dataclasses
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{where} has unknown settings {unknown}, expected some of {known}.")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            found = f"{value!r}, a text for YAML" if isinstance(value, str) else f"{value!r}"
+            raise ValueError(f"{where}: {name} is {found}, expected {_words(hints[name])}.")
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of a setting's type; whole numbers are numbers too, lists are tuples too."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if kind is Any:
+        return True
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+    if kind is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        same = parts[1:] == (...,)
+        return (same or len(value) == len(parts)) and all(
+            _fits(item, parts[0] if same else part)
+            for item, part in zip(value, [parts[0]] * len(value) if same else parts, strict=True)
+        )
+    if not isinstance(value, kind):
+        return False
+    if kind is list and parts:
+        return all(_fits(item, parts[0]) for item in value)
+    if kind is dict and parts:
+        return all(_fits(name, parts[0]) and _fits(item, parts[1]) for name, item in value.items())
+    return True
+
+
+def _words(hint: Any) -> str:
+    """A type in words, for messages."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return " or ".join(_words(part) for part in parts)
+    if kind is tuple:
+        return f"a list of {'numbers' if parts[1:] == (...,) else f'{len(parts)} numbers'}"
+    names = {
+        int: "a whole number",
+        float: "a number, such as 0.001 or 1.0e-3",
+        bool: "true or false",
+        str: "a text",
+        list: "a list",
+        NoneType: "null",
+    }
+    return names.get(kind, "settings by name")

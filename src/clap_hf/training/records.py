@@ -26,7 +26,7 @@ from .distributed import gather_objects
 from .settings import TrainingSettings
 from .stage import Metrics
 
-RECORD, SKIPPED = "run.jsonl", "skipped.jsonl"
+RECORD, SKIPPED, SHORTENED = "run.jsonl", "skipped.jsonl", "shortened.jsonl"
 LOG_STEPS = 20
 EARLY_STEPS = (1, 2, 5, 10)  # the first lines come soon, as a sign that the run works
 
@@ -43,6 +43,7 @@ class RunState:
         seconds: Time spent in the running epoch's steps, s.
         waiting: Of these, time spent waiting for data, s.
         skipped: Rows that could not be read, listed so far.
+        shortened: Rows of which sound was missing or damaged, listed so far.
     """
 
     step: int = 0
@@ -52,13 +53,14 @@ class RunState:
     seconds: float = 0.0
     waiting: float = 0.0
     skipped: int = 0
+    shortened: int = 0
 
 
 class RunRecord:
     """Records of a run; the main rank writes them.
 
     Args:
-        output_dir: Gets `run.jsonl` and `skipped.jsonl`.
+        output_dir: Gets `run.jsonl`, `skipped.jsonl` and `shortened.jsonl`.
         accelerator: The run's.
         settings: The run's.
         state: Counts are kept in it.
@@ -78,6 +80,7 @@ class RunRecord:
         self.trackers: tuple[str, ...] = ()
         self.on_device: dict[str, torch.Tensor] = {}  # sums that have not been copied to the state yet
         self.skipped: list[dict[str, str]] = []  # rows that have not been listed yet
+        self.shortened: list[dict[str, str]] = []
         self.progress: Progress | None = None
 
     def start(self, trackers: Sequence[str]) -> None:
@@ -91,6 +94,7 @@ class RunRecord:
         if self.accelerator.is_main_process:
             _keep_lines(self.output_dir / RECORD, lambda i, line: line.get("epoch", 0) <= self.state.epoch)
             _keep_lines(self.output_dir / SKIPPED, lambda i, line: i < self.state.skipped)
+            _keep_lines(self.output_dir / SHORTENED, lambda i, line: i < self.state.shortened)
             _append(self.output_dir / RECORD, start)
         if trackers:
             self.trackers = tuple(trackers)
@@ -168,6 +172,7 @@ class RunRecord:
             **self.speed(self.steps_per_epoch),
             "seconds": self.state.seconds,
             "skipped": self.state.skipped,
+            "shortened": self.state.shortened,
         }
 
     def write(self, record: dict[str, Any]) -> None:
@@ -188,13 +193,21 @@ class RunRecord:
             print(line, flush=True)
 
     def list_skipped(self) -> None:
-        """List the unreadable rows of all ranks; every rank calls this at the same step.
+        """List the unreadable and the shortened rows of all ranks; every rank calls this at the same step.
 
         Raises:
-            RuntimeError: If there are more than the settings allow.
+            RuntimeError: If there are more unreadable ones than the settings allow.
         """
-        rows = [row for rows in gather_objects(self.skipped) for row in rows]
-        self.skipped = []
+        found = gather_objects((self.skipped, self.shortened))
+        rows = [row for skipped, _ in found for row in skipped]
+        shortened = [row for _, shortened in found for row in shortened]
+        self.skipped, self.shortened = [], []
+        if shortened and not self.state.shortened:
+            self.log(f"Of some rows sound is missing or damaged; {SHORTENED} lists them, and the rest is trained on.")
+        if self.accelerator.is_main_process:
+            for row in shortened:
+                _append(self.output_dir / SHORTENED, row)
+        self.state.shortened += len(shortened)
         if not rows:
             return
         if self.accelerator.is_main_process:

@@ -2,7 +2,8 @@
 
 A run's `last/` holds a folder per kept step. A folder is written under another name, and its manifest, with the size
 and hash of every file, comes last; then it is renamed, and only then is the one before it deleted. So a kill at any
-moment leaves at least one whole checkpoint, once there was one, and a torn one is known by its manifest.
+moment leaves at least one whole checkpoint, once there was one, and a torn one is known by its manifest. The
+checkpoint before the newest is kept too, for a disk that tears what was written whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ def _sha256(path: Path) -> str:
 
 
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any], progress: dict[str, Any]) -> Path:
-    """Write a checkpoint, then delete the older ones.
+    """Write a checkpoint, then delete the others but for the one before it.
 
     Args:
         folder: Holds the checkpoints of a run.
@@ -54,8 +56,10 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any], progress: di
             _sync(path)
         os.replace(fresh, target)
         _sync(folder)
-    for other in folder.glob("step-*"):
-        if other != target:
+    others = [path for path in folder.glob("step-*") if path != target]
+    before = [path for path in others if path.suffix != ".new" and path.name < name]
+    for other in others:
+        if other != max(before, default=None):
             shutil.rmtree(other)
     return target
 
@@ -104,11 +108,27 @@ def newest_checkpoint(folder: Path) -> Path:
     for candidate in reversed(found):
         if is_whole(candidate):
             return candidate
-    torn = f" ({', '.join(path.name for path in found)}: torn)" if found else ""
-    raise FileNotFoundError(f"Nothing to resume: {folder} has no whole checkpoint{torn}. Run without --resume.")
+    if found:
+        raise FileNotFoundError(
+            f"Nothing to resume: {folder} holds {', '.join(path.name for path in found)}, all of them torn, expected "
+            "a whole checkpoint. Start a new run in another folder, without --resume; it can go on from this one's "
+            "best/, named as its weights."
+        )
+    raise FileNotFoundError(f"Nothing to resume: {folder} has no checkpoint. Run without --resume.")
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load a checkpoint: the tensors, on the CPU, and the rest."""
-    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-    return state, json.loads((path / "progress.json").read_text())
+    """Load a checkpoint: the tensors, on the CPU, and the rest.
+
+    Raises:
+        ValueError: If it is none of a run's.
+    """
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        return state, json.loads((path / "progress.json").read_text())
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        # Its own message advises to run the code that an unknown file holds.
+        raise ValueError(
+            f"{path} is no checkpoint of a run ({type(error).__name__}), expected tensors and JSON. Start a new run "
+            "in another folder, without --resume."
+        ) from error

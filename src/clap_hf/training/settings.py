@@ -16,6 +16,16 @@ CHOICES = {
     "best_mode": ("min", "max"),
     "precision": ("no", "bf16"),
 }
+# Smallest and largest value of a setting that is a number, in any recipe; None is allowed where its type allows it.
+INFINITY = math.inf
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch_size", "steps_per_epoch", "checkpoint_steps", "lanes", "shuffle_block"), (1, INFINITY)),
+    **dict.fromkeys(("steps", "max_length", "validation_clips"), (1, INFINITY)),
+    **dict.fromkeys(("validation_pairs", "folds"), (2, INFINITY)),
+    **dict.fromkeys(("epochs", "seed", "learning_rate", "weight_decay", "warmup_steps"), (0, INFINITY)),
+    **dict.fromkeys(("plateau_patience", "max_skipped", "max_grad_norm"), (0, INFINITY)),
+    **dict.fromkeys(("ema_decay", "plateau_factor", "template_probability"), (0, 1)),
+}
 DATASET_ONLY = ("split", "balance", "source_balance", "category_weights")
 SOURCES_ONLY = ("streaming", "lanes", "shuffle_block")
 # Of an augmentation: what streams, which hold no stored log-mels, do not apply.
@@ -45,6 +55,23 @@ def refuse_unused(settings: Any, names: Iterable[str], cause: str, where: str = 
             raise ValueError(
                 f"{where}{setting.name} is {value!r}, which has no effect with {cause}. Leave one of the two out."
             )
+
+
+def check_limits(settings: Any) -> None:
+    """Refuse numbers outside `LIMITS`.
+
+    Args:
+        settings: A dataclass.
+
+    Raises:
+        ValueError: With the first of them.
+    """
+    for name in (setting.name for setting in fields(settings) if setting.name in LIMITS):
+        value, (low, high) = getattr(settings, name), LIMITS[name]
+        if value is None or (isinstance(value, (int, float)) and low <= value <= high and value != INFINITY):
+            continue
+        expected = f"{low} or more" if high == INFINITY else f"{low} to {high}"
+        raise ValueError(f"{name} is {value!r}, expected a number, {expected}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +135,7 @@ class TrainingSettings:
     max_skipped: int = 1000
 
     def __post_init__(self) -> None:
+        check_limits(self)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
