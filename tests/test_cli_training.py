@@ -59,10 +59,24 @@ def test_training_by_a_recipe_with_options(recipe, tmp_path):
     assert again.exit_code == 2 and "--resume" in again.stderr
 
 
+def test_a_run_that_diverges_ends_with_an_error_of_one_line(recipe, tmp_path):
+    options = ["--output-dir", tmp_path / "run", "--trackers", "", "--num-workers", 0]
+    result = invoke("train", recipe, *options, "--learning-rate", 1e30, "--set", "steps=6", "--set", "max_grad_norm=0")
+    line = result.stderr.strip().splitlines()[-1]  # after the progress of log-mels
+    assert result.exit_code == 2 and line.startswith("Error: Step ") and "expected finite numbers" in line
+    assert "Traceback" not in result.stderr and "not_finite.json" in line
+    assert (tmp_path / "run" / "not_finite.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gone.yaml"], "gone.yaml"),
+        ([CONFIGS / "esc50.yaml", "--set", "batch_size=0"], "batch_size is 0, expected a number, 1 or more"),
+        (
+            [CONFIGS / "captioning.yaml", "--set", "batch_size=x"],
+            "batch_size is 'x', a text for YAML, expected a whole",
+        ),
         ([CONFIGS / "table1.yaml"], "combination is None, expected one of"),
         ([CONFIGS / "esc50.yaml", "--steps", 5], "steps"),
         ([CONFIGS / "esc50.yaml", "--resume"], "--resume has no effect in the classification stage"),

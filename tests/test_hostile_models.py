@@ -224,6 +224,20 @@ def test_whole_folders_load_as_they_did(folder):
     assert torch.equal(sharded.logit_scale, model.logit_scale)
 
 
+def test_weights_whose_sum_overflows_are_finite(folder):
+    model = MSClapModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.audio_projection.linear1.weight.fill_(3e38)
+    check_weights(model)
+    with torch.no_grad():
+        model.audio_projection.linear1.weight[0, 0], model.audio_projection.linear1.weight[0, 1] = (
+            torch.inf,
+            -torch.inf,
+        )
+    with pytest.raises(ValueError, match=PROJECTION):
+        check_weights(model)
+
+
 def test_missing_weights_are_remembered_and_given_to_who_asks(folder):
     drop("logit_scale", PROJECTION)(folder)
     model, info = MSClapModel.from_pretrained(folder, output_loading_info=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from .model.processing_msclap import MSClapProcessor
@@ -207,16 +208,19 @@ def check_finite(model: PreTrainedModel, name: str) -> None:
 
     # Subclasses of tensors, such as quantised ones, know no isfinite.
     weights = ((key, value) for key, value in model.state_dict().items() if type(value) is torch.Tensor)
-    wrong = [
-        key
-        for key, value in weights
-        if value.is_floating_point() and not value.is_meta and not bool(torch.isfinite(value).all())
-    ]
+    wrong = [key for key, value in weights if value.is_floating_point() and not value.is_meta and not _finite(value)]
     if wrong:
         raise ValueError(
             f"{name} holds NaN or infinity in {len(wrong)} weights ({_listed(wrong)}), expected finite numbers. Take "
             "a checkpoint from before the training diverged, or fetch the model again."
         )
+
+
+def _finite(value: torch.Tensor) -> bool:
+    """Whether all elements are finite. A finite sum, which takes a tenth of the time, shows that they are."""
+    import torch
+
+    return bool(torch.isfinite(value.sum(dtype=torch.float32))) or bool(torch.isfinite(value).all())
 
 
 def _check_files(folder: Path, config: PreTrainedConfig) -> None:

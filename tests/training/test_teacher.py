@@ -22,6 +22,26 @@ def test_features_find_their_clips(tmp_path):
         load_features(path, ["a"])
 
 
+@pytest.mark.parametrize(
+    ("features", "metadata", "message"),
+    [
+        (torch.zeros(2, 3), None, "without an id for each row"),
+        (torch.zeros(2, 3), {"ids": '["a"]'}, "without an id for each row"),
+        (torch.zeros(2), {"ids": '["a", "b"]'}, r"features \[2\] without"),
+        (torch.zeros(2, 3), {"ids": "["}, "is damaged"),
+        (torch.full((1, 3), float("nan")), {"ids": '["a"]'}, "holds NaN or infinity"),
+    ],
+)
+def test_files_that_hold_something_else_are_named(tmp_path, features, metadata, message):
+    path = tmp_path / "t.safetensors"
+    save_file({"features": features}, path, metadata)
+    with pytest.raises(ValueError, match=f"t.safetensors .*{message}"):
+        load_features(path, ["a"])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="t.safetensors is damaged .*tools.teachers"):
+        load_features(path, ["a"])
+
+
 def test_the_head_scores_one_for_the_teachers_own_directions():
     features = torch.randn(5, 4)
     head = TeacherHead(4, features)

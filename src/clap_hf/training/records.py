@@ -288,6 +288,6 @@ def _keep_lines(path: Path, keep: Any) -> None:
             line = json.loads(text)
         except ValueError:
             continue
-        if keep(i, line):
+        if isinstance(line, dict) and keep(i, line):
             kept.append(text)
     write_text(path, "".join(f"{text}\n" for text in kept))

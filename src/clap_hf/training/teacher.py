@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 
@@ -46,11 +46,23 @@ def load_features(path: str | Path, ids: Sequence[str]) -> torch.Tensor:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file, expected teacher features; python -m tools.teachers makes it.")
-    with safe_open(path, "pt") as file:
-        if list(file.keys()) != ["features"]:
-            raise ValueError(f"{path} holds {list(file.keys())}, expected features: make it with tools.teachers.")
-        rows = {name: row for row, name in enumerate(json.loads(file.metadata()["ids"]))}
-        features = file.get_tensor("features").float()
+    try:
+        with safe_open(path, "pt") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+            features = file.get_tensor("features").float() if names == ["features"] else torch.zeros(0, 0)
+        found = json.loads(metadata.get("ids", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}), expected features: make it with tools.teachers.") from error
+    if names != ["features"]:
+        raise ValueError(f"{path} holds {names}, expected features: make it with tools.teachers.")
+    if not isinstance(found, list) or features.ndim != 2 or len(found) != len(features):
+        raise ValueError(
+            f"{path} holds features {list(features.shape)} without an id for each row, expected [clips, dim] and as "
+            "many ids: make it with tools.teachers."
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{path} holds NaN or infinity, expected finite features: make it with tools.teachers.")
+    rows = {name: row for row, name in enumerate(found)}
     missing = [name for name in ids if name not in rows]
     if missing:
         raise ValueError(
