@@ -26,7 +26,7 @@ HTSAT = {
     "num_attention_heads": [2, 4], "window_size": 4, "spec_augment_time_width": 8, "spec_augment_freq_width": 4,
 }  # fmt: skip
 CNN14 = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [4, 8, 8], "hidden_size": 32}
-FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.6, "n_fft": 512, "hop_length": 80}
+FEATURES = {"feature_size": 32, "sampling_rate": 16_000, "duration_s": 0.5, "n_fft": 512, "hop_length": 64}
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 77}
 TEXT = {"config": GPT2, "tokenizer": str(GPT2_TOKENIZER)}
 MAPPER = {"prefix_length": 4, "mapper_input_length": 2, "mapper_num_layers": 1, "mapper_num_heads": 2}
@@ -86,11 +86,11 @@ def runs(tmp_path_factory):
         "validation": {"dataset": corpus, "text": "captions"}, "validation_clips": 3,
         "augmentation": {"pad_probability": 0.5}, **LOOP,
     }  # fmt: skip
-    plateau = {"schedule": "plateau", "plateau_mode": "max", "plateau_patience": 0, "optimizer": "adam"}
+    plateau = {"schedule": "plateau", "plateau_metric": "step", "plateau_patience": 0, "optimizer": "adam"}
     found = {
         "dataset": contrastive | {"dataset": corpus},
         "sources": contrastive | streams | {"lanes": 4, "loss": "contrastive"},
-        "simple": contrastive | streams | {"streaming": "simple", "sources": [{**shared, "weight": 1.0}]},
+        "simple": contrastive | streams | {"streaming": "simple", "sources": [source]},
         "bank": contrastive | {"dataset": corpus, "text_bank": True, "text": TEXT | {"freeze": True}},
         "cnn14": contrastive | {"dataset": corpus, "audio": CNN14},
         "weights": {
@@ -179,7 +179,10 @@ CASES = [
         ),
     ]
     # The loop is the same everywhere, and `name` names the run, nothing else.
-    if setting not in LOOP_SETTINGS or (name in ("dataset", "plateau") and setting != "name")
+    # No clip here is shorter than a window: `tests/data/test_augment.py` pads.
+    if setting != "augmentation.pad_probability"
+    and (setting != "max_skipped" or name in ("sources", "simple"))  # whose rows cannot all be read
+    and (setting not in LOOP_SETTINGS or (name in ("dataset", "plateau") and setting != "name"))
 ]
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from ..audio import read_sound
+from ..audio import pipeline_inputs, read_sound
 from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
 from ..pretrained import check_weights
-from .zero_shot import pipeline_inputs
 
 TASK = "audio-captioning"
 

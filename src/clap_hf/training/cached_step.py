@@ -156,11 +156,16 @@ def prepare_batch_norm(model: nn.Module, mode: str, in_chunks: bool) -> None:
         in_chunks: Whether this rank's share of a batch is encoded in more than one chunk.
 
     Raises:
-        ValueError: If the mode is unknown, or chunks cannot be exact.
+        ValueError: If the mode is unknown, has no effect on the tower, or chunks cannot be exact.
     """
     if mode not in BATCH_NORMS:
         raise ValueError(f"batch_norm is {mode!r}, expected one of {BATCH_NORMS}.")
     layers = trunk_batch_norms(model)
+    if not layers and mode != "exact":
+        raise ValueError(
+            f"batch_norm is {mode!r}, but the audio tower has no BatchNorm layers besides its first (HTSAT), expected "
+            "'exact'. Leave it out."
+        )
     if mode != "exact" or not layers:
         return
     if in_chunks:
