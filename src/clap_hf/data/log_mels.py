@@ -70,7 +70,6 @@ def clip_log_mels(
 
 
 def _write_part(part: _Part) -> None:
-    torch.set_num_threads(1)
     rate = part.feature_extractor.sampling_rate
 
     def log_mels() -> Iterator[dict[str, np.ndarray]]:
@@ -95,7 +94,7 @@ class LogMelStore:
         feature_extractor: Makes the log-mels.
         speeds: Factors of speed and pitch, 1.0 for none.
         folder: Where the parts go; one folder serves every split and setting.
-        processes: Worker processes; 1 works in this process.
+        processes: Worker processes; with 1, or for one part alone, this process works.
     """
 
     def __init__(
@@ -130,11 +129,17 @@ class LogMelStore:
             for k, name in enumerate(names)
             if not store.has(name)
         ]
-        if processes == 1:
-            for part in track(missing, "Computing log-mels"):
-                _write_part(part)
+        if processes == 1 or len(missing) == 1:  # a process takes seconds to start
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                for part in track(missing, "Computing log-mels"):
+                    _write_part(part)
+            finally:
+                torch.set_num_threads(threads)
         elif missing:
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            context = get_context("spawn")
+            with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 list(track(pool.map(_write_part, missing), "Computing log-mels", total=len(missing)))
         self._parts = [store.read(store.path(name))["log_mel"] for name in names]
 
