@@ -329,7 +329,7 @@ class MSClapModel(MSClapPreTrainedModel):
         if self.config.logit_scale_max is not None:
             scale = scale.clamp(max=self.config.logit_scale_max)
         audio_embeds, text_embeds = audio_embeds.to(text_embeds.device).float(), text_embeds.float()
-        # Cosines times a factor of up to 100: half precision would round away what tells classes apart.
+        # Cosines times a factor of up to 100: half precision would round away the differences between classes.
         with maybe_autocast(text_embeds.device.type, enabled=False):
             return (scale * text_embeds @ audio_embeds.t()).t()
 
