@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.pairs import PairDataset
+from ..embedding import evaluation_mode
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 
@@ -109,14 +110,11 @@ class TextBank:
     """
 
     def __init__(self, model: MSClapModel, processor: MSClapProcessor, dataset: PairDataset):
-        was_training = model.training
-        model.eval()
         states = []
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             for start in range(0, len(dataset.texts), TEXTS_PER_BATCH):
                 tokens = processor(text=dataset.texts[start : start + TEXTS_PER_BATCH]).to(model.device)
                 states.append(model.pool_text(model.text_model(**tokens), tokens["attention_mask"]))
-        model.train(was_training)
         self.states = torch.cat(states)  # [texts, text tower's size]
         self.texts_of_groups = dataset.texts_of_groups().to(model.device)
 

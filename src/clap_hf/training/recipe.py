@@ -221,6 +221,13 @@ class PromptRecipe(TrainingSettings):
     best_mode: str = "min"
     ema_decay: float = 0.0
 
+    def validate(self) -> None:
+        super().validate()
+        if not self.streams:
+            raise ValueError(
+                "streams is [], expected at least one, such as {prompts: corpus_events, dataset: FOLDER}."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe:

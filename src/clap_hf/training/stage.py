@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..embedding import evaluation_mode
 from ..model.processing_msclap import MSClapProcessor
 
 Batch = dict[str, Any]
@@ -133,10 +134,8 @@ class TrainingStage:
         """Result of the evaluation; every rank calls this."""
         if not (accelerator.is_main_process or self.evaluated_everywhere):
             return {}
-        was_training = model.training
-        results = self.evaluation(model.eval())
-        model.train(was_training)
-        return results
+        with evaluation_mode(model):
+            return self.evaluation(model)
 
     def save(self, folder: Path, model: PreTrainedModel) -> None:
         """Write what `from_pretrained` reads into a folder that does not exist yet."""
