@@ -386,3 +386,15 @@ def test_embed_and_search_from_the_command_line(files, tmp_path, checkpoint, mon
     assert "expected one of them" in run("search", index, code=2)
     assert "no collection of sounds here" in run("search", tmp_path / "nowhere", "a dog", code=2)
     assert not torch.is_inference_mode_enabled()
+
+
+def test_odd_files_are_skipped_and_the_rest_is_embedded(tmp_path, processor):
+    """A FIFO, which would be waited for where it is opened, and a name that no parquet file holds."""
+    os.mkfifo(tmp_path / "fifo.wav")
+    soundfile.write(tmp_path / "sound.wav", sound(0.7), 16_000)
+    shutil.copy(tmp_path / "sound.wav", os.fsencode(tmp_path) + b"/\xff.wav")
+    found = SoundCollection(tmp_path / "index", make_model(), processor).add(tmp_path)
+    assert found.embedded == 1
+    reasons = {os.fsencode(file.name): reason for file, reason in found.skipped.items()}
+    assert reasons.keys() == {b"fifo.wav", b"\xff.wav"}
+    assert "expected a regular file" in reasons[b"fifo.wav"] and "its name is not UTF-8" in reasons[b"\xff.wav"]

@@ -70,9 +70,7 @@ def convert_checkpoint(
     reloaded = type(model).from_pretrained(folder).state_dict()
     front_end = MSClapProcessor.from_pretrained(folder).feature_extractor
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+        digest = hashlib.file_digest(file, "sha256")
     report: dict[str, Any] = {
         "file": name,
         "sha256": digest.hexdigest(),

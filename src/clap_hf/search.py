@@ -26,13 +26,13 @@ from rich.progress import track
 
 from .atomic_io import PartError, PartStore, locked, part_facts, read_part
 from .audio import AUDIO_EXTENSIONS, audio_files, read_ahead
+from .audio.reader import open_regular, printable
 from .embedding import ClapEncoder, embed_files
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 from .pretrained import check_weights
 
 FILES_PER_PART = 256  # what a killed run loses at most
-BLOCK = 2**20  # bytes
 COLUMNS = {"file", "embedding", "size", "mtime_ns", "sha256"}
 
 
@@ -495,14 +495,16 @@ def _no_collection(folder: str | os.PathLike[str]) -> ValueError:
 
 def _state_of(file: str) -> _State:
     """State of a file, which is read whole."""
-    digest = hashlib.sha256()
+    if printable(file) != file:
+        raise ValueError(f"{printable(file)}: its name is not UTF-8, expected one that parquet holds; rename the file")
     try:
-        with open(file, "rb") as content:
+        with open_regular(file, printable(file)) as content:
             found = os.fstat(content.fileno())
-            while block := content.read(BLOCK):
-                digest.update(block)
+            digest = hashlib.file_digest(content, "sha256")
     except OSError as error:
-        raise ValueError(f"{file}: {error.strerror or error}; expected a readable file; check the path") from error
+        raise ValueError(
+            f"{printable(file)}: {error.strerror or error}; expected a readable file; check the path"
+        ) from error
     return _State(found.st_size, found.st_mtime_ns, digest.hexdigest())
 
 

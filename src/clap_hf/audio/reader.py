@@ -333,25 +333,34 @@ def _on_disk(file: BinaryReader, stack: contextlib.ExitStack, beginning: bytes =
     return path
 
 
+def open_regular(path: str, name: str) -> io.FileIO:
+    """Open a regular file, unbuffered.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+
+    Raises:
+        AudioDecodeError: It is missing, unreadable, or no regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO waits for someone to write to it
+            kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+            raise AudioDecodeError(name, f"is {kind}", "a regular file", "pass an open file object to read a pipe")
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise AudioDecodeError(name, error.strerror or str(error), "a readable file", "check the path") from error
+    except ValueError as error:
+        if isinstance(error, AudioDecodeError):
+            raise
+        raise AudioDecodeError(name, str(error), "a path", "check the path") from error  # a null character
+
+
 @contextlib.contextmanager
 def _opened(encoded: str | bytes, name: str) -> Iterator[File]:
     """The encoded sound as an unbuffered file, not empty."""
-    if isinstance(encoded, bytes):
-        file: File = io.BytesIO(encoded)
-    else:
-        try:
-            mode = os.stat(encoded).st_mode
-            if not stat.S_ISREG(mode):  # opening a FIFO waits for someone to write to it
-                kind = _KINDS.get(stat.S_IFMT(mode), "a device")
-                raise AudioDecodeError(name, f"is {kind}", "a regular file", "pass an open file object to read a pipe")
-            file = open(encoded, "rb", buffering=0)
-        except OSError as error:
-            raise AudioDecodeError(name, error.strerror or str(error), "a readable file", "check the path") from error
-        except ValueError as error:
-            if isinstance(error, AudioDecodeError):
-                raise
-            raise AudioDecodeError(name, str(error), "a path", "check the path") from error  # a null character
-    with file:
+    with io.BytesIO(encoded) if isinstance(encoded, bytes) else open_regular(encoded, name) as file:
         if file.seek(0, os.SEEK_END) == 0:
             raise AudioDecodeError(name, "0 bytes", "an encoded sound", "restore the file or leave it out")
         yield file

@@ -24,11 +24,8 @@ MANIFEST = "manifest.json"
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any], progress: dict[str, Any]) -> Path:
