@@ -33,8 +33,8 @@ from .models import (
     go_offline_if_unreachable,
     installed_version,
     load_collection,
+    load_pipeline,
     model_facts,
-    usable_device,
 )
 from .sounds import run_over_files
 from .training import app as training_app
@@ -108,12 +108,9 @@ def classify(
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
     of all labels, CSV those of the best --top-k.
     """
-    from transformers import pipeline
-
     from ..embedding import embed_files
     from ..model.modeling_msclap import MSClapModel
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
-    from ..pretrained import load_checked
 
     output = Output(format, json_path)
     output.check()
@@ -121,14 +118,12 @@ def classify(
     expected = labels_beside(files)
     candidates = candidate_labels(labels, labels_file, expected.values(), EVERYDAY_LABELS)
     source = checked_checkpoint(model, ("msclap",))
-    loaded, processor = load_checked(MSClapModel, source, dtype="auto")
-    classifier = pipeline(
+    classifier, processor = load_pipeline(
         "zero-shot-audio-classification",
-        model=loaded,
-        tokenizer=processor.tokenizer,
-        feature_extractor=processor.feature_extractor,
+        MSClapModel,
+        source,
+        device,
         pipeline_class=MSClapZeroShotAudioClassificationPipeline,
-        device=usable_device(device),
         candidate_labels=candidates,
         hypothesis_template=template or [DEFAULT_TEMPLATE],
         max_windows=max_windows,
@@ -168,26 +163,16 @@ def caption(
     device: Device = None,
 ) -> None:
     """Describe the sounds in files and folders in words."""
-    from transformers import AutoModelForMultimodalLM, pipeline
+    from transformers import AutoModelForMultimodalLM
 
     from ..pipelines.captioning import TASK
-    from ..pretrained import load_checked
 
     output = Output(format, json_path)
     output.check()
     files = input_files(paths)
     source = checked_checkpoint(model, ("msclap_captioning", "msclap_conditional_generation"))
     options = {} if beams is None else {"num_beams": beams}
-    loaded, processor = load_checked(AutoModelForMultimodalLM, source, dtype="auto")
-    describe = pipeline(
-        TASK,
-        model=loaded,
-        tokenizer=processor.tokenizer,
-        feature_extractor=processor.feature_extractor,
-        device=usable_device(device),
-        max_windows=max_windows,
-        **options,
-    )
+    describe, _ = load_pipeline(TASK, AutoModelForMultimodalLM, source, device, max_windows=max_windows, **options)
 
     def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
         return {"caption": answer[0]["generated_text"] if answer else ""}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
+    from ..model.processing_msclap import MSClapProcessor
     from ..search import SoundCollection
 
 
@@ -55,6 +56,34 @@ def go_offline_if_unreachable() -> None:
     if reason and not constants.HF_HUB_OFFLINE:
         typer.echo(f"Using the local cache: {reason}.", err=True)
         constants.HF_HUB_OFFLINE = True
+
+
+def load_pipeline(
+    task: str, auto_class: Any, source: str, device: str | None, **options: Any
+) -> tuple[Any, MSClapProcessor]:
+    """A pipeline of transformers over a checked model, and the model's processor.
+
+    Args:
+        task: Name of the pipeline's task.
+        auto_class: Class that loads the model.
+        source: Folder or Hub id, see `checked_checkpoint`.
+        device: A device's name; the first accelerator by default.
+        options: Further arguments of `transformers.pipeline`.
+    """
+    from transformers import pipeline
+
+    from ..pretrained import load_checked
+
+    model, processor = load_checked(auto_class, source, dtype="auto")
+    made = pipeline(
+        task,
+        model=model,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
+        device=usable_device(device),
+        **options,
+    )
+    return made, processor
 
 
 def usable_device(name: str | None) -> torch.device | None:
