@@ -517,3 +517,11 @@ def test_captions(captioner, folder, tmp_path, monkeypatch):
     assert [failure["file"] for failure in report["failures"]] == [str(folder / "broken.wav")]
     alone = [command[0], str(folder / "broken.wav"), *command[2:]]
     assert CliRunner().invoke(app, alone).exit_code == 1
+
+
+def test_names_that_are_not_utf_8_are_written(tmp_path):
+    shutil.copy(EXAMPLES / "dog.ogg", os.fsencode(tmp_path) + b"/\xff.ogg")
+    result = invoke("classify", tmp_path, "--labels", "dog,rain", "--json", tmp_path / "out.json", "--format", "csv")
+    assert result.exit_code == 0 and "\\udcff.ogg" in result.stdout
+    [found] = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert os.fsencode(found["file"]) == os.fsencode(tmp_path) + b"/\xff.ogg"

@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 
 from ..atomic_io import write_text
 from ..audio import audio_files
+from ..audio.reader import printable
 
 STDIN = STDOUT = Path("-")
 PROBE = 4096  # bytes that --json must have room for
@@ -120,12 +121,13 @@ class Output:
             rows: Rows of the CSV, with the same columns each.
             print_table: Prints the table, and what else people read.
         """
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        # Of names that are not UTF-8, the bytes as escapes, which JSON reads back.
+        text = printable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         on_stdout = self.json_path is not None and is_stdout(self.json_path)
         if on_stdout or self.format is Format.json:
             typer.echo(text, nl=False)
         elif self.format is Format.csv:
-            typer.echo(_csv(rows), nl=False)
+            typer.echo(printable(_csv(rows)), nl=False)
         else:
             print_table(Console())
         if self.json_path is not None and not on_stdout:
