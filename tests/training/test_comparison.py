@@ -17,7 +17,7 @@ from clap_hf.training.recipe import combinations_of, load_recipe
 from conftest import GPT2_TOKENIZER, TESTS, make_config
 
 CONFIGS = TESTS.parent / "configs"
-CNN14 = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [4, 8, 8], "spec_augment_time_width": 8}
+CNN14 = {"architecture": "cnn14", "num_mel_bins": 32, "conv_channels": [8, 16, 32], "spec_augment_time_width": 8}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 BERT_TOKENIZER = str(TESTS / "tokenizers" / "bert-base-uncased")
 
