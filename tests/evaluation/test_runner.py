@@ -199,8 +199,8 @@ def test_options_and_own_folders_are_checked(tmp_path):
             EvaluationOptions(**wrong)
     with pytest.raises(DataSourceError, match="holds no evaluation set, expected CSVs"):
         own_jobs(str(tmp_path), "test")
-    (tmp_path / "x.csv").write_text("file,label\na.wav,dog\n")
-    with pytest.raises(DataSourceError, match="x.csv has columns .'file', 'label'., expected path and label"):
+    (tmp_path / "x.csv").write_text("sound,label\na.wav,dog\n")
+    with pytest.raises(DataSourceError, match="x.csv has columns .'label', 'sound'., expected path and label"):
         own_jobs(str(tmp_path), "test")
 
 

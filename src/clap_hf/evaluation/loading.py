@@ -23,7 +23,7 @@ from .benchmarks import Source, Task
 ACTIONS_CSV = "actionvector_one_per_audiofile_sum.csv"
 ACTIONS_COUNT = 7  # of 12; the mean prevalence is then 0.048, nearest to the paper's chance of 0.045
 SEPARATOR = "|"  # between the labels of a clip in a CSV
-OTHER_NAMES = {"file_name": "path", "classname": "label", "text": "caption"}  # of a CSV's columns
+OTHER_NAMES = {"file_name": "path", "file": "path", "classname": "label", "text": "caption"}  # of a CSV's columns
 _AUDIO_FILES = ("*.wav", "*.flac", "*.ogg", "*.mp3", "*.zip")
 
 
