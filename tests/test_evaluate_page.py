@@ -1,4 +1,4 @@
-"""docs/evaluate.md: its snippet prints what it shows, its commands run."""
+"""docs/evaluate.md: its commands on sets of one's own run (test_pages.py runs its snippet)."""
 
 import shlex
 import sys
@@ -6,17 +6,15 @@ import sys
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
-from readme import BLOCK, ROOT, run_python
+from pages import ROOT, blocks
 from test_scripts import run as run_script
 
-PAGE = ROOT / "docs" / "evaluate.md"
-BLOCKS = [match.groups() for match in BLOCK.finditer(PAGE.read_text())]
-COMMANDS = [shlex.split(line)[1:] for kind, code, _ in BLOCKS if kind == "bash" for line in code.strip().splitlines()]
-
-
-def test_the_snippet_prints_what_it_shows():
-    [(code, shown)] = [(code, output) for kind, code, output in BLOCKS if kind == "python"]
-    assert run_python(code) == shown
+COMMANDS = [
+    shlex.split(command)[1:]
+    for block in blocks()
+    for command in block.commands
+    if block.page == "docs/evaluate.md" and ("own" in command or "example-set" in command or "--dry-run" in command)
+]
 
 
 def test_the_commands_run(hub, monkeypatch, tmp_path):
@@ -25,14 +23,12 @@ def test_the_commands_run(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["clap-hf"])
     done = []
     for words in COMMANDS:
-        if "--tiny" in words:  # tests/test_reproduce.py runs it
-            continue
         if words[0].endswith(".py"):
             result = run_script(words[0].removeprefix("scripts/").removesuffix(".py"), *words[1:])
         else:
             result = CliRunner().invoke(app, [*words, "--no-plots", "--cache-dir", "cache", "--overwrite"])
         assert result.exit_code == 0, (words, result.output)
         done.append(words[0])
-    assert done == ["evaluate", "scripts/build_evaluation_set.py", "evaluate", "scripts/reproduce.py"]
+    assert done == ["evaluate", "scripts/reproduce.py", "scripts/build_evaluation_set.py", "evaluate"]
     table = (tmp_path / "results" / "results.md").read_text()
     assert "| example-set | accuracy |" in table and "| own data |" in table
