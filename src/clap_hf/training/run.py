@@ -11,8 +11,8 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from ..atomic_io import write_text
-from ..cards import EARLIER
+from ..atomic_io import write_json, write_text
+from ..cards import BASE, EARLIER, base_facts
 from ..data.own import Given
 from ..data.prompts import PromptCollator, PromptDataset
 from ..data.registry import source_of
@@ -118,7 +118,10 @@ def _contrastive_stage(
 ) -> ContrastiveStage:
     model, processor = build_model(recipe)
     if recipe.weights is not None and PartialState().is_main_process and not (output_dir / RECORD).exists():
-        _keep_history(Path(resolve(recipe.weights)).parent, output_dir)
+        folder = resolve(recipe.weights)
+        _keep_history(Path(folder).parent, output_dir)
+        temperature = float(torch.exp(-model.logit_scale.detach()))
+        write_json(output_dir / BASE, base_facts(recipe.weights, folder, temperature))
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
     data = make(processor)
     held_out: PairValidation | CorpusValidation

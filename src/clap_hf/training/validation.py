@@ -146,6 +146,7 @@ class PairValidation:
             "recall_at_10": (recalls["text_to_audio_R@10"] + recalls["audio_to_text_R@10"]) / 2,
             "validation_loss": validation_loss(model, audio, text, self.recipe.batch_size),
             "validation": recalls,
+            "held_out_clips": len(self.texts),
         }
         if self.labels:
             classes = F.normalize(embed_texts(model, self.processor.tokenizer, self.labels).cpu(), dim=-1)
