@@ -108,19 +108,23 @@ def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
     local = Path(folder).is_dir()
     hub_id = None if local else folder
     card = _card_of(folder)
-    license = card.data.license if card else None
+    license = card.data.get("license") if card else None
     data = _first_paragraph(card.text, "Training data") if card else None
     if local and (Path(folder) / CONVERSION).is_file():
         hub_id, license, data = OFFICIAL_REPO, "mit", "Microsoft's, as in the paper"
     elif card is not None and hub_id is None:
-        hub_id = card.data.base_model if isinstance(card.data.base_model, str) else None
+        base = card.data.get("base_model")
+        hub_id = base if isinstance(base, str) else None
     if name.startswith("package:"):
         title = f"the checkpoint embedded in {name.removeprefix('package:').partition('/')[0].replace('_', '-')}"
     else:
-        title = Path(name).name if local else name
-        if local and title in ("best", "last", "newest"):
-            title = Path(name).resolve().parent.name
+        title = path_name(Path(name).resolve()) if local else name
     return {"name": title, "hub_id": hub_id, "license": license, "data": data, "temperature": temperature}
+
+
+def path_name(path: Path) -> str:
+    """Last part of a path; of a run's `best/`, that of the run."""
+    return path.parent.name if path.name in ("best", "last", "newest") and path.parent.name else path.name
 
 
 def _card_of(folder: str) -> ModelCard | None:

@@ -27,6 +27,7 @@ RELEASED = ("2022", "2023")
 FROZEN = ("text", "audio", "both", "none")
 HELD_OUT = 0.2
 LORA_RATE = 1e-3  # of adapters, which begin at zero
+FEWEST_STEPS = 10  # of an epoch
 IN_PYTHON = "sounds"  # name of a dataset that is no folder
 
 
@@ -104,7 +105,7 @@ def finetune(
         except NoSuchSplit:
             draft = recipe_of(split, "package:clap_hf/embedded")
     opened = opened or open_pairs(draft, given)
-    recipe = recipe_of(split | _sizes(draft, opened, chosen), _weights(model, output_dir))
+    recipe = recipe_of(split | _sizes(draft, opened.facts["pairs"], chosen), _weights(model, output_dir))
     train_recipe(
         recipe,
         output_dir,
@@ -134,24 +135,27 @@ def _weights(model: str, output_dir: Path) -> str:
     return str(folder)
 
 
-def _sizes(draft: ContrastiveRecipe, opened: OpenPairs, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Batch, epoch and warm-up that fit the number of pairs, where they were not chosen."""
-    pairs = opened.facts["pairs"]
+def _sizes(draft: ContrastiveRecipe, pairs: int | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that fit the number of pairs, where they were not chosen.
+
+    A batch is a quarter of the pairs at most, in whole eighths; an epoch passes over few pairs several times, so that
+    it has some steps; a run is at least an epoch.
+    """
     if pairs is None:  # parquet files that are streamed: the plan counts their rows
         return {}
-    found: dict[str, Any] = {}
-    if "batch_size" not in chosen:
-        size = min(draft.batch_size, pairs)
-        found["batch_size"] = size - size % 8 if size >= 8 else size
-    batch_size = chosen.get("batch_size", found.get("batch_size"))
-    epoch = max(1, pairs // max(1, batch_size))
+    batch = min(draft.batch_size, max(8, pairs // 4 // 8 * 8), pairs)
+    batch = int(chosen.get("batch_size", batch))
     steps = chosen.get("steps")
-    if steps is not None and steps < epoch and "steps_per_epoch" not in chosen:
-        found["steps_per_epoch"] = epoch = steps
-    if "warmup_steps" not in chosen:
-        total = steps or epoch * (draft.epochs or 1)
-        found["warmup_steps"] = min(draft.warmup_steps, total // 5)
-    return found
+    epoch = max(pairs // batch, FEWEST_STEPS) if steps is None else min(max(pairs // batch, FEWEST_STEPS), steps)
+    passes = max(1.0, -(-epoch * batch // pairs))
+    total = steps or epoch * (draft.epochs or 1)
+    fitting = {
+        "batch_size": batch,
+        "steps_per_epoch": epoch,
+        "sources": [draft.sources[0] | {"weight": passes}],
+        "warmup_steps": min(draft.warmup_steps, total // 5),
+    }
+    return {name: value for name, value in fitting.items() if name not in chosen}
 
 
 def read_report(output_dir: Path) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class RunRecord:
             "from_step": self.state.step,
             "processes": self.accelerator.num_processes,
             "versions": versions(),
+            "local": _local_names(self.settings.to_dict()),
             **more,
         }
         if self.accelerator.is_main_process:
@@ -287,6 +288,15 @@ def versions() -> dict[str, str]:
         "datasets": datasets.__version__,
         "machine": machine,
     }
+
+
+def _local_names(value: Any) -> list[str]:
+    """Texts of a recipe that are files or folders here, which a card names without their folders."""
+    if isinstance(value, dict):
+        return [name for part in value.values() for name in _local_names(part)]
+    if isinstance(value, (list, tuple)):
+        return [name for part in value for name in _local_names(part)]
+    return [value] if isinstance(value, str) and "/" in value and Path(value).exists() else []
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
