@@ -53,8 +53,11 @@ def finetune(
 
     Then `clap-hf push OUTPUT_DIR/best ORGANISATION/NAME`. On several processes: torchrun --no-python clap-hf finetune.
     """
+    from transformers.utils import logging
+
     from ..training.finetune import finetune as run
 
+    logging.disable_progress_bar()  # of files of weights; ours shows the steps
     columns = {
         "audio": audio_column,
         "text": text_column,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,7 +170,7 @@ def _cross_validate(recipe: ClassificationRecipe, output_dir: Path, num_workers:
 
 
 def settings_of(assignments: list[str]) -> dict[str, Any]:
-    """Settings of `--set`, their values read as YAML."""
+    """Settings of `--set`, their values read as YAML; 5e-4, a text for YAML, is a number here."""
     import yaml
 
     settings = {}
@@ -177,7 +178,11 @@ def settings_of(assignments: list[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set is {assignment!r}, expected SETTING=VALUE.")
-        settings[name.strip()] = yaml.safe_load(value)
+        found = yaml.safe_load(value)
+        if isinstance(found, str):
+            with suppress(ValueError):
+                found = float(found)
+        settings[name.strip()] = found
     return settings
 
 

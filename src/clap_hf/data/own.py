@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..audio import AUDIO_EXTENSIONS, audio_files, open_audio, read_ahead
 from ..pretrained import HUB_ID
-from .source import AUDIO_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, StreamSource, number_of, resolve_columns
+from .source import AUDIO_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, NoSuchSplit, StreamSource, number_of, resolve_columns
 
 SPLITS = {
     "train": ("train", "training"),
@@ -39,10 +39,6 @@ FORMS = (
 )
 
 Given = Mapping[str, datasets.Dataset | Mapping[str, datasets.Dataset]]
-
-
-class NoSuchSplit(ValueError):
-    """A source without the split that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +220,10 @@ def _of_split(given: Any, name: str, split: str) -> datasets.Dataset:
     """The split of a dataset in memory; one that is not divided is the split `train`."""
     found = given if isinstance(given, Mapping) else {"train": given}
     if split not in found:
-        raise _no_split(name, sorted(found), split)
+        raise NoSuchSplit(name, sorted(found), split)
     if not isinstance(found[split], datasets.Dataset):
         raise ValueError(f"{name} is a {type(found[split]).__name__}, expected a datasets.Dataset or a DatasetDict.")
     return found[split].with_format(None)
-
-
-def _no_split(name: str, found: list[str], split: str) -> NoSuchSplit:
-    remedy = "Hold out a share of the pairs instead (held_out), or name another split."
-    return NoSuchSplit(f"{name} has the splits {found}, expected {split!r} among them. {remedy}")
 
 
 def _fetched(source: StreamSource) -> Path:
@@ -270,7 +261,7 @@ def _in_split(source: StreamSource, files: list[Path], root: Path) -> list[Path]
     named = {file: _split_name(file.relative_to(root)) or "train" for file in files}
     found = [file for file, split in named.items() if split == source.split]
     if not found:
-        raise _no_split(source.dataset, sorted(set(named.values())), source.split)
+        raise NoSuchSplit(source.dataset, sorted(set(named.values())), source.split)
     return found
 
 
@@ -293,9 +284,9 @@ def _of_files(source: StreamSource, files: list[Path], root: Path) -> datasets.D
         splits = sorted({row.get("split") or "train" for row in rows})
         rows = [row for row in rows if (row.get("split") or "train") == source.split]
         if not rows:
-            raise _no_split(source.dataset, splits, source.split)
+            raise NoSuchSplit(source.dataset, splits, source.split)
     elif len(files) == 1 and source.split != "train" and _split_name(files[0].relative_to(root)) != source.split:
-        raise _no_split(source.dataset, ["train"], source.split)
+        raise NoSuchSplit(source.dataset, ["train"], source.split)
     return datasets.Dataset.from_list(rows)
 
 
@@ -380,7 +371,7 @@ def _of_classes(source: StreamSource, root: Path) -> datasets.Dataset:
         classes = {file: file.parent for file in files if len(file.relative_to(root).parts) > 2}
     else:
         if source.split != "train":
-            raise _no_split(source.dataset, ["train"], source.split)
+            raise NoSuchSplit(source.dataset, ["train"], source.split)
         classes = {file: file.parent for file in files if file.parent != root}
     if len(classes) < len(files):
         loose = next(file for file in files if file not in classes)

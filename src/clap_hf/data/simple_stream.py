@@ -18,7 +18,7 @@ from ..model.processing_msclap import MSClapProcessor
 from .augment import Augmentation
 from .own import Given, is_parquet, read_pairs
 from .source import RowError, StreamSource, resolve_columns
-from .stream import CROP_ONLY, Example, join_parts, make_example, make_part
+from .stream import CROP_ONLY, Example, join_parts, make_example, make_part, parquet_features
 
 BUFFER_ROWS = 1000
 
@@ -31,10 +31,10 @@ def stream_rows(source: StreamSource, given: Given | None = None) -> tuple[Strea
     if source.dataset in (given or {}) or not is_parquet(source):
         pairs = read_pairs(source, given)
         return pairs.source, pairs.rows.select(pairs.kept).to_iterable_dataset()
+    features = parquet_features(source.files()[0])
     rows = datasets.load_dataset(
         source.dataset, source.config, split=source.split, revision=source.revision, streaming=True
     )
-    features = rows.features or dict.fromkeys(rows.column_names or next(iter(rows)))
     source = resolve_columns(source, features)
     if isinstance(features[source.sound_column], datasets.Audio):
         rows = rows.cast_column(source.sound_column, datasets.Audio(decode=False))

@@ -23,6 +23,14 @@ class RowError(ValueError):
     """A row without text or without audio that can be decoded."""
 
 
+class NoSuchSplit(ValueError):
+    """A source without the split that was asked for."""
+
+    def __init__(self, name: str, found: Sequence[str], wanted: str):
+        remedy = "Hold out a share of the pairs instead (held_out), or name another split."
+        super().__init__(f"{name} has splits {sorted(found)}, expected {wanted!r} among them. {remedy}")
+
+
 @dataclass(frozen=True)
 class StreamSource:
     """A dataset of pairs: parquet files, or any other form that `clap_hf.data.own` reads.
@@ -162,12 +170,13 @@ class StreamSource:
         """Locations of the split's parquet files; Hub ones name the commit.
 
         Raises:
-            ValueError: If the dataset has no such split or no parquet files.
+            NoSuchSplit: If the dataset has no such split.
+            ValueError: If it has other files than parquet.
         """
         builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
         files = builder.config.data_files or {}
         if self.split not in files:
-            raise ValueError(f"{self.dataset} has splits {sorted(files)}, expected {self.split!r} among them.")
+            raise NoSuchSplit(self.dataset, [str(name) for name in files], self.split)
         found = [str(file) for file in files[self.split]]
         if not all(file.endswith(".parquet") for file in found):
             raise ValueError(f"{self.dataset} holds {found[0]}, expected parquet files.")

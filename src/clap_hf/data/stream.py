@@ -145,9 +145,21 @@ class RowGroupReader:
 
 
 def open_parquet(location: str) -> pq.ParquetFile:
-    """Open a parquet file anywhere that fsspec reaches; only its footer is read."""
+    """Open a parquet file anywhere that fsspec reaches; only its footer is read.
+
+    Raises:
+        ValueError: If it is none.
+    """
     filesystem, path = fsspec.core.url_to_fs(location)
-    return pq.ParquetFile(filesystem.open(path, "rb", block_size=2**20), pre_buffer=True)
+    try:
+        return pq.ParquetFile(filesystem.open(path, "rb", block_size=2**20), pre_buffer=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{location}: {str(error).splitlines()[0]} Expected a parquet file.") from error
+
+
+def parquet_features(location: str) -> datasets.Features:
+    """Columns of a parquet file, with what `datasets` wrote of them."""
+    return datasets.Features.from_arrow_schema(open_parquet(location).schema_arrow)
 
 
 class PairStream:
@@ -181,9 +193,9 @@ class PairStream:
         self.processor, self.seed, self.num_workers = processor, seed, num_workers
         self.augmentation = augmentation or CROP_ONLY
         self.files = [source.files() for source in sources]
-        schemas = [datasets.Features.from_arrow_schema(open_parquet(files[0]).schema_arrow) for files in self.files]
         self.sources = [
-            resolve_columns(*pair, where=self.files[i][0]) for i, pair in enumerate(zip(sources, schemas, strict=True))
+            resolve_columns(source, parquet_features(files[0]), where=files[0])
+            for source, files in zip(sources, self.files, strict=True)
         ]
         groups = [group for i in range(len(sources)) for group in _row_groups(i, self.sources[i], self.files[i])]
         self.plan = Plan(groups, [source.weight for source in sources], batch_size, seed, lanes, block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from ..atomic_io import write_json
 from ..model.configuration_msclap import MSClapConditionalGenerationConfig, MSClapConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapModel
@@ -139,7 +142,7 @@ def add_adapters(model: MSClapModel, settings: Lora) -> None:
         ValueError: If peft is not installed.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError as error:
         raise ValueError(
             "lora needs the package peft, which is not installed. Install it: pip install peft"
@@ -147,15 +150,14 @@ def add_adapters(model: MSClapModel, settings: Lora) -> None:
     linear = (torch.nn.Linear, Conv1D)
     named = {name: layer for name, layer in model.named_modules() if isinstance(layer, linear)}
     targets = [name for name, layer in named.items() if layer.weight.requires_grad]
-    model.add_adapter(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets,
-            fan_in_fan_out=any(isinstance(named[name], Conv1D) for name in targets),
-        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(named[name], Conv1D) for name in targets),
     )
+    get_peft_model(model, config)  # changes the model itself; its wrapper is not needed
 
 
 def save_adapters(model: MSClapModel, base: str, folder: Path) -> None:
@@ -166,11 +168,18 @@ def save_adapters(model: MSClapModel, base: str, folder: Path) -> None:
         base: Folder or Hub id of the model that they were begun on.
         folder: Gets the merged model, and the adapters in `adapter/`.
     """
-    from peft import PeftModel
+    from peft import get_peft_model
 
-    model.save_pretrained(folder / ADAPTER)
-    merged = PeftModel.from_pretrained(MSClapModel.from_pretrained(base, dtype=torch.float32), folder / ADAPTER)
-    merged.merge_and_unload().save_pretrained(folder)
+    adapted = MSClapModel.from_pretrained(base, dtype=torch.float32)
+    config = copy.deepcopy(model.peft_config["default"])
+    wrapper = get_peft_model(adapted, config)
+    adapted.load_state_dict(model.state_dict())
+    wrapper.save_pretrained(folder / ADAPTER)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's, which names folders of this machine
+    about = json.loads((folder / ADAPTER / "adapter_config.json").read_text())
+    about["base_model_name_or_path"] = None if Path(base).exists() else base
+    write_json(folder / ADAPTER / "adapter_config.json", about)
+    wrapper.merge_and_unload().save_pretrained(folder)
 
 
 def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:

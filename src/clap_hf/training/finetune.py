@@ -13,7 +13,7 @@ from ..atomic_io import write_json
 from ..cards import write_card
 from ..cards.records import epochs_of, read_records, starts_of
 from ..convert import convert_checkpoint
-from ..data.own import NoSuchSplit
+from ..data.source import NoSuchSplit
 from ..pretrained import checkpoint_path
 from .inputs import OpenPairs, open_pairs
 from .loop import BEST, make_accelerator

@@ -112,7 +112,9 @@ def pair_batches(
             return SimpleStream(sources[0], *shared, given)
         return PairStream(sources, *shared, settings.lanes, settings.shuffle_block)
     refuse_unused(settings, ("lanes", "shuffle_block"), f"{rows[0].source.dataset}, whose rows are not streamed")
-    draws = EpochDraws([len(pairs) for pairs in rows], [pairs.source.weight for pairs in rows], settings.seed)
+    draws = EpochDraws(
+        [len(pairs) for pairs in rows], [source.get("weight", 1.0) for source in settings.sources], settings.seed
+    )
     if len(draws) < settings.batch_size:
         raise ValueError(
             f"An epoch has {len(draws)} pairs, expected at least a batch of {settings.batch_size}. Lower batch_size."
