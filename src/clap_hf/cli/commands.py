@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..audio import Audio, open_audio, read_whole
+from .finetune import app as finetune_app
 from .io import (
     FAILED,
     INTERRUPTED,
@@ -46,6 +47,7 @@ app = typer.Typer(
     help="Microsoft CLAP: sounds and words in one space.",
 )
 app.add_typer(training_app)
+app.add_typer(finetune_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
 EVERYDAY_LABELS = tuple(
