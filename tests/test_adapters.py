@@ -19,7 +19,7 @@ from clap_hf.adapters import AdaptedModel, load_model
 from clap_hf.cli import app
 from clap_hf.embedding import ClapEncoder
 from clap_hf.pretrained import model_type
-from conftest import EXAMPLES, GPT2_TOKENIZER, sound
+from conftest import EXAMPLES, sound
 from families import NAMES, RATE, save_family
 
 SECONDS = (0.7, 1.0, 0.35)  # of the windows of LAION's tiny CLAP: shorter, and one whole
@@ -29,7 +29,7 @@ TEXTS = ["a dog barks", "rain on a tin roof", "rain"]
 @pytest.fixture(scope="module", params=NAMES)
 def family(request, tmp_path_factory) -> tuple[str, Path]:
     """Name and folder of a tiny model."""
-    return request.param, save_family(request.param, tmp_path_factory.mktemp(request.param), GPT2_TOKENIZER)
+    return request.param, save_family(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_commands(family, sounds, tmp_path, monkeypatch):
 
 
 def test_collections_of_two_families_do_not_mix(tmp_path, sounds):
-    folders = [save_family(name, tmp_path / name, GPT2_TOKENIZER) for name in ("laion", "pe-audio")]
+    folders = [save_family(name, tmp_path / name) for name in ("laion", "pe-audio")]
     for folder, code in zip(folders, (0, 2), strict=True):
         words = ["embed", str(sounds[0]), "--output", str(tmp_path / "both"), "--model", str(folder)]
         assert CliRunner().invoke(app, words).exit_code == code
