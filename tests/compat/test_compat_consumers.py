@@ -6,34 +6,24 @@ retrieval toolkit that is on no index is here in our own words.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import soundfile
 import torch
 
+from clap_hf.compat import msclap as compat
 from msclap_reference import EXAMPLES, TOKENIZER, official_state, random_clap, reference_wrapper
 
 RECORDINGS = [EXAMPLES / name for name in ("bird.wav", "chainsaw.flac", "sheep.wav")]
+VOCABULARY = TOKENIZER["2023"]
 TEXTS = ["a bird sings", "a chainsaw runs", "a sheep"]
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "d" / "msclap_consumers"
-SETUP = """
-    import json, sys
-    import clap_hf
-    from pathlib import Path
-    from clap_hf.compat import msclap as compat
-    weights, tokenizer, files, texts = json.loads(sys.argv[1])
-    # The Hub's file and tokenizer, which a model is asked for without any.
-    compat.hf_hub_download = lambda *names, **options: weights
-    load = compat.load_msclap_checkpoint
-    compat.load_msclap_checkpoint = lambda path, version, _: load(path, version, tokenizer)
-    compat.install()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +64,27 @@ def fetched(requirement: str, members: str | None = None) -> Path:
     return folder
 
 
-def run(script: str, official: Path, *folders: Path) -> list:
-    """What a script prints as JSON, in a process where msclap is this package's."""
-    names = [str(official), str(TOKENIZER["2023"]), [str(file) for file in RECORDINGS], TEXTS]
-    # Without msclap on the path: a package that found it would run it.
-    hidden = "import sys; sys.modules['msclap'] = None; del sys.modules['msclap']\n"
-    code = hidden + textwrap.dedent(SETUP) + textwrap.dedent(script)
-    path = os.pathsep.join([*map(str, folders), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, json.dumps(names)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def installed(official, monkeypatch):
+    """This package as `msclap`, for a test; the official file and the tokenizer are at hand as on the Hub."""
+    path, theirs = official
+    for name in [name for name in sys.modules if name.split(".")[0] == "msclap"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(compat, "hf_hub_download", lambda *names: str(path))
+    load = compat.load_msclap_checkpoint
+    monkeypatch.setattr(compat, "load_msclap_checkpoint", lambda file, version, _: load(file, version, VOCABULARY))
+    before = sys.modules.copy()
+    compat.install()
+    yield theirs
+    for name in sys.modules.keys() - before.keys():
+        if name.split(".")[0] in ("msclap", "aac_metrics", "fadtk"):
+            del sys.modules[name]
+
+
+class Loader(list):
+    """Batches, with what mteb sets on a loader."""
+
+    collate_fn = None
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -93,80 +92,69 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_mteb(official):
+def test_mteb(installed, official, monkeypatch):
     """The `microsoft/msclap-2023` of mteb: its own loader, tokenization and vectors of arrays."""
-    path, theirs = official
-    script = """
-        import soundfile, huggingface_hub, torch
-        huggingface_hub.hf_hub_download = lambda *names, **options: weights
-        from mteb.models.model_implementations.msclap_models import MSClapWrapper
-        model = MSClapWrapper("microsoft/msclap-2023", device="cpu")
-        class Loader(list):
-            collate_fn = None
-        sounds = [dict(zip(("array", "sampling_rate"), soundfile.read(file, dtype="float32"))) for file in files]
-        audio = model.get_audio_embeddings(Loader([{"audio": sounds}]), show_progress_bar=False)
-        text = model.get_text_embeddings(Loader([{"text": texts}]), show_progress_bar=False)
-        print(json.dumps([audio.tolist(), text.tolist()]))
-    """
-    audio, text = (torch.tensor(vectors) for vectors in run(script, path))
-    torch.testing.assert_close(audio, unit(theirs.get_audio_embeddings(RECORDINGS)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(text, unit(theirs.get_text_embeddings(TEXTS)), atol=1e-5, rtol=0)
+    from mteb.models.model_implementations.msclap_models import MSClapWrapper
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names, **options: str(official[0]))
+    model = MSClapWrapper("microsoft/msclap-2023", device="cpu")
+    assert isinstance(model.model, compat.CLAP)
+    read = [soundfile.read(file, dtype="float32") for file in RECORDINGS]
+    sounds = [{"array": samples, "sampling_rate": rate} for samples, rate in read]
+    audio = model.get_audio_embeddings(Loader([{"audio": sounds}]), show_progress_bar=False)
+    text = model.get_text_embeddings(Loader([{"text": TEXTS}]), show_progress_bar=False)
+    expected = unit(installed.get_audio_embeddings(RECORDINGS))
+    torch.testing.assert_close(torch.from_numpy(audio), expected, atol=1e-5, rtol=0)
+    expected = unit(installed.get_text_embeddings(TEXTS))
+    torch.testing.assert_close(torch.from_numpy(text), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_aac_metrics(official):
+def test_aac_metrics(installed, monkeypatch):
     """The CLAP similarity of captions with references and with sounds."""
-    path, theirs = official
-    requirements = ("aac-metrics==0.6.0", "pythonwrench==0.6.8", "torchmetrics==1.9.0", "lightning-utilities==0.15.3")
-    script = """
-        from aac_metrics.functional import clap_sim
-        (_, audio), (_, words) = (
-            clap_sim(texts, [[text, "rain"] for text in texts], files, clap_method=method, device="cpu")
-            for method in ("audio", "text")
-        )
-        print(json.dumps([audio["clap_sim"].tolist(), words["clap_sim"].tolist()]))
-    """
-    audio, words = run(script, path, *(fetched(requirement) for requirement in requirements))
-    text = unit(theirs.get_text_embeddings(TEXTS))
-    expected = (unit(theirs.get_audio_embeddings(RECORDINGS)) * text).sum(dim=-1)
-    torch.testing.assert_close(torch.tensor(audio), expected, atol=1e-5, rtol=0)
-    rain = unit(theirs.get_text_embeddings(["rain"]))
-    torch.testing.assert_close(torch.tensor(words), (1 + (text @ rain.T)[:, 0]) / 2, atol=1e-5, rtol=0)
+    for requirement in ("lightning-utilities==0.15.3", "torchmetrics==1.9.0", "pythonwrench==0.6.8"):
+        monkeypatch.syspath_prepend(fetched(requirement))
+    monkeypatch.syspath_prepend(fetched("aac-metrics==0.6.0"))
+    from aac_metrics.functional import clap_sim
+
+    references = [[text, "rain"] for text in TEXTS]
+    (_, audio), (_, words) = (
+        clap_sim(TEXTS, references, RECORDINGS, clap_method=method, device="cpu") for method in ("audio", "text")
+    )
+    text = unit(installed.get_text_embeddings(TEXTS))
+    expected = (unit(installed.get_audio_embeddings(RECORDINGS)) * text).sum(dim=-1)
+    torch.testing.assert_close(audio["clap_sim"].float(), expected, atol=1e-5, rtol=0)
+    rain = (text @ unit(installed.get_text_embeddings(["rain"])).T)[:, 0]
+    torch.testing.assert_close(words["clap_sim"].float(), (1 + rain) / 2, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_fadtk(official):
+def test_fadtk(installed, official, monkeypatch):
     """The CLAP loader of a toolkit of Fréchet audio distances: 7-s chunks with a hop of 1 s."""
-    path, theirs = official
-    folders = fetched("fadtk==1.1.0", ".py"), fetched("hypy-utils==1.0.29")
-    script = """
-        import soundfile
-        import fadtk.model_loader as loaders
-        loaders.download_file = lambda url, file: file.symlink_to(weights)
-        model = loaders.CLAPModel("2023")
-        model.load_model()
-        found = [model._get_embedding(soundfile.read(file, dtype="float32")[0]).tolist() for file in files]
-        model.model_file.unlink()
-        print(json.dumps(found))
-    """
-    found = run(script, path, *folders)
-    for file, vectors in zip(RECORDINGS, found, strict=True):
-        samples = theirs.read_audio(file)[0][0]
+    for folder in (fetched("hypy-utils==1.0.29"), fetched("fadtk==1.1.0", ".py")):
+        monkeypatch.syspath_prepend(folder)
+    import fadtk.model_loader as loaders
+
+    monkeypatch.setattr(loaders, "download_file", lambda url, file: file.symlink_to(official[0]))
+    model = loaders.CLAPModel("2023")
+    model.load_model()
+    model.model_file.unlink()
+    for file in RECORDINGS:
+        samples = installed.read_audio(file)[0][0]
         chunks = [samples[start : start + 308_700] for start in range(0, len(samples), 44_100)]
         padded = [torch.nn.functional.pad(chunk, (0, 308_700 - len(chunk))) for chunk in chunks]
         with torch.no_grad():
-            expected = theirs.clap.audio_encoder(torch.stack(padded))[0]
-        torch.testing.assert_close(unit(torch.tensor(vectors)), unit(expected), atol=1e-5, rtol=0)
+            expected = installed.clap.audio_encoder(torch.stack(padded))[0]
+        found = model._get_embedding(soundfile.read(file, dtype="float32")[0])
+        torch.testing.assert_close(unit(found), unit(expected), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_moment_retrieval(official):
     """A feature a second from the tower alone, and states of a query's tokens with their mask."""
-    from clap_hf.compat.msclap import CLAP
-
     path, theirs = official
     features = []
-    for clap in (CLAP(path, tokenizer=TOKENIZER["2023"]), theirs):
+    for clap in (compat.CLAP(path, tokenizer=VOCABULARY), theirs):
         seconds = clap.read_audio(RECORDINGS[0])[0][0].unfold(0, 44_100, 44_100)
         tokens = clap.preprocess_text(["a bird sings"])
         states = clap.clap.caption_encoder.base(**tokens)[0]
