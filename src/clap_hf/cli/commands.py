@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from .io import (
     print_scores,
 )
 from .models import (
+    DUAL_ENCODERS,
     checked_checkpoint,
     go_offline_if_unreachable,
     installed_version,
@@ -110,8 +112,8 @@ def classify(
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
     of all labels, CSV those of the best --top-k.
     """
+    from ..adapters import load_model
     from ..embedding import embed_files
-    from ..model.modeling_msclap import MSClapModel
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
 
     output = Output(format, json_path)
@@ -119,10 +121,10 @@ def classify(
     files = input_files(paths)
     expected = labels_beside(files)
     candidates = candidate_labels(labels, labels_file, expected.values(), EVERYDAY_LABELS)
-    source = checked_checkpoint(model, ("msclap",))
+    source = checked_checkpoint(model, DUAL_ENCODERS)
     classifier, processor = load_pipeline(
         "zero-shot-audio-classification",
-        MSClapModel,
+        load_model,
         source,
         device,
         pipeline_class=MSClapZeroShotAudioClassificationPipeline,
@@ -168,13 +170,15 @@ def caption(
     from transformers import AutoModelForMultimodalLM
 
     from ..pipelines.captioning import TASK
+    from ..pretrained import load_checked
 
     output = Output(format, json_path)
     output.check()
     files = input_files(paths)
     source = checked_checkpoint(model, ("msclap_captioning", "msclap_conditional_generation"))
     options = {} if beams is None else {"num_beams": beams}
-    describe, _ = load_pipeline(TASK, AutoModelForMultimodalLM, source, device, max_windows=max_windows, **options)
+    load = partial(load_checked, AutoModelForMultimodalLM)
+    describe, _ = load_pipeline(TASK, load, source, device, max_windows=max_windows, **options)
 
     def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
         return {"caption": answer[0]["generated_text"] if answer else ""}
