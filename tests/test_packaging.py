@@ -69,7 +69,7 @@ FLOORS = (
     {"audio", "fast_cpu", "pretrained", "tokenization", "registration", "_prefix_tree"},
     {"embedding", "msclap_weights"},
     {"streaming"},
-    {"pipelines", "search", "export"},
+    {"pipelines", "search", "export", "moments"},
     {"cards", "data"},
     {"hub", "convert"},
     {"evaluation"},

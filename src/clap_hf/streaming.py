@@ -27,10 +27,18 @@ class Window(NamedTuple):
 
 
 class WindowGroup(NamedTuple):
-    """Windows that went through a model together: starts and ends `[windows]`, seconds, and `[windows, ...]`."""
+    """Windows that went through a model together, all on the CPU.
+
+    Attributes:
+        starts_s: Start of every window `[windows]`, float64, seconds.
+        ends_s: End of every window `[windows]`, float64, seconds.
+        log_mels: Their log-mels `[windows, frames, mel]`, dB.
+        values: What was computed of them `[windows, ...]`, float32.
+    """
 
     starts_s: torch.Tensor
     ends_s: torch.Tensor
+    log_mels: torch.Tensor
     values: torch.Tensor
 
 
@@ -68,7 +76,7 @@ def stream_windows(
         ValueError: `hop_s` is shorter than a sample.
         AudioDecodeError: The recording cannot be decoded.
     """
-    with _reader(source) as reader:
+    with opened(source) as reader:
         for start_s, end_s, samples in _full_windows(reader, extractor, hop_s):
             yield Window(start_s, end_s, extractor.log_mel(samples)[None])
 
@@ -95,7 +103,7 @@ def map_windows(
         windows_per_batch: Windows that go through the model together.
 
     Returns:
-        Groups of windows, with the function's values in float32 on the CPU.
+        Groups of windows.
 
     Raises:
         ValueError: As for `stream_windows`.
@@ -117,14 +125,15 @@ def map_windows(
 
         return starts_s, ends_s, model_input(extractor, device, samples())
 
-    with _reader(source) as reader:
+    with opened(source) as reader:
         cut = _full_windows(reader, extractor, hop_s)
         with closing(in_groups(cut, windows_per_batch, prepare)) as groups:
             for starts_s, ends_s, inputs in groups:
+                log_mels = log_mels_on(extractor, device, [inputs])
                 with evaluation_mode(model):
-                    values = function(log_mels_on(extractor, device, [inputs])).float().cpu()
+                    values = function(log_mels).float().cpu()
                 times_s = torch.tensor([starts_s, ends_s], dtype=torch.float64)
-                yield WindowGroup(times_s[0], times_s[1], values)
+                yield WindowGroup(times_s[0], times_s[1], log_mels[:, 0].cpu(), values)
 
 
 def embed_stream(
@@ -150,7 +159,7 @@ def embed_stream(
     Raises:
         ValueError: As for `stream_windows`.
     """
-    with _reader(source) as reader:
+    with opened(source) as reader:
         groups = map_windows(
             model,
             processor,
@@ -159,12 +168,13 @@ def embed_stream(
             hop_s=hop_s,
             windows_per_batch=windows_per_batch,
         )
-        starts_s, ends_s, vectors = (torch.cat(found) for found in zip(*groups, strict=True))
+        kept = [(group.starts_s, group.ends_s, group.values) for group in groups]
+        starts_s, ends_s, vectors = (torch.cat(found) for found in zip(*kept, strict=True))
         return EmbeddedStream(starts_s, ends_s, vectors, reader.damage)
 
 
 @contextmanager
-def _reader(source: Source | AudioReader) -> Iterator[AudioReader]:
+def opened(source: Source | AudioReader) -> Iterator[AudioReader]:
     """An open reader as it is, or one that is closed afterwards."""
     if isinstance(source, AudioReader):
         yield source
