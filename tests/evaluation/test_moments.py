@@ -47,7 +47,9 @@ def test_scores_agree_with_an_enumeration(seed):
         spans = [*near, *random_spans(generator, generator.integers(0, 5))][: generator.integers(0, 8)]
         scores = generator.permutation(len(spans)) / 10
         truth.append({"qid": qid, "relevant_windows": relevant})
-        predictions.append({"qid": qid, "pred_relevant_windows": [[*s, v] for s, v in zip(spans, scores, strict=True)]})
+        predictions.append(
+            {"qid": qid, "pred_relevant_windows": [[*s, v] for s, v in zip(spans, scores, strict=True)]}
+        )
     found = moment_scores(predictions, truth)
     pairs = [(p["pred_relevant_windows"], t["relevant_windows"]) for p, t in zip(predictions, truth, strict=True)]
     for threshold in (0.5, 0.7):

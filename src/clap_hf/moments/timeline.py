@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,8 @@ def score_timeline(
     window_s, frame_s = extractor.duration_s, extractor.hop_length / extractor.sampling_rate
     if not step_s >= frame_s:
         raise ValueError(f"step_s is {step_s}, expected at least {frame_s:.3f} s, a frame of the log-mel.")
+    if hop_s is not None and hop_s > window_s:
+        raise ValueError(f"hop_s is {hop_s}, expected at most a window, {window_s} s: nothing may lie between two.")
     texts = [[template.replace("{}", label) for template in templates] for label in labels]
     classes = embed_classes(model, processor.tokenizer, texts)
 
@@ -155,6 +158,8 @@ def score_timeline(
                 edges[-1] = round(max(end_s / step_s, edges[-1]))  # frames that no position stands for
                 for first, end, own in zip(edges, edges[1:], scores, strict=False):
                     found.add(first, end, own)
-    steps = max(round(end_s / step_s), 1)
-    scores = found.sums[:steps] / np.maximum(found.counts[:steps, None], 1)
+    steps = max(math.ceil(end_s / step_s - 1e-6), 1)
+    if not found.counts[steps - 1]:  # the recording ends in its first half
+        found.add(steps - 1, steps, scores[-1])
+    scores = found.sums[:steps] / found.counts[:steps, None]
     return Timeline(list(labels), step_s, scores, end_s, reader.damage, spectrogram)
