@@ -110,16 +110,16 @@ def test_segments_need_the_upper_threshold_and_end_at_the_lower():
 
 def test_spans_are_ranked_and_do_not_overlap():
     scores = np.array([0, 0, 0.5, 1.0, 0.6, 0.2, 0, 0.3, 0.4, 0, 0, 0.1], np.float32)
-    found = ranked_spans(scores, "it", 2.0, top_k=3)
-    times = [(span.start_s, span.end_s) for span in found]
-    # The median is 0.15: down to 0.575, 0.35 (which 0.5 reaches) and 0.275.
-    assert times == [(6.0, 10.0), (4.0, 6.0), (14.0, 18.0)]
-    assert [span.score for span in found] == pytest.approx([1.0, 0.5, 0.4])
-    flat = ranked_spans(np.full(4, 0.3, np.float32), "it", 2.0)
-    assert len(flat) == 1 and flat[0].score == pytest.approx(0.3)
-    whole = ranked_spans(scores, "it", 2.0, top_k=100, duration_s=23.0)
-    covered = sorted((span.start_s, span.end_s) for span in whole)
-    assert all(end <= start for (_, end), (start, _) in zip(covered, covered[1:], strict=False))
+    found = ranked_spans(scores, "it", 2.0)
+    # The median is 0.15: down to 0.66 and 0.3. Of 0.6 and 0.5 the way to 1.0 does not go down; 0.2 is on the slope.
+    assert [(span.start_s, span.end_s, round(span.score, 3)) for span in found] == [(6, 8, 1.0), (14, 18, 0.4)]
+    [wide] = ranked_spans(scores, "it", 2.0, top_k=1, share=0.3)
+    assert (wide.start_s, wide.end_s) == (4.0, 10.0)  # down to 0.405
+    valley = np.array([0, 0, 0, 0, 0.8, 0.4, 1.0, 0, 0], np.float32)
+    assert [span.start_s for span in ranked_spans(valley, "it", 1.0)] == [6, 4]  # 0.4 is below 0.48
+    assert [span.start_s for span in ranked_spans(valley, "it", 1.0, share=0.4)] == [4]
+    flat = ranked_spans(np.full(4, 0.3, np.float32), "it", 2.0, duration_s=7.5)
+    assert [(span.start_s, span.end_s) for span in flat] == [(0.0, 7.5)] and flat[0].score == pytest.approx(0.3)
 
 
 def test_files_of_other_programs():

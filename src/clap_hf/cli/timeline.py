@@ -45,7 +45,7 @@ class MomentsFormat(StrEnum):
 
 Step = Annotated[float, typer.Option("--step", help="Length of a step of the scores, seconds.")]
 Hop = Annotated[
-    float | None, typer.Option("--hop", help="From a window to the next, seconds; a quarter of a window by default.")
+    float | None, typer.Option("--hop", help="From a window to the next, seconds; a third of a window by default.")
 ]
 Frames = Annotated[
     bool, typer.Option("--frames/--windows", help="Scores of the positions within windows, or of whole windows.")

@@ -79,33 +79,41 @@ def ranked_spans(
     step_s: float,
     *,
     top_k: int = 10,
-    share: float = 0.5,
+    share: float = 0.6,
     duration_s: float | None = None,
 ) -> list[Segment]:
     """Spans of a recording by the height of their peak: each reaches down to a share of its peak over the median.
+
+    A peak from which the scores do not fall so far on the way to a higher one has no span of its own.
 
     Args:
         scores: Scores of one text `[steps]`.
         label: The text.
         step_s: Length of a step, s.
         top_k: Spans at most.
-        share: How far above the recording's median, as a share of the peak, a span's scores are.
+        share: How far above the recording's median, as a share of the peak, a span's scores are. The default was the
+            best of 0.4 to 0.8 for R1@0.5 on mixtures of the sound corpus' validation split.
         duration_s: Where the recording ends, s; no span ends later.
 
     Returns:
-        Spans that do not overlap, the best first.
+        Spans that do not overlap, the best first; at least one.
     """
     middle = float(np.median(scores))
-    left = scores.astype(np.float64)  # scores that no span holds yet
+    taken = np.zeros(len(scores), bool)
     found: list[Segment] = []
-    while len(found) < top_k and (peak := float(left.max())) > -np.inf:
-        at = int(left.argmax())
-        runs = _runs(left >= middle + share * (peak - middle)) if peak > middle else [(at, at + 1)]
-        first, end = next(run for run in runs if run[0] <= at < run[1])
-        found.append(_segment(label, first, end, step_s, peak, duration_s))
-        left[first:end] = -np.inf
-        if peak <= middle:
+    for at in np.argsort(-scores, kind="stable").tolist():
+        peak = float(scores[at])
+        if len(found) == top_k or (found and peak <= middle):
             break
+        low = middle + share * (peak - middle)
+        first, end = at, at + 1
+        while first > 0 and scores[first - 1] >= low and not taken[first]:
+            first -= 1
+        while end < len(scores) and scores[end] >= low and not taken[end - 1]:
+            end += 1
+        if not taken[first:end].any():
+            taken[first:end] = True
+            found.append(_segment(label, first, end, step_s, peak, duration_s))
     return found
 
 

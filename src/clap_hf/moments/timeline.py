@@ -108,7 +108,7 @@ def score_timeline(
         source: A path, encoded bytes, a binary file object, or an open reader, see `stream_windows`.
         labels: Labels or sentences, in any words.
         step_s: Length of a step of the result, s.
-        hop_s: From a window to the next, s; a quarter of a window when None.
+        hop_s: From a window to the next, s; a third of a window when None.
         frames: Whether pieces are the positions of the audio tower's last feature map, or else whole windows.
         templates: Texts with {} for the label; several are averaged.
         windows_per_batch: Windows that go through the model together.
@@ -141,7 +141,7 @@ def score_timeline(
             processor,
             reader,
             piece_scores,
-            hop_s=window_s / 4 if hop_s is None else hop_s,
+            hop_s=window_s / 3 if hop_s is None else hop_s,
             windows_per_batch=windows_per_batch,
         ):
             length = group.log_mels.shape[1]
