@@ -1,10 +1,8 @@
 """The page on timelines is true: its snippet and its commands run, its numbers are those of the record."""
 
 import json
-import re
 import shlex
 
-import pytest
 from typer.testing import CliRunner
 
 from clap_hf.cli import app

@@ -107,6 +107,7 @@ def make_mixture(
     backgrounds: dict[str, list[Sound]],
     seconds: tuple[float, float],
     seed: int,
+    snrs_db: Sequence[float] = SNRS_DB,
 ) -> tuple[Sound, list[Query]]:
     """One recording, and the queries for it.
 
@@ -116,6 +117,7 @@ def make_mixture(
         backgrounds: Sounds of backgrounds, by label.
         seconds: Shortest and longest recording, s; lengths are spread evenly over their logarithm.
         seed: Seed.
+        snrs_db: Ratios of a query's sounds to the background where they are planted, dB, to draw from.
     """
     generator = np.random.default_rng([seed, number])
     duration = float(np.exp(generator.uniform(*np.log(seconds))))
@@ -127,7 +129,7 @@ def make_mixture(
     labels = sorted(set(events) - {background})
     count = min(max(1, int(duration / SECONDS_PER_QUERY)), MOST_QUERIES, len(labels))
     for label in generator.choice(labels, count, replace=False):
-        snr_db, windows = float(generator.choice(SNRS_DB)), []
+        snr_db, windows = float(generator.choice(np.array(snrs_db))), []
         for _ in range(generator.integers(1, MOST_EVENTS + 1)):
             sound = events[label][int(generator.integers(len(events[label])))]
             start = _free_place(free, len(sound), generator)
@@ -173,6 +175,7 @@ def main(
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
     shortest_s: Annotated[float, typer.Option(help="Shortest recording, s.")] = 20.0,
     longest_s: Annotated[float, typer.Option(help="Longest recording, s.")] = 600.0,
+    snr_db: Annotated[list[float] | None, typer.Option(help=f"Ratio to draw, dB; {SNRS_DB} by default.")] = None,
     seed: Annotated[int, typer.Option(help="Decides all that is drawn.")] = 0,
 ) -> None:
     """Plant held-out sounds into held-out backgrounds at known seconds."""
@@ -192,7 +195,9 @@ def main(
     output.mkdir(parents=True)
     with (output / "moments.jsonl").open("w", encoding="utf-8") as lines:
         for number in range(count):
-            samples, queries = make_mixture(number, events, backgrounds, (shortest_s, longest_s), seed)
+            samples, queries = make_mixture(
+                number, events, backgrounds, (shortest_s, longest_s), seed, snr_db or SNRS_DB
+            )
             (output / f"mixture_{number:04d}.flac").write_bytes(encode_flac(samples, RATE))
             lines.writelines(json.dumps(asdict(query)) + "\n" for query in queries)
 
