@@ -10,7 +10,7 @@ import numpy as np
 from ..atomic_io import replacing
 from .formats import clock
 from .segments import Segment
-from .timeline import Timeline
+from .timeline import SILENT_SCORE, Timeline
 
 COLUMNS = 1600  # of the picture; more steps are shown by the highest score of each column
 KILOHERTZ = (0.1, 0.5, 1, 2, 5, 10)
@@ -43,6 +43,7 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path) -
     width = -(-len(scores) // COLUMNS)
     padded = np.pad(scores, ((0, -len(scores) % width), (0, 0)), mode="edge")
     columns = padded.reshape(-1, width, rows).max(axis=1).T
+    columns = np.where(columns > SILENT_SCORE, columns, np.nan)
     extent = (0, columns.shape[1] * width * timeline.step_s, rows - 0.5, -0.5)
     heat = below.imshow(columns, extent=extent, aspect="auto", cmap="Greys", interpolation="nearest")
     for found in segments:

@@ -98,7 +98,7 @@ def ranked_spans(
     Returns:
         Spans that do not overlap, the best first; at least one.
     """
-    middle = float(np.median(scores))
+    middle = float(np.median(scores[scores > -1] if scores.max() > -1 else scores))  # silence is -1
     taken = np.zeros(len(scores), bool)
     found: list[Segment] = []
     for at in np.argsort(-scores, kind="stable").tolist():

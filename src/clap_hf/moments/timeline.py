@@ -17,6 +17,8 @@ from ..model.processing_msclap import MSClapProcessor
 from ..streaming import map_windows, opened
 
 COLUMNS = 4096  # of a spectrogram, at most
+SILENT_DB = -75.0  # of every frame and mel bin: digital silence, with 16-bit dither or without
+SILENT_SCORE = -1.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Timeline:
     Attributes:
         labels: The labels.
         step_s: Length of a step, s; step `i` begins at `i * step_s`.
-        scores: Cosine similarity of every step and label `[steps, labels]`, float32.
+        scores: Cosine similarity of every step and label `[steps, labels]`, float32; -1 where all is silent.
         duration_s: Length of the recording, s.
         damage: What is missing or damaged in it, a sentence each.
         spectrogram: Its spectrogram, for pictures.
@@ -81,7 +83,7 @@ class _Overlaps:
 
     def add(self, first: int, end: int, scores: np.ndarray) -> None:
         """Add the scores `[labels]` of a piece that covers steps `first` to `end`."""
-        if end > len(self.counts):
+        while end > len(self.counts):
             self.sums = np.concatenate([self.sums, np.zeros_like(self.sums)])
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
         self.sums[first:end] += scores
@@ -155,11 +157,12 @@ def score_timeline(
             ):
                 spectrogram.add(start_s, log_mel[: round((end_s - start_s) / frame_s)])
                 edges = np.round((start_s + piece_s * np.arange(len(scores) + 1)) / step_s).astype(int)
-                edges[-1] = round(max(end_s / step_s, edges[-1]))  # frames that no position stands for
-                for first, end, own in zip(edges, edges[1:], scores, strict=False):
-                    found.add(first, end, own)
+                edges[-1] = max(math.ceil(end_s / step_s - 1e-6), edges[-1])  # frames that no position stands for
+                loud = np.array_split(log_mel.max(axis=1) > SILENT_DB, len(scores))
+                for first, end, own, frames_of_it in zip(edges, edges[1:], scores, loud, strict=False):
+                    if frames_of_it.any():
+                        found.add(first, end, own)
     steps = max(math.ceil(end_s / step_s - 1e-6), 1)
-    if not found.counts[steps - 1]:  # the recording ends in its first half
-        found.add(steps - 1, steps, scores[-1])
-    scores = found.sums[:steps] / found.counts[:steps, None]
+    covered = found.counts[:steps, None]
+    scores = np.where(covered > 0, found.sums[:steps] / np.maximum(covered, 1), SILENT_SCORE)
     return Timeline(list(labels), step_s, scores, end_s, reader.damage, spectrogram)
