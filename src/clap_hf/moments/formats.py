@@ -1,0 +1,33 @@
+"""Segments as files that other programs read: Audacity's label tracks, WebVTT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .segments import Segment
+
+
+def audacity_labels(segments: Iterable[Segment]) -> str:
+    """A label track that Audacity imports: start and end, s, and text, a line each."""
+    return "".join(
+        f"{found.start_s:.6f}\t{found.end_s:.6f}\t{_one_line(found.label)} ({found.score:.2f})\n" for found in segments
+    )
+
+
+def web_vtt(segments: Iterable[Segment]) -> str:
+    """Captions in WebVTT, which players show over a recording."""
+    cues = []
+    for found in segments:
+        label = _one_line(found.label).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        cues.append(f"{clock(found.start_s)} --> {clock(found.end_s)}\n{label} ({found.score:.2f})\n")
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes, seconds and thousandths, as 01:02:03.004."""
+    total = round(seconds * 1000)
+    return f"{total // 3_600_000:02d}:{total // 60_000 % 60:02d}:{total // 1000 % 60:02d}.{total % 1000:03d}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
