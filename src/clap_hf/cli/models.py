@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from ..calibration import Calibration
+    from ..model.modeling_msclap import MSClapModel
     from ..model.processing_msclap import MSClapProcessor
     from ..search import SoundCollection
 
@@ -102,20 +104,44 @@ def usable_device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def load_collection(folder: Path, model: str, device: str | None, max_windows: int | None) -> SoundCollection:
-    """A collection with its model."""
+def load_model(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
+    """A model of two towers on a device, its processor, its name for the record, and its calibration if any."""
     from accelerate import PartialState
 
+    from ..calibration import Calibration
     from ..model.modeling_msclap import MSClapModel
     from ..pretrained import load_checked
-    from ..search import SoundCollection
 
     source = checked_checkpoint(model, ("msclap",))
     # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
     loaded, processor = load_checked(MSClapModel, source)
-    return SoundCollection(folder, loaded.to(target), processor, name, max_windows)
+    return loaded.to(target), processor, name, Calibration.beside(source)
+
+
+def load_collection(
+    folder: Path,
+    model: str,
+    device: str | None,
+    max_windows: int | None,
+    *,
+    hop_s: float | None = None,
+    calibrated: bool = True,
+) -> SoundCollection:
+    """A collection with its model."""
+    from ..search import SoundCollection
+
+    loaded, processor, name, calibration = load_model(model, device)
+    return SoundCollection(
+        folder,
+        loaded,
+        processor,
+        name,
+        max_windows=max_windows,
+        hop_s=hop_s,
+        calibration=calibration if calibrated else None,
+    )
 
 
 def model_facts(model: str) -> dict[str, str]:

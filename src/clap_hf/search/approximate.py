@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,17 +39,19 @@ class Approximate:
         return scores[0][found], rows[0][found]
 
 
-def approximate_index(matrix: np.ndarray) -> Approximate | None:
-    """Build an index whose recall@10 is at least 0.95, measured on perturbed vectors of its own.
+def approximate_index(matrix: np.ndarray, queries: np.ndarray | None = None) -> Approximate | None:
+    """Build an index whose recall@10 is at least 0.95, measured on queries.
 
     Args:
         matrix: Unit vectors `[vectors, dim]`, float32.
+        queries: Vectors like those that will be looked for, such as of texts `[queries, dim]`; perturbed vectors of
+            the matrix when None.
 
     Returns:
         HNSW for up to a million vectors, an inverted file above; None without faiss-cpu, or where no effort is enough.
     """
     try:
-        import faiss
+        faiss: Any = import_module("faiss")
     except ImportError:
         return None
     count, dim = matrix.shape
@@ -62,9 +65,10 @@ def approximate_index(matrix: np.ndarray) -> Approximate | None:
         index.train(matrix[:: max(1, count // (40 * lists))])
     index.add(matrix)
     random = np.random.default_rng(0)
-    own = matrix[random.choice(count, min(SAMPLES, count), replace=False)]
-    noise = random.normal(size=own.shape).astype(np.float32)
-    queries = own + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    if queries is None:
+        own = matrix[random.choice(count, min(SAMPLES, count), replace=False)]
+        noise = random.normal(size=own.shape).astype(np.float32)
+        queries = own + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     exact = np.argpartition(-(queries @ matrix.T), NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     for effort in EFFORTS:
         if kind == "hnsw":

@@ -176,5 +176,3 @@ def _free(path: Path) -> Path:
 
 def _no_collection(folder: str | os.PathLike[str]) -> ValueError:
     return ValueError(f"{folder}: no collection of sounds here, expected one that `clap-hf embed` made.")
-
-

@@ -64,6 +64,13 @@ class SearchHit:
     end_s: float | None = None
     probability: float | None = None
 
+    @property
+    def place(self) -> str:
+        """The file, and the window in it, as `file @ 01:23–01:26`."""
+        if self.start_s is None or self.end_s is None:
+            return str(self.file)
+        return f"{self.file} @ {clock(self.start_s)}–{clock(self.end_s)}"
+
 
 @dataclass(frozen=True)
 class CollectionUpdate:
@@ -86,7 +93,7 @@ class CollectionUpdate:
 
 @dataclass(frozen=True)
 class _State:
-    """What identifies the content of a file: size in bytes and time of change in ns, or else its hash; and its length."""
+    """What identifies the content of a file: size in bytes and time of change in ns, or its hash; and its length."""
 
     size: int
     mtime_ns: int
@@ -114,14 +121,14 @@ class SoundCollection:
         model: The model, on its device; in evaluation mode whenever it embeds.
         processor: Its processor.
         name: Folder or Hub id of the model, kept for the record.
-        max_windows: Windows of a file at most, evenly spaced over it, in its own vector; the processor's own limit when
-            None.
+        max_windows: Windows of a file at most, evenly spaced over it, in its whole vector; the processor's own limit
+            when None.
         hop_s: Also keep a vector for every window of the model's length, this far apart, s; none when None.
         calibration: Of the model, for probabilities and thresholds.
 
     Raises:
-        ValueError: The folder holds embeddings of another model or front end, of windows with another hop, or a damaged
-            part; or weights of the model are missing or not finite.
+        ValueError: The folder holds embeddings of another model or front end, of windows with another hop, or a
+            damaged part; or weights of the model are missing or not finite.
     """
 
     def __init__(
@@ -158,7 +165,7 @@ class SoundCollection:
         )
         facts = {"name": name, "max_windows": max_windows, "hop_s": hop_s}
         self._parts = PartStore(self.folder, self._encoder.key, schema, about=facts)
-        self._index = Index(self._parts, model.config.projection_dim)
+        self._index = Index(self._parts)
         self._check_identity()
 
     def _check_identity(self) -> None:
@@ -167,8 +174,8 @@ class SoundCollection:
             found = part_facts(part)
             if found.get("hop_s") != self.hop_s and found["identity"] == self._encoder.key:
                 raise ValueError(
-                    f"{part}: its windows have the hop {found.get('hop_s')} s, expected {self.hop_s} s. Use that hop, or "
-                    "another folder."
+                    f"{part}: its windows have the hop {found.get('hop_s')} s, expected {self.hop_s} s. Use that "
+                    "hop, or another folder."
                 )
             if found["identity"] != self._encoder.key:
                 raise ValueError(
@@ -342,8 +349,8 @@ class SoundCollection:
             sampling_rate: Rate of samples that do not carry their own, Hz.
             exclude: Words or a sound; files that are closer to it than to the query are left out.
             where: Which files take part.
-            false_alarm_rate: Leave out hits below the calibrated threshold: where nothing matches the words, there is a
-                hit in this share of searches.
+            false_alarm_rate: Leave out hits below the calibrated threshold, which this share of the sounds that do not
+                match the words reach.
 
         Returns:
             Hits, the best first.
@@ -356,8 +363,8 @@ class SoundCollection:
         if false_alarm_rate is not None and calibration is None:
             raise ValueError(
                 f"false_alarm_rate is {false_alarm_rate} for {'words' if isinstance(query, str) else 'no words'} and "
-                f"{'a' if self.calibration else 'no'} calibration of the model, expected words and a calibration. Make "
-                "one by scripts/calibrate.py, or leave the rate out."
+                f"{'a' if self.calibration else 'no'} calibration of the model, expected words and a calibration. "
+                "Make one by scripts/calibrate.py, or leave the rate out."
             )
         vector = query_vector(self._encoder, query, sampling_rate)
         against = None if exclude is None else query_vector(self._encoder, exclude, sampling_rate)
@@ -392,7 +399,7 @@ class SoundCollection:
         if missing and not hits:
             raise self._all_missing(missing)
         if false_alarm_rate is not None and calibration is not None:
-            threshold = calibration.threshold(false_alarm_rate, count=len(vectors.files))
+            threshold = calibration.threshold(false_alarm_rate)
             hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
         return hits
 
@@ -401,7 +408,9 @@ class SoundCollection:
     ) -> Iterator[tuple[int, int, float]]:
         """Numbers of files, the rows of their best vectors and these vectors' scores, the best first."""
         seen: set[int] = set()
-        if against is None and where == EVERYTHING and (index := self._index.approximate(vectors)) is not None:
+        texts = None if self.calibration is None else self.calibration.texts
+        index = self._index.approximate(vectors, texts) if against is None and where == EVERYTHING else None
+        if index is not None:
             scores, rows = index.nearest(query, CANDIDATES * top_k)
             owners = np.searchsorted(vectors.first, rows, side="right") - 1
             for number, row, score in zip(owners.tolist(), rows.tolist(), scores.tolist(), strict=True):
@@ -505,3 +514,10 @@ def _state_of(file: str) -> _State:
     with suppress(ValueError, OSError), open_audio(file) as reader:  # `embed_files` states what is wrong with it
         duration_s = reader.duration_s
     return _State(found.st_size, found.st_mtime_ns, digest.hexdigest(), duration_s)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

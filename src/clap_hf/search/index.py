@@ -120,11 +120,10 @@ class Index:
 
     Args:
         store: The parts.
-        dim: Elements of a vector.
     """
 
-    def __init__(self, store: PartStore, dim: int):
-        self._store, self._dim = store, dim
+    def __init__(self, store: PartStore):
+        self._store = store
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._vectors: Vectors | None = None
@@ -164,13 +163,13 @@ class Index:
                         raise
             raise AssertionError("unreachable")
 
-    def approximate(self, vectors: Vectors) -> Approximate | None:
+    def approximate(self, vectors: Vectors, queries: np.ndarray | None) -> Approximate | None:
         """FAISS over the vectors, where there are more than `EXACT_VECTORS` and it is installed; else None."""
         if len(vectors.matrix) <= EXACT_VECTORS:
             return None
         with self._lock:
             if self._approximate is None or self._approximate[0] is not vectors:
-                self._approximate = (vectors, approximate_index(vectors.matrix))
+                self._approximate = (vectors, approximate_index(vectors.matrix, queries))
             return self._approximate[1]
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
@@ -245,8 +244,8 @@ class Index:
         newest = self._execute(f"{NEWEST} GROUP BY file ORDER BY file")
         counts = np.array([1 + row["windows"] for row in newest], dtype=np.int64)
         first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64) if len(counts) else counts
-        matrix = np.empty((int(counts.sum()), self._dim), dtype=np.float32)
-        times = np.full((2, len(matrix)), np.nan, dtype=np.float32)
+        matrix = np.empty((0, 0), dtype=np.float32)
+        times = np.full((2, int(counts.sum())), np.nan, dtype=np.float32)
         of_part: dict[str, list[tuple[int, int]]] = {}
         for number, row in enumerate(newest):
             of_part.setdefault(row["part"], []).append((row["row"], number))
@@ -258,14 +257,17 @@ class Index:
                     raise
                 raise FileNotFoundError(name) from None
             inside, numbers = (np.array(column) for column in zip(*rows, strict=True))
-            matrix[first[numbers]] = embeddings(table)[inside]
+            own = embeddings(table)
+            if not matrix.size:
+                matrix = np.empty((times.shape[1], own.shape[1]), dtype=np.float32)
+            matrix[first[numbers]] = own[inside]
             if "windows" in table.column_names:
-                for row, number in rows:
+                for line, number in rows:
                     place = slice(first[number] + 1, first[number] + counts[number])
                     if place.stop > place.start:
-                        values = table["windows"][row].values
-                        matrix[place] = values.flatten().to_numpy().reshape(-1, self._dim)
-                        times[:, place] = [table[name][row].values.to_numpy() for name in ("starts", "ends")]
+                        values = table["windows"][line].values
+                        matrix[place] = values.flatten().to_numpy().reshape(-1, own.shape[1])
+                        times[:, place] = [table[name][line].values.to_numpy() for name in ("starts", "ends")]
         files, sizes, mtimes, damage = (
             [row[name] for row in newest] for name in ("file", "size", "mtime_ns", "damage")
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import AUDIO_EXTENSIONS, Audio, load_audio
+from ..audio import AUDIO_EXTENSIONS, Audio, AudioReader, read_whole
 from ..embedding import ClapEncoder
 
 TERM = re.compile(r'\s*"([^"]*)"\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*(?:,|$)')
@@ -39,19 +39,20 @@ def parse_words(words: str) -> str | WeightedQuery:
 
 
 def load_part(name: str) -> Audio:
-    """Decode a sound file, or the part of it that a name such as `f.wav@3.2-4.5` states, in seconds.
+    """Decode a sound file, or the part of it that a name such as `f.wav@3.2-4.5` states, in s; no warning of damage.
 
     Raises:
         ValueError: The part ends before it starts.
         AudioDecodeError: The file cannot be decoded.
     """
-    found = PART.fullmatch(name)
-    if found is None or os.path.exists(name):
-        return load_audio(name)
-    start_s, end_s = float(found[2]), float(found[3])
-    if end_s <= start_s:
-        raise ValueError(f"{name} ends at {end_s:g} s, expected an end after its start, {start_s:g} s.")
-    return load_audio(found[1], start_s=start_s, duration_s=end_s - start_s)
+    found = None if os.path.exists(name) else PART.fullmatch(name)
+    file, start_s, duration_s = name, 0.0, None
+    if found is not None:
+        file, start_s, duration_s = found[1], float(found[2]), float(found[3]) - float(found[2])
+        if duration_s <= 0:
+            raise ValueError(f"{name} ends at {found[3]} s, expected an end after its start, {found[2]} s.")
+    with AudioReader(file, start_s=start_s, duration_s=duration_s) as reader:
+        return read_whole(reader)
 
 
 def query_vector(encoder: ClapEncoder, query: Any, sampling_rate: int | None = None) -> np.ndarray:
