@@ -86,11 +86,20 @@ def classify(
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown per sound.")] = 3,
     template: Annotated[list[str] | None, typer.Option(help="Text with {} for the label; repeat to average.")] = None,
     max_windows: MaxWindows = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            min=1e-6, max=0.999, help="Share of sounds that get a label though none fits; the others get none."
+        ),
+    ] = 0.2,
+    raw: Annotated[bool, typer.Option("--raw", help="Without calibration: one of the labels always fits.")] = False,
     format: StdoutFormat = Format.table,
     json_path: JsonPath = None,
     device: Device = None,
 ) -> None:
     """Name the sounds in files and folders by labels in any words, without training.
+
+    A calibrated model answers "none of these" where no label is probable enough.
 
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
@@ -115,10 +124,16 @@ def classify(
         candidate_labels=candidates,
         hypothesis_template=template or [DEFAULT_TEMPLATE],
         max_windows=max_windows,
+        calibration=not raw,
     )
+    threshold = None
+    if classifier.calibration is not None:
+        threshold = classifier.calibration.threshold(false_alarms, count=len(candidates))
 
     def record(file: Path, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
+        if threshold is not None and scores:
+            known["none_of_these"] = max(score["probability"] for score in scores) < threshold
         return {"scores": scores or [], **known}
 
     def classify_long(file: Path) -> list[dict[str, Any]]:
