@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from .atomic_io import replacing
 FILE = "calibration.safetensors"  # beside the weights
 BACKGROUND = 256  # sounds and texts that are kept
 RATES = np.geomspace(0.5, 1e-3, 64)  # false-alarm rates whose thresholds are kept; the tail is extrapolated
+SOURCES_HELD, SOUNDS_OF_SOURCE = 0.75, 20  # a stated rate holds for this share of the sources with so many sounds
 LOW, MIDDLE = 0.16, 0.5  # quantiles: what is above them may hold sounds that the text does name
 TENSORS = ("sounds", "texts", "weights", "thresholds")
 
@@ -34,7 +36,8 @@ class Calibration:
         sounds: Unit vectors of background sounds `[sounds, dim]`.
         texts: Unit vectors of background texts `[texts, dim]`.
         weights: Of the constant and the two standardised scores in the logit of the probability, at even odds `[3]`.
-        thresholds: Logits that the shares `RATES` of absent sounds exceed, ascending `[64]`.
+        thresholds: Logits that at most the shares `RATES` of absent sounds exceed, in three of four sources, ascending
+            `[64]`.
         facts: What it was made of, for the record.
     """
 
@@ -170,8 +173,15 @@ class Calibration:
         truth = np.repeat([True, False], [present.sum(), absent.sum()])
         found = LogisticRegression(C=100.0, class_weight="balanced").fit(pairs, truth)
         weights = np.concatenate([found.intercept_, found.coef_[0]])
-        logits = weights[0] + scores[absent] @ weights[1:]
-        return cls(sounds, texts, weights, np.quantile(logits, 1 - RATES), facts)
+        logits = weights[0] + scores @ weights[1:]
+        large = [source for source, count in Counter(sources).items() if count >= SOUNDS_OF_SOURCE]
+        rows = [np.array([source == other for other in sources]) for source in large]
+        of_source = [np.quantile(logits[own][absent[own]], 1 - RATES) for own in rows if absent[own].any()]
+        if len(of_source) < 4:
+            thresholds = np.quantile(logits[absent], 1 - RATES)
+        else:
+            thresholds = np.quantile(of_source, SOURCES_HELD, axis=0)
+        return cls(sounds, texts, weights, thresholds, facts)
 
 
 def sigmoid(logits: Any) -> Any:
