@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .collections import app as collections_app
+from .finetune import app as finetune_app
 from .io import (
     Format,
     OneLineErrors,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(collections_app)
 app.add_typer(training_app)
+app.add_typer(finetune_app)
 
 # Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
 EVERYDAY_LABELS = tuple(
