@@ -68,7 +68,7 @@ FLOORS = (
     {"model", "_torchaudio", "atomic_io"},
     {"audio", "fast_cpu", "pretrained", "tokenization", "registration", "_prefix_tree"},
     {"embedding", "msclap_weights"},
-    {"streaming"},
+    {"calibration", "streaming"},
     {"pipelines", "search", "moments", "compat", "export", "adapters"},
     {"cards", "data"},
     {"hub", "convert"},
