@@ -1,6 +1,7 @@
 // The page: sounds in, labels, hits and a timeline out. The model is in the worker `towers.js`.
 
-import { cut, decode, wav, windowStarts } from "./audio.js";
+import { decode, fill, wav, windowStarts } from "./audio.js";
+import { Resampler } from "./resample.js";
 import { mean, probabilities, search, timeline } from "./vectors.js";
 
 const SOUND = /\.(wav|wave|mp3|flac|ogg|oga|opus|m4a|aac|mp4|webm|weba)$/i;
@@ -69,16 +70,19 @@ const embedTexts = (texts) => ask({ texts });
 // Vectors of a file's windows, in order.
 async function embedFile(file, progress = () => {}) {
   await ready.promise;
-  const samples = await decode(file, settings.sampling_rate);
-  const starts = windowStarts(samples.length, settings.window_samples);
+  const { sampling_rate: newRate, window_samples: length, short_audio: shortAudio } = settings;
+  const { samples, rate } = await decode(file, newRate);
+  const resampler = new Resampler(rate, newRate);
+  const total = resampler.length(samples.length);
+  const starts = windowStarts(total, length);
   const vectors = [];
   for (const start of starts) {
     progress(vectors.length, starts.length);
-    const window = cut(samples, start, settings.window_samples, settings.short_audio);
+    const part = resampler.range(samples, start, Math.min(start + length, total));
+    const window = part.length < length ? fill(part, length, shortAudio) : part;
     vectors.push(...(await ask({ samples: window }, [window.buffer])));
   }
-  const rate = settings.sampling_rate;
-  return { seconds: samples.length / rate, starts: starts.map((start) => start / rate), vectors, vector: mean(vectors) };
+  return { seconds: samples.length / rate, starts: starts.map((start) => start / newRate), vectors, vector: mean(vectors) };
 }
 
 // ---- sounds
@@ -198,9 +202,9 @@ find("record").addEventListener("click", async () => {
     find("record").setAttribute("aria-pressed", "false");
     try {
       await ready.promise;
-      const samples = await decode(new Blob(parts), settings.sampling_rate);
+      const { samples, rate } = await decode(new Blob(parts), settings.sampling_rate);
       // As WAV it can be played from any second.
-      await add([new File([wav(samples, settings.sampling_rate)], `recording ${++recordings}.wav`, { type: "audio/wav" })]);
+      await add([new File([wav(samples, rate)], `recording ${++recordings}.wav`, { type: "audio/wav" })]);
     } catch (error) {
       problem(`The recording was lost: ${error.message}.`);
     }

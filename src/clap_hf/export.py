@@ -16,17 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from .atomic_io import replace_folder, write_json
+from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
 
 AUDIO, TEXT = "audio", "text"
 TOLERANCE = 1e-4  # largest difference of unit vectors that counts as equal, float32
 CHECK_SEED = 0
-# Axis of a weight along which a scale is kept for 8 bits: its outputs, or the rows of an embedding table.
-OUTPUT_AXIS = {"MatMul": 1, "Gemm": 0, "Conv": 0, "Gather": 0}
+# Axis of a weight's inputs: 8-bit weights keep a scale for every block along it, and for every row of an embedding
+# table, whose rounding matters less.
+INPUT_AXIS = {"MatMul": 0, "Gemm": 1, "Conv": 1, "Gather": 1}
+BLOCKS = (32, 16)  # weights of a scale
 SMALLEST_QUANTIZED = 4096  # weights; smaller ones stay float32
+OPSET = 21  # the first that dequantises by blocks
 
 
 class _AudioTower(nn.Module):
@@ -139,7 +144,7 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
     """Write what the page in `web/` downloads: both towers with 8-bit weights, the tokenizer, and the front end.
 
     The graphs' inputs and outputs are those of `export_onnx`. Their weights are 8-bit integers with a scale for every
-    output; activations are float32, so that the vectors stay close to the model's.
+    block of them; activations are float32, so that the vectors stay close to the model's.
 
     Args:
         model: The model.
@@ -158,7 +163,8 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
     """
     _require_onnx()
     model = model.float().cpu().eval()
-    report = front_end(processor) | text_limits(processor) | {"logit_scale": _logit_scale(model), "graphs": {}}
+    report = front_end(processor.feature_extractor) | text_limits(processor.tokenizer)
+    report |= {"logit_scale": _logit_scale(model), "graphs": {}}
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -175,11 +181,11 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
     return report
 
 
-def front_end(processor: MSClapProcessor) -> dict[str, Any]:
+def front_end(extractor: MSClapFeatureExtractor) -> dict[str, Any]:
     """Settings of the log-mel, for an implementation in another language.
 
     Args:
-        processor: The processor of the model.
+        extractor: The feature extractor of the model.
 
     Returns:
         `sampling_rate` (Hz), `window_samples`, `n_fft` and `hop_length` (samples), `short_audio`, and `mel_filters`:
@@ -188,7 +194,6 @@ def front_end(processor: MSClapProcessor) -> dict[str, Any]:
     Raises:
         ValueError: If `n_fft` is no power of two.
     """
-    extractor = processor.feature_extractor
     if extractor.n_fft & (extractor.n_fft - 1):
         raise ValueError(f"n_fft is {extractor.n_fft}, expected a power of two: the page has no other transform.")
     filters = []
@@ -206,16 +211,15 @@ def front_end(processor: MSClapProcessor) -> dict[str, Any]:
     }
 
 
-def text_limits(processor: MSClapProcessor) -> dict[str, Any]:
+def text_limits(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How texts are cut, for tokenizers that do not do it.
 
     Args:
-        processor: The processor of the model.
+        tokenizer: The tokenizer of the model.
 
     Returns:
         `max_tokens`, the longest text with its special tokens, and `end_ids`, the tokens that end every text.
     """
-    tokenizer = processor.tokenizer
     one, other = (list(reversed(tokenizer(text)["input_ids"])) for text in ("a", "the"))
     same = [left == right for left, right in zip(one, other, strict=False)]
     ends = same.index(False) if False in same else len(same)
@@ -238,6 +242,7 @@ def _export(graph: _Graph, path: Path) -> dict[str, Any]:
             dynamic_shapes=shapes[graph.name],
             input_names=list(graph.traced),
             output_names=[f"{graph.name}_embeds"],
+            opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
@@ -280,7 +285,7 @@ def _quantize_dynamic(source: Path, target: Path) -> None:
 
 
 def _quantize_weights(source: Path, target: Path) -> None:
-    """Store weights as 8-bit integers, with a scale for every output; all computation stays float32."""
+    """Store weights as 8-bit integers, with a scale for every block of them; all computation stays float32."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -289,17 +294,24 @@ def _quantize_weights(source: Path, target: Path) -> None:
     nodes = []
     for weight in list(model.graph.initializer):
         values = numpy_helper.to_array(weight)
-        axis = OUTPUT_AXIS.get(users[weight.name])
+        user = users[weight.name]
+        axis = INPUT_AXIS.get(user)
         if axis is None or values.dtype != np.float32 or values.ndim < 2 or values.size < SMALLEST_QUANTIZED:
             continue
-        others = tuple(dim for dim in range(values.ndim) if dim != axis)
-        scales = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
-        integers = np.round(values / scales).astype(np.int8)
+        sizes = values.shape[axis:] if user == "Gather" else BLOCKS
+        block = next((size for size in sizes if values.shape[axis] % size == 0), None)
+        if block is None:
+            continue
+        blocks = np.moveaxis(values, axis, -1).reshape(-1, block)
+        scales = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        moved = np.moveaxis(values, axis, -1).shape
+        integers = np.moveaxis(np.round(blocks / scales).astype(np.int8).reshape(moved), -1, axis)
+        scales = np.moveaxis(scales.reshape(*moved[:-1], -1), -1, axis)
         names = [f"{weight.name}_int8", f"{weight.name}_scales"]
         model.graph.initializer.remove(weight)
         model.graph.initializer.append(numpy_helper.from_array(integers, names[0]))
-        model.graph.initializer.append(numpy_helper.from_array(scales.reshape(-1), names[1]))
-        nodes.append(helper.make_node("DequantizeLinear", names, [weight.name], axis=axis))
+        model.graph.initializer.append(numpy_helper.from_array(scales, names[1]))
+        nodes.append(helper.make_node("DequantizeLinear", names, [weight.name], axis=axis, block_size=block))
     for node in nodes:
         model.graph.node.insert(0, node)
     onnx.save(model, target)
