@@ -3,10 +3,10 @@
 import json
 import shlex
 
+from readme import BLOCK, ROOT, run_python
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
-from readme import BLOCK, ROOT, run_python
 
 PAGE = (ROOT / "docs" / "timeline.md").read_text()
 BLOCKS = [match.groups() for match in BLOCK.finditer(PAGE)]

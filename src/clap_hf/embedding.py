@@ -394,9 +394,10 @@ def warn_of_unreadable_labels(tokenizer: Any, labels: Sequence[str]) -> None:
 
 def _is_causal(model: MSClapModel) -> bool:
     """Whether a token's state depends on what stands before it alone, and attention takes any mask."""
+    if model.config.text_pooling != "last_token":
+        return False
     tower = model.text_model.config
-    causal = model.config.text_pooling == "last_token" and tower.model_type == "gpt2"
-    return causal and tower._attn_implementation in ("sdpa", "eager")
+    return tower.model_type == "gpt2" and tower._attn_implementation in ("sdpa", "eager")
 
 
 def _padded(model: MSClapModel, tokenizer: Any, ids: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..audio import audio_files
-from .commands import EVERYDAY_LABELS, Device, JsonPath, ModelName, app
 from .io import STDIN, Format, Output, candidate_labels, one_line, read_text
-from .models import checked_checkpoint, load_dual_encoder
+from .models import load_dual_encoder
+from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
+
+app = typer.Typer()
 
 THRESHOLD, RELEASE = 0.35, 0.05
 
@@ -90,7 +91,7 @@ def timeline(
     output.check()
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     thresholds = label_thresholds(threshold or [], names)
-    encoder, processor = load_dual_encoder(checked_checkpoint(model, ("msclap",)), device)
+    encoder, processor, *_ = load_dual_encoder(model, device)
     found = score_timeline(
         encoder,
         processor,
@@ -161,7 +162,7 @@ def moments(
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
     asked = queries_of(path, queries or [], queries_file)
-    encoder, processor = load_dual_encoder(checked_checkpoint(model, ("msclap",)), device)
+    encoder, processor, *_ = load_dual_encoder(model, device)
     rows: list[dict[str, Any]] = []
     for file, own in asked.items():
         texts = list(dict.fromkeys(row["query"] for row in own))
@@ -211,6 +212,8 @@ def queries_of(path: Path, queries: list[str], queries_file: Path | None) -> dic
     """Queries by the file that they are about, each with `qid`, `query` and `vid`."""
     if queries_file is None:
         return {path: [{"qid": number, "query": query, "vid": path.stem} for number, query in enumerate(queries)]}
+    from ..audio import audio_files
+
     files = {file.stem: file for file in audio_files([path])}
     asked: dict[Path, list[dict[str, Any]]] = defaultdict(list)
     for number, line in enumerate(read_text(queries_file).splitlines(), start=1):

@@ -20,7 +20,7 @@ from ..atomic_io import PartStore, part_facts, write_json, write_text
 from ..audio import encode_flac, load_audio
 from .originals import ORIGINALS, Original
 from .registry import TrainingSet, training_set
-from .stream import number_of
+from .source import number_of
 
 SAMPLING_RATE = 44_100  # of rows, Hz
 MAX_ROW_S = 30.0

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from .source import StreamSource
 from .source_texts import RULES
-from .stream import StreamSource
 
 TABLE = Path(__file__).parent / "training_sets.yaml"
 ACCESS = ("open", "per clip", "own copy")

@@ -8,7 +8,7 @@ import itertools
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,85 +27,11 @@ from ..model.feature_extraction_msclap import MSClapFeatureExtractor, resample
 from ..model.processing_msclap import MSClapProcessor
 from .augment import Augmentation, augment_samples
 from .plan import Plan, RowGroup, Segment
+from .source import RowError, StreamSource, number_of, resolve_columns
 
 CROP_ONLY = Augmentation(gain_db=0.0, speeds=(1.0,), pad_probability=0.0, blend_probability=0.0)
 OPEN_FILES = 32
 READ_ATTEMPTS = 5
-
-
-class RowError(ValueError):
-    """A row without text or without audio that can be decoded."""
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """A dataset of pairs in parquet files.
-
-    Args:
-        dataset: Hub id, or a local folder.
-        split: Its split.
-        config: Its configuration, where it has several.
-        revision: Branch, tag or commit on the Hub.
-        weight: How often an epoch passes over it.
-        audio: Column of encoded audio, `{bytes, path}` as `datasets.Audio` stores it, or bytes.
-        text: Column of a text or a list of texts, one of which is drawn per visit.
-        texts: Forms the texts of a row instead, from `text_columns`.
-        text_columns: What `texts` needs.
-        id: Column that names a row; its place in the files when None.
-        duration: Column of a clip's length, s; read from the audio's header when None.
-    """
-
-    dataset: str
-    split: str = "train"
-    config: str | None = None
-    revision: str | None = None
-    weight: float = 1.0
-    audio: str = "audio"
-    text: str = "text"
-    texts: Callable[[dict[str, Any]], list[str]] | None = None
-    text_columns: tuple[str, ...] = ()
-    id: str | None = None
-    duration: str | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns to read."""
-        texts = [*self.text_columns] if self.texts else [self.text]
-        return list(dict.fromkeys([self.audio, *texts, *filter(None, (self.id, self.duration))]))
-
-    def read(self, row: dict[str, Any]) -> tuple[list[str], bytes]:
-        """Texts and encoded audio of a row.
-
-        Raises:
-            RowError: If it has no text or no audio.
-        """
-        texts = self.texts(row) if self.texts else row[self.text]
-        texts = [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
-        if not texts or not texts[0].strip():
-            raise RowError("no text")
-        audio = row[self.audio]
-        encoded = audio.get("bytes") if isinstance(audio, dict) else audio
-        if not encoded:
-            raise RowError("no audio bytes")
-        return texts, encoded
-
-    def files(self) -> list[str]:
-        """Locations of the split's parquet files; Hub ones name the commit.
-
-        Raises:
-            ValueError: If the dataset has no such split or no parquet files.
-        """
-        builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
-        files = builder.config.data_files or {}
-        if self.split not in files:
-            raise ValueError(f"{self.dataset} has splits {sorted(files)}, expected {self.split!r} among them.")
-        found = [str(file) for file in files[self.split]]
-        if not all(file.endswith(".parquet") for file in found):
-            raise ValueError(
-                f"{self.dataset} holds {found[0]}, expected parquet files. Convert it with "
-                "scripts/build_dataset.py, or stream it without exact resume: `streaming: simple`."
-            )
-        return found
 
 
 @dataclass(frozen=True)
@@ -127,11 +53,6 @@ class Example:
     text_number: int
     damage: tuple[str, ...] = ()
     id: str = ""
-
-
-def number_of(name: str) -> int:
-    """A stable number of 63 bits for a string."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def make_example(
@@ -175,10 +96,10 @@ def make_example(
     return Example(waveform, text, number_of(name), number_of(text), clip.damage, name)
 
 
-def _duration_s(encoded: bytes) -> float | None:
-    """Length by the header, in s; None where libsndfile does not know the format."""
+def _duration_s(encoded: str | bytes) -> float | None:
+    """Length by the header of a file or of its bytes, in s; None where libsndfile does not know the format."""
     try:
-        return soundfile.info(io.BytesIO(encoded)).duration
+        return soundfile.info(encoded if isinstance(encoded, str) else io.BytesIO(encoded)).duration
     except soundfile.LibsndfileError:
         return None
 
@@ -224,9 +145,21 @@ class RowGroupReader:
 
 
 def open_parquet(location: str) -> pq.ParquetFile:
-    """Open a parquet file anywhere that fsspec reaches; only its footer is read."""
+    """Open a parquet file anywhere that fsspec reaches; only its footer is read.
+
+    Raises:
+        ValueError: If it is none.
+    """
     filesystem, path = fsspec.core.url_to_fs(location)
-    return pq.ParquetFile(filesystem.open(path, "rb", block_size=2**20), pre_buffer=True)
+    try:
+        return pq.ParquetFile(filesystem.open(path, "rb", block_size=2**20), pre_buffer=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{location}: {str(error).splitlines()[0]} Expected a parquet file.") from error
+
+
+def parquet_features(location: str) -> datasets.Features:
+    """Columns of a parquet file, with what `datasets` wrote of them."""
+    return datasets.Features.from_arrow_schema(open_parquet(location).schema_arrow)
 
 
 class PairStream:
@@ -257,10 +190,14 @@ class PairStream:
         lanes: int | None = None,
         block: int = 2,
     ):
-        self.sources, self.processor, self.seed, self.num_workers = sources, processor, seed, num_workers
+        self.processor, self.seed, self.num_workers = processor, seed, num_workers
         self.augmentation = augmentation or CROP_ONLY
         self.files = [source.files() for source in sources]
-        groups = [group for i in range(len(sources)) for group in _row_groups(i, sources[i], self.files[i])]
+        self.sources = [
+            resolve_columns(source, parquet_features(files[0]), where=files[0])
+            for source, files in zip(sources, self.files, strict=True)
+        ]
+        groups = [group for i in range(len(sources)) for group in _row_groups(i, self.sources[i], self.files[i])]
         self.plan = Plan(groups, [source.weight for source in sources], batch_size, seed, lanes, block)
 
     def steps_per_epoch(self) -> int:

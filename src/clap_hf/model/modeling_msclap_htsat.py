@@ -392,14 +392,14 @@ class MSClapHtsatModel(MSClapPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
 
-    def frame_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Class probabilities over time from the token-semantic head (HTSAT, Section 2.2).
+    def frame_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Class scores over time from the token-semantic head (HTSAT, Section 2.2).
 
         Args:
             last_hidden_state: Tokens `[batch, tokens, hidden]` from `forward`.
 
         Returns:
-            Probabilities `[batch, steps, classes]`; the steps divide the clip evenly (32 in the released model).
+            Logits `[batch, steps, classes]`; the steps divide the clip evenly (32 in the released model).
 
         Raises:
             ValueError: If the checkpoint has no such head.
@@ -410,7 +410,11 @@ class MSClapHtsatModel(MSClapPreTrainedModel):
                 "the released 2023 checkpoints, converted, have one."
             )
         image = self.token_map(last_hidden_state)
-        return torch.sigmoid(self.frame_head(image).squeeze(2)).transpose(1, 2)
+        return self.frame_head(image).squeeze(2).transpose(1, 2)
+
+    def frame_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Class probabilities over time; arguments and shape as of `frame_logits`."""
+        return torch.sigmoid(self.frame_logits(last_hidden_state))
 
     def token_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Tokens as an image of frequency and time, the time chunks one after another again.

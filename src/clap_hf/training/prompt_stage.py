@@ -60,6 +60,8 @@ class PromptValidation:
         clips: Clips of every stream, evenly spaced over its rows, with a fixed crop and answer each.
     """
 
+    metrics = ("validation_loss",)
+
     def __init__(self, dataset: PromptDataset, processor: MSClapProcessor, clips: int):
         self.processor, self.collate = processor, PromptCollator(processor.tokenizer)
         self.examples = {}
