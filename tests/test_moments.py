@@ -155,17 +155,19 @@ def invoke(*arguments):
 
 def test_the_timeline_command(checkpoint, recording, tmp_path):
     options = ("--model", checkpoint, "--labels", "dog,rain", "--device", "cpu", "--threshold", "-1")
-    picture, report = tmp_path / "it.png", tmp_path / "it.json"
-    result = invoke("timeline", recording, *options, "--plot", picture, "--json", report, "--format", "csv")
+    picture, report, every_step = (tmp_path / f"it.{kind}" for kind in ("png", "json", "csv"))
+    result = invoke(
+        "timeline", recording, *options, "--plot", picture, "--json", report, "--scores", every_step, "--format", "csv"
+    )
     assert result.exit_code == 0, result.output
     [dog, rain] = csv.DictReader(io.StringIO(result.stdout))
     assert {dog["label"], rain["label"]} == {"dog", "rain"}
     assert (float(dog["start_s"]), float(dog["end_s"])) == (0.0, pytest.approx(7.3))
     found = json.loads(report.read_text())
-    assert found["thresholds"] == [-1.0, -1.0] and found["step_s"] == 0.25 and found["damage"] == []
-    assert len(found["scores"]["dog"]) == 30 and max(found["scores"]["dog"]) == pytest.approx(
-        float(dog["score"]), abs=1e-4
-    )
+    assert found["thresholds"] == [-1.0, -1.0] and found["damage"] == [] and len(found["segments"]) == 2
+    times, *scores = zip(*csv.reader(io.StringIO(every_step.read_text())), strict=True)
+    assert times[:2] == ("start_s", "0.000") and times[-1] == "7.250" and [own[0] for own in scores] == ["dog", "rain"]
+    assert max(map(float, scores[0][1:])) == pytest.approx(float(dog["score"]), abs=1e-4)
     with Image.open(picture) as image:
         assert image.width > 1000
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100

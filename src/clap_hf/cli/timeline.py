@@ -73,6 +73,7 @@ def timeline(
     frames: Frames = True,
     template: Template = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw spectrogram, scores and segments: a PNG file.")] = None,
+    scores_path: Annotated[Path | None, typer.Option("--scores", help="Also write every step's scores: CSV.")] = None,
     model: ModelName = "embedded",
     format: Annotated[TimelineFormat, typer.Option("--format", help="What stdout gets.")] = TimelineFormat.table,
     json_path: JsonPath = None,
@@ -80,10 +81,10 @@ def timeline(
 ) -> None:
     """Show where in a recording each label's sound is: scores over time, and segments with start, end and score.
 
-    Without --labels, a list of everyday sounds. JSON holds the scores of every step too. Memory does not grow with
-    the recording, apart from those scores.
+    Without --labels, a list of everyday sounds. Memory does not grow with the recording, apart from the scores: 4
+    bytes for every step and label.
     """
-    from ..moments import audacity_labels, score_timeline, segments, smooth, web_vtt
+    from ..moments import audacity_labels, score_timeline, segments, smooth, web_vtt, write_scores
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE
 
     output = Output(Format(format) if format in list(Format) else Format.table, json_path)
@@ -107,6 +108,8 @@ def timeline(
         from ..moments.plot import draw_timeline
 
         draw_timeline(found, spans, plot)
+    if scores_path is not None:
+        write_scores(scores, names, step_s, scores_path)
     rows = [asdict(span) for span in spans]
     report = {
         "file": str(file),
@@ -116,8 +119,6 @@ def timeline(
         "labels": names,
         "thresholds": thresholds,
         "segments": rows,
-        "step_s": step_s,
-        "scores": {name: [round(float(score), 4) for score in own] for name, own in zip(names, scores.T, strict=True)},
     }
 
     def print_text(console: Console) -> None:

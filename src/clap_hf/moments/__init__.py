@@ -1,6 +1,6 @@
 """Where in a recording: scores of any words over time, segments by thresholds, spans ranked for a text."""
 
-from .formats import audacity_labels, web_vtt
+from .formats import audacity_labels, web_vtt, write_scores
 from .segments import Segment, ranked_spans, segments, smooth
 from .timeline import Spectrogram, Timeline, score_timeline
 
@@ -14,4 +14,5 @@ __all__ = [
     "segments",
     "smooth",
     "web_vtt",
+    "write_scores",
 ]

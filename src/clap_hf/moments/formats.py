@@ -1,9 +1,14 @@
-"""Segments as files that other programs read: Audacity's label tracks, WebVTT."""
+"""Files that other programs read: segments as Audacity's label tracks and WebVTT, scores over time as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
+
+from ..atomic_io import replacing
 from .segments import Segment
 
 
@@ -21,6 +26,14 @@ def web_vtt(segments: Iterable[Segment]) -> str:
         label = _one_line(found.label).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         cues.append(f"{clock(found.start_s)} --> {clock(found.end_s)}\n{label} ({found.score:.2f})\n")
     return "\n".join(["WEBVTT\n", *cues])
+
+
+def write_scores(scores: np.ndarray, labels: Sequence[str], step_s: float, path: Path) -> None:
+    """Write the scores of every step `[steps, labels]` as CSV: its start, s, and a column for each label."""
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["start_s", *labels])
+        writer.writerows([f"{i * step_s:.3f}", *(f"{score:.4f}" for score in own)] for i, own in enumerate(scores))
 
 
 def clock(seconds: float) -> str:
