@@ -14,9 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 
+from ..adapters import load_model
 from ..data.splits import load_split
 from ..embedding import ClapEncoder
-from ..model.modeling_msclap import MSClapModel
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..pretrained import checkpoint_path, load_checked
 from .benchmarks import SUITES
@@ -157,7 +157,7 @@ def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
 def load_encoder(options: EvaluationOptions) -> ClapEncoder:
     """The model that the options name, in float32 on the process' device."""
     name = checkpoint_path(options.model)
-    model, processor = load_checked(MSClapModel, name, dtype=torch.float32)
+    model, processor = load_model(name, dtype=torch.float32)
     model = model.to(options.device or PartialState().device)
     return ClapEncoder(model, processor, options.model, options.long_audio)
 
