@@ -3,10 +3,10 @@
 import json
 import shlex
 
-from readme import BLOCK, ROOT, run_python
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
+from pages import BLOCK, ROOT, Block, run_python
 
 PAGE = (ROOT / "docs" / "timeline.md").read_text()
 BLOCKS = [match.groups() for match in BLOCK.finditer(PAGE)]
@@ -14,7 +14,7 @@ BLOCKS = [match.groups() for match in BLOCK.finditer(PAGE)]
 
 def test_the_snippet_runs():
     [code] = [code for language, code, _ in BLOCKS if language == "python"]
-    assert run_python(code).startswith("thunder 0.0")
+    assert run_python(Block("docs/timeline.md", "python", code, None)).startswith("thunder 0.0")
 
 
 def test_the_commands_run(monkeypatch, tmp_path):
