@@ -131,6 +131,28 @@ def test_a_folder_gives_the_vectors_of_embed_files():
     torch.testing.assert_close(cosines, F.normalize(vectors, dim=-1) @ F.normalize(text, dim=-1).T)
 
 
+def test_the_example_of_msclap_s_readme(hub, tmp_path):
+    """With one import changed, and the official file and the vocabulary on the Hub."""
+    path = tmp_path / "CLAP_weights_2023.pth"
+    torch.save({"model": official_state(random_clap("2023", 1, True), "2023", "hub")}, path)
+    for repo_id, files in {"microsoft/msclap": path, "gpt2": TOKENIZER["2023"]}.items():
+        hub.seed("models", repo_id, files)
+    class_labels, file_paths = TEXTS, [str(file) for file in RECORDINGS]
+
+    from clap_hf.compat.msclap import CLAP
+
+    clap_model = CLAP(version="2023", use_cuda=False)
+    text_embeddings = clap_model.get_text_embeddings(class_labels)
+    audio_embeddings = clap_model.get_audio_embeddings(file_paths)
+    similarities = clap_model.compute_similarity(audio_embeddings, text_embeddings)
+
+    theirs = reference_wrapper(path, "2023", small=True)
+    expected = theirs.compute_similarity(
+        theirs.get_audio_embeddings(file_paths), theirs.get_text_embeddings(class_labels)
+    )
+    torch.testing.assert_close(similarities, expected, atol=1e-4, rtol=0)
+
+
 def test_what_cannot_be_loaded(captioner, tmp_path):
     with pytest.raises(ValueError, match="version is '2024'"):
         compat.CLAP(tmp_path, "2024")
