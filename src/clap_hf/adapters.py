@@ -252,9 +252,13 @@ class AdaptedExtractor(MSClapFeatureExtractor):
     def _cut(self, samples: torch.Tensor, *policies: Any) -> list[torch.Tensor]:
         return [samples] if samples.shape[0] < self.window_samples else super()._cut(samples, *policies)
 
+    def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
+        """The family's features of a window `[samples]`, `[rows, columns]`."""
+        return self.family.features(samples).to(samples.device)
+
     def log_mels(self, windows: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Features `[windows, rows, columns]` of windows `[samples]`."""
-        return torch.stack([self.family.features(window).to(window.device) for window in windows])
+        """The family's features of windows, `[windows, rows, columns]`."""
+        return torch.stack([self.log_mel(window) for window in windows])
 
 
 class AdaptedConfig(PreTrainedConfig):
