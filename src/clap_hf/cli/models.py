@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from ..calibration import Calibration
+    from ..model.modeling_msclap import MSClapModel
     from ..model.processing_msclap import MSClapProcessor
     from ..search import SoundCollection
 
@@ -105,19 +107,43 @@ def usable_device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def load_collection(folder: Path, model: str, device: str | None, max_windows: int | None) -> SoundCollection:
-    """A collection with its model."""
+def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
+    """A checked model of sounds and texts on a device, its processor, its name for records, its calibration if any."""
     from accelerate import PartialState
 
     from ..adapters import load_model
-    from ..search import SoundCollection
+    from ..calibration import Calibration
 
     source = checked_checkpoint(model, DUAL_ENCODERS)
     # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
     loaded, processor = load_model(source)
-    return SoundCollection(folder, loaded.to(target), processor, name, max_windows)
+    return loaded.to(target), processor, name, Calibration.beside(source)
+
+
+def load_collection(
+    folder: Path,
+    model: str,
+    device: str | None,
+    max_windows: int | None,
+    *,
+    hop_s: float | None = None,
+    calibrated: bool = True,
+) -> SoundCollection:
+    """A collection with its model."""
+    from ..search import SoundCollection
+
+    loaded, processor, name, calibration = load_dual_encoder(model, device)
+    return SoundCollection(
+        folder,
+        loaded,
+        processor,
+        name,
+        max_windows=max_windows,
+        hop_s=hop_s,
+        calibration=calibration if calibrated else None,
+    )
 
 
 def model_facts(model: str) -> dict[str, str]:
