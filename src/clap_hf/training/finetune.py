@@ -158,11 +158,16 @@ def _sizes(draft: ContrastiveRecipe, pairs: int | None, chosen: Mapping[str, Any
 
     A batch is a quarter of the pairs at most, in whole eighths; an epoch passes over few pairs several times, so that
     it has some steps; a run is at least an epoch.
+
+    Raises:
+        ValueError: If there are fewer pairs than a batch.
     """
     if pairs is None:  # parquet files that are streamed: the plan counts their rows
         return {}
     batch = min(draft.batch_size, max(8, pairs // 4 // 8 * 8), pairs)
     batch = int(chosen.get("batch_size", batch))
+    if batch > pairs:
+        raise ValueError(f"batch_size is {batch}, expected at most the number of pairs for training, {pairs}.")
     steps = chosen.get("steps")
     epoch = max(pairs // batch, FEWEST_STEPS) if steps is None else min(max(pairs // batch, FEWEST_STEPS), steps)
     passes = max(1.0, -(-epoch * batch // pairs))
