@@ -1,6 +1,7 @@
 # make demo   set up and classify the recordings in examples/
 # make bench  measure speed beside msclap and LAION CLAP (minutes; leave the machine alone)
 # make test   set up and run every test
+# make docs   build the pages of docs/ as a site, in site/
 # make web    build the page of web/ into build/web (needs npm); docs/web.md
 # make fuzz   decode mutated sound files, FILES=10000 SEED=1; ffmpeg, sox, lame, flac, oggenc and opusenc add formats
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # One torch thread a worker: more only fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: setup setup-test demo web bench check format test test-fast test-slow test-lowest test-wheel fuzz clean
+.PHONY: setup setup-test demo web docs bench check format test test-fast test-slow test-lowest test-wheel fuzz clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -81,5 +82,8 @@ SEED ?= 0
 fuzz: setup-test
 	$(BIN)/python tools/fuzz_audio.py --files $(FILES) --seed $(SEED)
 
+docs: setup-test
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WHEEL) web/node_modules .pytest_cache .ruff_cache .mypy_cache dist build
+	rm -rf $(VENV) $(LOWEST) $(WHEEL) web/node_modules .pytest_cache .ruff_cache .mypy_cache dist build site

@@ -20,7 +20,7 @@ import typer
 from clap_hf.training.contrastive_stage import ContrastiveStage
 from clap_hf.training.distributed import average_gradients
 from clap_hf.training.factory import build_model
-from clap_hf.training.inputs import streamed_batches
+from clap_hf.training.inputs import open_pairs, pair_batches
 from clap_hf.training.loop import batch_on_device, make_accelerator
 from clap_hf.training.optimization import build_optimizer
 from clap_hf.training.recipe import ContrastiveRecipe, load_recipe
@@ -77,7 +77,7 @@ def main(
         raise typer.BadParameter(f"{path}: stage is {recipe.stage!r}, expected 'contrastive'.")
     accelerator = make_accelerator(recipe)
     model, processor = build_model(recipe)
-    data = streamed_batches(recipe, processor, num_workers)
+    data = pair_batches(recipe, open_pairs(recipe), processor, num_workers)
     stage = ContrastiveStage(model.to(accelerator.device), processor, recipe, data, lambda model: {})
     stage.setup(accelerator)
     share = (accelerator.process_index, accelerator.num_processes)

@@ -55,6 +55,8 @@ def test_import_loads_next_to_nothing():
         """
     ).split()
     own = [name for name in loaded if name.split(".")[0] == "clap_hf"]
+    alone = run("import sys, clap_hf; print(*sys.modules)").split()
+    assert not {"torch", "transformers", "numpy", "rich"} & set(alone)
     assert own == ["clap_hf", "clap_hf._torchaudio", "clap_hf.registration"]
     roots = {name.split(".")[0] for name in loaded}
     assert roots <= {"clap_hf", "wrapt", "torchaudio"}

@@ -4,7 +4,7 @@ Importing this package makes `AutoModel`, `AutoProcessor`, `AutoFeatureExtractor
 `AutoModelForAudioClassification` know CLAP checkpoints, and survives a torchaudio that is absent or broken.
 
 Names are imported when they are first used, and the models are registered when transformers' Auto classes are first
-imported: importing the package costs next to nothing beside torch and transformers.
+imported: importing the package costs next to nothing, and imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# First: transformers' audio modules import torchaudio whenever it is installed, working or not.
-from . import _torchaudio, registration  # noqa: F401
+from wrapt import when_imported
+
+from . import registration  # noqa: F401
 
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
@@ -123,6 +124,9 @@ _MODULES = {
     "pretrained": ("embedded_checkpoint",),
     "search": ("SoundCollection",),
 }
+# transformers' audio modules import torchaudio whenever it is installed, working or not: the guard comes before them.
+for _name in ("torch", "transformers"):
+    when_imported(_name)(lambda _: import_module("._torchaudio", __name__))
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 

@@ -35,7 +35,7 @@ BATCH_SIZE = 8
 TEXT = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 77}
 
 
-def short_recipe(dataset: str, text: str, streamed: bool) -> ContrastiveRecipe:
+def short_recipe(dataset: str, text: str | None, streamed: bool) -> ContrastiveRecipe:
     """Twelve steps with everything random switched on, in chunks, with averaged weights."""
     data = {
         "sources": [{"dataset": dataset, "text": text, "id": "id"}],

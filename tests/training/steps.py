@@ -28,15 +28,20 @@ BERT = {
 }  # fmt: skip
 
 
-def make_stage(audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, **settings) -> ContrastiveStage:
-    """In float64, so that a wrong step cannot hide behind rounding, nor a right one fail by it."""
+def make_stage(
+    audio, text=GPT2, loss="contrastive", dtype=torch.float64, still=False, chunk_size=1, **settings
+) -> ContrastiveStage:
+    """In float64, so that a wrong step cannot hide behind rounding, nor a right one fail by it.
+
+    With a `chunk_size`, whatever it is, chunks are encoded twice; None keeps the graphs of all.
+    """
     model = make_model(text, audio, projection_dropout=0.5).train().to(dtype)
     for module in model.modules() if still else ():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     recipe = ContrastiveRecipe(
         name="step", dataset="", audio={}, features={}, text=TextTower(config={}), batch_size=BATCH, loss=loss,
-        augmentation=None, **settings,
+        augmentation=None, chunk_size=chunk_size, **settings,
     )  # fmt: skip
     folder = TESTS / "tokenizers" / ("gpt2" if text is GPT2 else "bert-base-uncased")
     processor = MSClapProcessor(

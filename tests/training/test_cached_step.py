@@ -73,6 +73,17 @@ def test_chunks_give_the_full_batch_gradient(size):
         torch.testing.assert_close(our_buffers[name], value)
 
 
+def test_chunks_whose_graphs_are_kept_give_the_same_gradient():
+    kept, twice = make_stage(HTSAT, chunk_size=None), make_stage(HTSAT)
+    assert kept.asked_chunk_size == 3  # four chunks of twelve pairs
+    batch = make_batch(kept)
+    (ours, buffers, metrics), (theirs, other_buffers, others) = (cached_step(s, batch, 3) for s in (kept, twice))
+    assert_equal_gradients(ours, theirs)
+    assert metrics == others
+    for name, value in buffers.items():
+        torch.testing.assert_close(value, other_buffers[name])
+
+
 def test_float32_is_as_exact_as_its_rounding():
     stage = make_stage(HTSAT, dtype=torch.float32)
     batch = make_batch(stage)
@@ -113,6 +124,7 @@ def test_without_replayed_random_numbers_the_test_would_fail():
 STILL = {"audio": CNN14 | {"conv_dropout": 0.0, "head_dropout": 0.0, "spec_augment": False}, "still": True}
 TWO_PROCESSES = {
     **{f"htsat, chunks of {size}": ({"audio": HTSAT}, size, size) for size in (1, 2, 3, 6)},
+    "htsat, graphs kept": ({"audio": HTSAT, "chunk_size": None}, 3, 3),
     "sigmoid": ({"audio": HTSAT, "loss": "sigmoid"}, 3, 3),
     "masked": ({"audio": HTSAT, "text": BERT, "mask_shared": True}, 3, 3),
     "multi_positive": ({"audio": HTSAT, "loss": "multi_positive"}, 3, 3),

@@ -162,6 +162,9 @@ def outcome(runs, settings, monkeypatch):
 
 NUMBERS = itertools.count()
 LOOP_SETTINGS = {field.name for field in fields(TrainingSettings)} - {"max_skipped"}
+PARTS = (("text", TextTower), ("augmentation", Augmentation), ("language_model", LanguageModel))
+# Runs in which the settings of a part take another way than in the others.
+RUNS_OF_PARTS = {"dataset", "sources", "captioning", "prompts"}
 CASES = [
     (name, setting)
     for name, stage in {
@@ -174,8 +177,9 @@ CASES = [
         *(field.name for field in fields(RECIPES[stage])),
         *(
             f"{part}.{field.name}"
-            for part, kind in (("text", TextTower), ("augmentation", Augmentation), ("language_model", LanguageModel))
+            for part, kind in PARTS
             if part in {field.name for field in fields(RECIPES[stage])}
+            and (name in RUNS_OF_PARTS or (name, part) == ("weights", "text"))
             for field in fields(kind)
         ),
     ]
@@ -184,6 +188,7 @@ CASES = [
     if setting != "augmentation.pad_probability"
     and (setting != "max_skipped" or name in ("sources", "simple"))  # whose rows cannot all be read
     and (setting not in LOOP_SETTINGS or (name in ("dataset", "plateau") and setting != "name"))
+    and (setting in LOOP_SETTINGS or name != "plateau")  # another schedule, nothing else
 ]
 
 

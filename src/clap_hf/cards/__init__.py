@@ -4,12 +4,14 @@ from .card import CARD, CURVES, check_card, model_card, write_card
 from .curves import draw_curves
 from .records import (
     AVERAGE,
+    BASE,
     CONVERSION,
     CORPUS,
     EARLIER,
     RESULTS,
     RUN,
     Records,
+    base_facts,
     corpus_facts,
     read_records,
     records_of_folder,
@@ -17,6 +19,7 @@ from .records import (
 
 __all__ = [
     "AVERAGE",
+    "BASE",
     "CARD",
     "CONVERSION",
     "CORPUS",
@@ -25,6 +28,7 @@ __all__ = [
     "RESULTS",
     "RUN",
     "Records",
+    "base_facts",
     "check_card",
     "corpus_facts",
     "draw_curves",

@@ -83,13 +83,14 @@ def model_card(
     starts = starts_of(records.run)
     recipe = starts[-1]["recipe"] if starts else None
     title = name or (recipe["name"] if recipe else str(repo_id).rsplit("/", 1)[-1])
-    base, base_license = parts.base_model(recipe, records.conversion)
+    base, _ = parts.base_model(records)
+    text_base, _ = parts.text_base(recipe)
     license = "mit" if records.conversion else license
     front_end = processor.feature_extractor
     facts = {
-        "metadata": parts.metadata(title, kind, license, base, recipe, records.evaluation).to_yaml(),
+        "metadata": parts.metadata(title, kind, license, base, records).to_yaml(),
         "name": title,
-        "summary": parts.summary(model, kind, base),
+        "summary": parts.summary(model, kind, text_base, records.base),
         "embedded": repo_id is None,
         "kind": kind,
         "model": repo_id,
@@ -108,7 +109,7 @@ def model_card(
         "corpus": parts.corpus(records.corpus),
         "results": parts.results(records.evaluation, repo_id or "embedded"),
         "examples": parts.examples(records.evaluation),
-        "license_text": parts.license_text(license, base, base_license, records.conversion),
+        "license_text": parts.license_text(license, records),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)

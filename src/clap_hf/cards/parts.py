@@ -12,9 +12,11 @@ from huggingface_hub import ModelCardData
 
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..msclap_weights import OFFICIAL_REPO
-from .records import Records, epochs_of, starts_of
+from ..pretrained import HUB_ID
+from .records import Records, epochs_of, path_name, starts_of
 from .results import eval_results, markdown_table, measured
 
+UNSTATED = "not stated"  # in the paper
 KINDS = {
     "MSClapModel": "clap",
     "MSClapForAudioClassification": "classifier",
@@ -48,21 +50,41 @@ def millions(module: Any) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"
 
 
-def dataset_names(recipe: dict[str, Any]) -> list[str]:
-    """Hub ids of the training data, or the names of its folders: cards name no paths."""
+def dataset_names(start: dict[str, Any]) -> list[str]:
+    """Hub ids of a run's training data, or the names of its folders: cards name no paths."""
+    recipe, local = start["recipe"], start.get("local", [])
     parts = recipe.get("sources") or recipe.get("streams") or []
     given = [recipe.get("dataset"), *(part.get("dataset") or part.get("source") for part in parts)]
-    names = []
-    for name in filter(None, given):
-        is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
-        names.append(name if is_hub_id else Path(name).name)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(_without_folders(name, local) for name in given if name))
 
 
-def base_model(recipe: dict[str, Any] | None, conversion: dict[str, Any] | None) -> tuple[str | None, str | None]:
+def _without_folders(value: str, local: Sequence[str] = ()) -> str:
+    """A text of a recipe, or the last part of the path that it is.
+
+    Args:
+        value: The text.
+        local: What the run's record lists as files and folders of its machine.
+    """
+    if value.startswith("package:"):
+        return value
+    is_path = Path(value).is_absolute() or value in local or Path(value).exists()
+    if not is_path and "/" in value and not re.search(r"\s", value):
+        is_path = HUB_ID.fullmatch(value) is None
+    return path_name(Path(value)) if is_path else value
+
+
+def base_model(records: Records) -> tuple[str | None, str | None]:
     """Hub id of what the weights started from, and its license where known."""
-    if conversion:
+    if records.conversion:
         return OFFICIAL_REPO, "MIT"
+    if records.base:
+        return records.base["hub_id"], records.base["license"]
+    starts = starts_of(records.run)
+    return text_base(starts[-1]["recipe"] if starts else None)
+
+
+def text_base(recipe: dict[str, Any] | None) -> tuple[str | None, str | None]:
+    """Hub id of a recipe's pretrained text tower, and its license where known."""
     source = ((recipe or {}).get("text") or {}).get("pretrained")
     if source in _PACKAGED:
         return _PACKAGED[source]
@@ -70,8 +92,15 @@ def base_model(recipe: dict[str, Any] | None, conversion: dict[str, Any] | None)
     return (source if is_hub_id else None), None
 
 
-def summary(model: Any, kind: str, base: str | None) -> str:
-    """What the model is, in a sentence."""
+def summary(model: Any, kind: str, text: str | None, base: dict[str, Any] | None) -> str:
+    """What the model is, in a sentence.
+
+    Args:
+        model: The model, without weights.
+        kind: One of `KINDS`.
+        text: Hub id of its text tower, where the run began with that.
+        base: The record of the model that was fine-tuned.
+    """
     audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[model.config.audio_config.architecture]
     audio = f"audio tower {audio} ({millions(model.audio_model)} parameters)"
     if kind == "classifier":
@@ -84,9 +113,9 @@ def summary(model: Any, kind: str, base: str | None) -> str:
             f"A model that answers in words: {audio}, a mapper of {mapped} to vectors, and the language model "
             f"{language} ({millions(model.language_model)} parameters) that goes on from these."
         )
-    text = base if base and base != OFFICIAL_REPO else model.config.text_config.model_type
-    text = f"text tower {text} ({millions(model.text_model)} parameters)"
-    return f"A CLAP model: {audio} and {text} in one {model.config.projection_dim}-dimensional space."
+    text = f"text tower {text or model.config.text_config.model_type} ({millions(model.text_model)} parameters)"
+    origin = f", fine-tuned from {base['name']}" if base else ""
+    return f"A CLAP model: {audio} and {text} in one {model.config.projection_dim}-dimensional space{origin}."
 
 
 def metadata(
@@ -94,12 +123,12 @@ def metadata(
     kind: str,
     license: str | None,
     base: str | None,
-    recipe: dict[str, Any] | None,
-    evaluation: dict[str, Any] | None,
+    records: Records,
 ) -> ModelCardData:
     """The YAML head: what the Hub files the model under, and its results as `model-index`."""
-    entries = eval_results(evaluation)
-    on_hub = [name for name in dataset_names(recipe or {}) if "/" in name]
+    entries = eval_results(records.evaluation)
+    starts = starts_of(records.run)
+    on_hub = [name for name in (dataset_names(starts[-1]) if starts else ()) if "/" in name]
     return ModelCardData(
         license=license,
         library_name="transformers",
@@ -117,6 +146,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
     starts = starts_of(records.run)
     epochs = epochs_of(records.run)
     recipe, versions = starts[-1]["recipe"], dict(starts[-1]["versions"])
+    local = [name for start in starts for name in start.get("local", [])]
     machine = versions.pop("machine")
     steps = epochs[-1]["step"] if epochs else 0
     kept = next((epoch for epoch in reversed(epochs) if epoch.get("best")), None)
@@ -125,17 +155,21 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[recipe.get("optimizer", "adamw")]
     schedule = {"cosine": "warm-up and cosine", "plateau": "reduced on plateau", "constant": "constant"}
     rows = [
-        *(_contrastive_rows(model, front_end, recipe, records.corpus) if kind == "clap" else ()),
+        *(
+            _contrastive_rows(model, front_end, starts[-1], records)
+            if kind == "clap"
+            else _generative_rows(kind, recipe)
+        ),
         (
             "batch, steps",
             f"{recipe['batch_size']:,}, {steps:,} ({steps * recipe['batch_size']:,} clips seen)",
-            "1,536, 40 epochs",
+            "1,536, 40 epochs" if kind == "clap" else UNSTATED,
         ),
         (
             "optimiser",
             f"{optimizer}, {recipe['learning_rate']:g}, {schedule[recipe.get('schedule', 'cosine')]}"
             + (", averaged weights" if recipe.get("ema_decay") else ""),
-            "Adam, 1e-3, reduced on plateau",
+            "Adam, 1e-3, reduced on plateau" if kind == "clap" else UNSTATED,
         ),
         ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
     ]
@@ -148,7 +182,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
                 "epoch kept",
                 f"{kept['epoch']} of {epochs[-1]['epoch']}, "
                 + ("the last" if metric == "step" else f"by {metric} on validation data"),
-                "by the zero-shot score of the test tasks",
+                "by the zero-shot score of the test tasks" if kind == "clap" else UNSTATED,
             )
         )
     if records.average is not None:
@@ -158,12 +192,56 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         "seed": recipe["seed"],
         "notes": _notes(recipe),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "changes": _changes([start | {"recipe": _without_paths(start["recipe"])} for start in starts]),
-        "settings": yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True, width=100).strip(),
-        "dataset": ", ".join(dataset_names(recipe)),
+        "changes": _changes([start | {"recipe": _without_paths(start["recipe"], local)} for start in starts]),
+        "settings": yaml.safe_dump(
+            _without_paths(recipe, local), sort_keys=False, allow_unicode=True, width=100
+        ).strip(),
+        "dataset": ", ".join(dataset_names(starts[-1])),
         "machine": machine,
         "hours": f"{hours + _hours(records.earlier):.1f}",
+        "base": records.base,
+        "change": _change(starts, epochs, kept, recipe) if kind == "clap" else None,
     }
+
+
+def _change(
+    starts: Sequence[dict[str, Any]],
+    epochs: Sequence[dict[str, Any]],
+    kept: dict[str, Any] | None,
+    recipe: dict[str, Any],
+) -> dict[str, str] | None:
+    """Metrics of held-out pairs before the first step and at the epoch kept, and what they were used for."""
+    before = next((start["before"] for start in starts if "held_out_clips" in start.get("before", {})), None)
+    if before is None or kept is None:
+        return None
+    rows = [
+        (name.replace("_", " "), f"{value:.1%}", f"{kept['validation'][name]:.1%}")
+        for name, value in before["validation"].items()
+    ]
+    rows.append(("loss", f"{before['validation_loss']:.3f}", f"{kept['validation_loss']:.3f}"))
+    chose = recipe["best_metric"] != "step"
+    source = "held out by the seed" if recipe.get("held_out") else "of a split of their own"
+    text = (
+        f"On {before['held_out_clips']:,} pairs of the same dataset, {source} and never trained on; measured once "
+        f"before the first step and after each of {len(epochs)} epochs. "
+        + (
+            f"They also chose the epoch, by {recipe['best_metric'].replace('_', ' ')}, so they flatter it."
+            if chose
+            else "They chose nothing: the last epoch was kept."
+        )
+    )
+    return {"text": text, "table": markdown_table(("metric", "before", "after"), rows)}
+
+
+def _generative_rows(kind: str, recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What of a captioner the paper states (Section 2.3): its language model, and what of it learns."""
+    model = recipe.get("model") or {}
+    frozen = [name for name in ("audio", "language_model") if model.get(f"freeze_{name}", kind == "captioner")]
+    parts = {"audio": "audio tower", "language_model": "language model"}
+    still = f"; {' and '.join(parts[name] for name in frozen)} frozen" if frozen else ""
+    others = [parts[name] for name in parts if name not in frozen]
+    learns = " and ".join(["the mapper", *others])
+    return [("learns", f"{learns}{still}", "the mapper alone" if kind == "captioner" else UNSTATED)]
 
 
 def _hours(run: Sequence[dict[str, Any]]) -> float:
@@ -186,43 +264,49 @@ def _earlier(run: Sequence[dict[str, Any]], tower_alone: bool) -> str:
     return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run {taken}"
 
 
-def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with names in place of this machine's folders."""
+def _without_paths(recipe: dict[str, Any], local: Sequence[str]) -> dict[str, Any]:
+    """The recipe with names in place of this machine's folders, see `_without_folders`."""
 
     def named(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: named(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
             return [named(part) for part in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        return _without_folders(value, local) if isinstance(value, str) else value
 
     return {key: named(value) for key, value in recipe.items()}
 
 
 def _contrastive_rows(
-    model: Any, front_end: MSClapFeatureExtractor, recipe: dict[str, Any], corpus: dict[str, Any] | None
+    model: Any, front_end: MSClapFeatureExtractor, start: dict[str, Any], records: Records
 ) -> list[tuple[str, str, str]]:
     """Settings that only the dual encoder has."""
-    text, config = recipe["text"], model.config
-    base, _ = base_model(recipe, None)
+    recipe, corpus, base, config = start["recipe"], records.corpus, records.base, model.config
+    text, data, lora = recipe["text"], start.get("data", {}), recipe.get("lora")
+    text_tower, _ = text_base(recipe)
     audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
     loss = _LOSSES[recipe["loss"]]
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
         loss += f"; the audio tower also predicts a teacher's features, `{Path(recipe['teacher']['features']).name}`"
-    start = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
+    began = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
+    pairs = f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else ", ".join(dataset_names(start))
+    if data.get("pairs") is not None:
+        pairs = f"{data['pairs']:,} of {pairs}, {data['skipped']:,} more rows could not be read"
+    temperature = f"learnt, from {1 / config.logit_scale_init_value:.3g}"
+    if base:
+        temperature = f"{'kept at' if lora else 'learnt, from'} {base['temperature']:.3g}, the base's"
+    adapted = f", adapters of rank {lora['rank']}" if lora else ""
+    frozen_audio = ", frozen" if recipe.get("freeze_audio") else adapted
+    frozen_text = "frozen" if text["freeze"] else f"trained{adapted}"
     return [
-        (
-            "pairs",
-            f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else ", ".join(dataset_names(recipe)),
-            "4.6 M",
-        ),
-        ("audio tower", f"{audio}, {millions(model.audio_model)} parameters", "HTSAT-22"),
+        *([("weights from", base["name"], "none")] if base else []),
+        ("pairs", pairs, "4.6 M"),
+        ("audio tower", f"{audio}, {millions(model.audio_model)} parameters{frozen_audio}", "HTSAT-22"),
         (
             "text tower",
-            f"{base or config.text_config.model_type}, {start}, {'frozen' if text['freeze'] else 'trained'}, "
-            f"pooled by {config.text_pooling}",
+            f"{text_tower or config.text_config.model_type}, {began}, {frozen_text}, pooled by {config.text_pooling}",
             "GPT-2, pretrained, trained, pooled at the end token",
         ),
         (
@@ -232,7 +316,7 @@ def _contrastive_rows(
             "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
         ),
         ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),
-        ("temperature τ", f"learnt, from {1 / config.logit_scale_init_value:.3g}", "learnt, from 0.007"),
+        ("temperature τ", temperature, "learnt, from 0.007"),
         ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
     ]
 
@@ -242,6 +326,8 @@ def _notes(recipe: dict[str, Any]) -> str:
     notes = ""
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
+    if recipe.get("lora"):
+        notes += " The adapters are merged into the weights; `adapter/` holds them alone, for peft."
     if recipe.get("teacher"):
         notes += " Nothing of the teacher is in the weights but what the audio tower learnt of its features."
     return notes
@@ -299,7 +385,16 @@ def results(evaluation: dict[str, Any] | None, model: str) -> dict[str, str] | N
         command += " --data-dir sound-corpus" if settings["suite"] == "sounds" else ""
     if score["score"] is not None:
         text += f" Mean of {len(score['tasks'])} values: {score['score']:.3f}."
+    if "test_looks" in evaluation:
+        text += _looks(evaluation["test_looks"])
     return {"settings": text, "table": table + _before_relabelling(evaluation), "command": command}
+
+
+def _looks(count: int | None) -> str:
+    """How many sets of weights were measured on the test, since the best of many is better there than elsewhere."""
+    if count is None:
+        return " How many sets of weights were measured on this test before was not recorded."
+    return f" {count} sets of weights were measured on this test in all: expect somewhat less elsewhere."
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -333,7 +428,7 @@ def _before_relabelling(evaluation: dict[str, Any]) -> str:
 
 
 def examples(evaluation: dict[str, Any] | None) -> str | None:
-    """A table of captions beside what people wrote, from the first captioning task."""
+    """A table of captions beside the clips' own, from the first captioning task."""
     tasks = [] if evaluation is None else evaluation.get("tasks", [])
     shown = next((task["examples"] for task in tasks if task.get("examples")), None)
     if shown is None:
@@ -342,11 +437,10 @@ def examples(evaluation: dict[str, Any] | None) -> str | None:
     return markdown_table(("caption written by the model", "captions of the clip"), rows)
 
 
-def license_text(
-    license: str | None, base: str | None, base_license: str | None, conversion: dict[str, Any] | None
-) -> str:
+def license_text(license: str | None, records: Records) -> str:
     """Whose weights these are, and under which terms."""
-    if conversion:
+    base, base_license = base_model(records)
+    if records.conversion:
         return (
             "The weights are Microsoft's, released under the MIT license (© Microsoft Corporation) in "
             "[microsoft/msclap](https://huggingface.co/microsoft/msclap) and "
@@ -354,6 +448,9 @@ def license_text(
         )
     text = "The weights are released under the MIT license." if license == "mit" else f"The weights: {license}."
     text = text if license else "No license of the weights has been stated."
+    if records.base:
+        terms = f"under {base_license}" if base_license else "under terms that its card does not state"
+        return f"{text} The model that was fine-tuned, {records.base['name']}, is {terms}."
     if base and base_license:
         text += f" The text tower {base} is under {base_license}."
     return text

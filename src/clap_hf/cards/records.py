@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..msclap_weights import OFFICIAL_REPO
+
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
-EARLIER, AVERAGE = "earlier.jsonl", "average.json"
+EARLIER, AVERAGE, BASE = "earlier.jsonl", "average.json", "base.json"
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Records:
         conversion: What `clap-hf convert` wrote.
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
         average: What `tools.release.average_weights` wrote, where the weights are a mean.
+        base: What `base_facts` found of the model whose weights the run went on from.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -32,6 +39,7 @@ class Records:
     conversion: dict[str, Any] | None = None
     earlier: Sequence[dict[str, Any]] = ()
     average: dict[str, Any] | None = None
+    base: dict[str, Any] | None = None
 
 
 def read_records(
@@ -41,6 +49,7 @@ def read_records(
     conversion: Path | None = None,
     earlier: Path | None = None,
     average: Path | None = None,
+    base: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -51,6 +60,7 @@ def read_records(
         conversion: `conversion.json`.
         earlier: `earlier.jsonl`.
         average: `average.json`.
+        base: `base.json`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
@@ -62,7 +72,13 @@ def read_records(
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     return Records(
-        lines(run), content(results), content(corpus), content(conversion), lines(earlier), content(average)
+        lines(run),
+        content(results),
+        content(corpus),
+        content(conversion),
+        lines(earlier),
+        content(average),
+        content(base),
     )
 
 
@@ -73,8 +89,62 @@ def records_of_folder(folder: Path) -> Records:
         return folder / name if (folder / name).is_file() else folder.parent / name
 
     return read_records(
-        found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER), folder / AVERAGE
+        found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER), folder / AVERAGE, found(BASE)
     )
+
+
+def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
+    """What is known of a model whose weights a run goes on from, for the card of what becomes of it.
+
+    Args:
+        name: As the recipe names it: a folder, a Hub id, or `package:NAME/FOLDER`.
+        folder: Where it is, or its Hub id.
+        temperature: Its own, the inverse of its logit scale.
+
+    Returns:
+        `name` (no path), `hub_id` of the nearest model of its line that is on the Hub, `license` and `data` where its
+        card or its conversion states them, and `temperature`.
+    """
+    local = Path(folder).is_dir()
+    hub_id = None if local else folder
+    card = _card_of(folder)
+    license = card.data.get("license") if card else None
+    data = _first_paragraph(card.text, "Training data") if card else None
+    if local and (Path(folder) / CONVERSION).is_file():
+        hub_id, license, data = OFFICIAL_REPO, "mit", "Microsoft's, as in the paper"
+    elif card is not None and hub_id is None:
+        base = card.data.get("base_model")
+        hub_id = base if isinstance(base, str) else None
+    if name.startswith("package:"):
+        title = f"the checkpoint embedded in {name.removeprefix('package:').partition('/')[0].replace('_', '-')}"
+    else:
+        title = path_name(Path(name).resolve()) if local else name
+    return {"name": title, "hub_id": hub_id, "license": license, "data": data, "temperature": temperature}
+
+
+def path_name(path: Path) -> str:
+    """Last part of a path; of a run's `best/`, that of the run."""
+    return path.parent.name if path.name in ("best", "last", "newest") and path.parent.name else path.name
+
+
+def _card_of(folder: str) -> ModelCard | None:
+    """The card of a model in a folder, beside it, or on the Hub."""
+    places = [Path(folder) / "README.md", Path(folder).parent / "README.md"]
+    found = next((place for place in places if Path(folder).is_dir() and place.is_file()), None)
+    try:
+        text = found.read_text(encoding="utf-8") if found else None
+        if text is None and not Path(folder).is_dir():
+            text = Path(hf_hub_download(folder, "README.md")).read_text(encoding="utf-8")
+        return None if text is None else ModelCard(text)
+    except (OSError, ValueError, HfHubHTTPError, yaml.YAMLError):
+        return None  # nothing is stated of a base without a card that can be read
+
+
+def _first_paragraph(card: str, section: str) -> str | None:
+    """The first paragraph of a section, in one line."""
+    _, _, rest = card.partition(f"\n## {section}\n")
+    paragraph = rest.strip().partition("\n\n")[0]
+    return " ".join(paragraph.split()) if paragraph and not paragraph.startswith("#") else None
 
 
 def corpus_facts(rows: Any, split: str) -> dict[str, Any]:

@@ -23,10 +23,6 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..atomic_io import write_text
-from ..audio import audio_files
-from ..audio.reader import printable
-
 STDIN = STDOUT = Path("-")
 PROBE = 4096  # bytes that --json must have room for
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -121,6 +117,8 @@ class Output:
             rows: Rows of the CSV, with the same columns each.
             print_table: Prints the table, and what else people read.
         """
+        from ..audio.reader import printable
+
         # Of names that are not UTF-8, the bytes as escapes, which JSON reads back.
         text = printable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         on_stdout = self.json_path is not None and is_stdout(self.json_path)
@@ -163,6 +161,8 @@ def write_through(path: Path, text: str) -> None:
         path: The file.
         text: Its content.
     """
+    from ..atomic_io import write_text
+
     try:
         regular = stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -175,6 +175,8 @@ def write_through(path: Path, text: str) -> None:
 
 def input_files(paths: list[Path]) -> list[Path]:
     """Sound files of arguments: files, folders, and `-` for a list of them on stdin, a line or a NUL each."""
+    from ..audio import audio_files
+
     named: list[Path] = []
     for path in paths:
         if path != STDIN:
@@ -276,6 +278,8 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
             table.add_column("labels.csv")
         for result in results:
             best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
+            if result.get("none_of_these"):
+                best = f"none of these ({best})"
             row = [escape(result["file"]), length_text(result), "silence" if result["silent"] else escape(best)]
             if compared:
                 mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +66,7 @@ def train(
         "checkpoint_steps": checkpoint_steps,
     }
     try:
-        loaded = load_recipe(recipe, combination, _settings(settings or []), **overrides)
+        loaded = load_recipe(recipe, combination, settings_of(settings or []), **overrides)
         if isinstance(loaded, ClassificationRecipe):
             unused = {
                 "--resume": resume,
@@ -91,7 +92,7 @@ def train(
             output_dir,
             resume=resume,
             num_workers=num_workers,
-            trackers=_split([trackers]) or [],
+            trackers=split_commas([trackers]) or [],
             cache_dir=cache_dir,
             data_dir=data_dir,
             push=BackgroundPush(push_to_hub, private=private or None) if push_to_hub else None,
@@ -138,7 +139,7 @@ def compare(
         "batch_size": batch_size,
         "audio_tower": "" if from_scratch else audio_tower,
     }
-    names = _split(sources)
+    names = split_commas(sources)
     if names:
         overrides["sources"] = [{"dataset": name} for name in names]
         overrides["validation"] = {"dataset": validation or names[0]}
@@ -146,8 +147,8 @@ def compare(
         results = compare_encoders(
             recipe,
             output_dir,
-            _split(combinations) or combinations_of(recipe),
-            [int(seed) for seed in _split(seeds) or ["2023"]],
+            split_commas(combinations) or combinations_of(recipe),
+            [int(seed) for seed in split_commas(seeds) or ["2023"]],
             overrides=overrides,
             num_workers=num_workers,
             cache_dir=cache_dir,
@@ -168,8 +169,8 @@ def _cross_validate(recipe: ClassificationRecipe, output_dir: Path, num_workers:
     print(f"skipped: {len(found['skipped'])}; results and models in {output_dir}")
 
 
-def _settings(assignments: list[str]) -> dict[str, Any]:
-    """Settings of `--set`, their values read as YAML."""
+def settings_of(assignments: list[str]) -> dict[str, Any]:
+    """Settings of `--set`, their values read as YAML; 5e-4, a text for YAML, is a number here."""
     import yaml
 
     settings = {}
@@ -177,11 +178,15 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set is {assignment!r}, expected SETTING=VALUE.")
-        settings[name.strip()] = yaml.safe_load(value)
+        found = yaml.safe_load(value)
+        if isinstance(found, str):
+            with suppress(ValueError):
+                found = float(found)
+        settings[name.strip()] = found
     return settings
 
 
-def _split(values: list[str] | None) -> list[str] | None:
+def split_commas(values: list[str] | None) -> list[str] | None:
     """Parts of a repeatable option whose values are separated by commas."""
     if values is None:
         return None

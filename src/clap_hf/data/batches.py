@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
-from torch.utils.data import DataLoader
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
-from .pairs import BalancedSampler
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from .augment import Augmentation
+from .own import Pairs
+from .source import RowError
+from .stream import Example, join_parts, make_example, make_part
+
+ATTEMPTS = 100  # rows that are tried in place of one that cannot be read
+
+
+class Draws(Protocol):
+    """A sampler of a known number of draws, whose keys depend on the epoch."""
+
+    epoch: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class SampledBatches:
@@ -21,7 +38,7 @@ class SampledBatches:
         num_workers: Loader processes; 0 loads in this one.
     """
 
-    def __init__(self, dataset: Any, sampler: BalancedSampler, collate: Any, batch_size: int, num_workers: int):
+    def __init__(self, dataset: Any, sampler: Draws, collate: Any, batch_size: int, num_workers: int):
         self.dataset, self.sampler, self.collate = dataset, sampler, collate
         self.batch_size, self.num_workers = batch_size, num_workers
 
@@ -44,7 +61,7 @@ class SampledBatches:
 
     def fingerprint(self) -> str:
         """Number of rows, known without reading the data."""
-        return f"{len(self.sampler.probabilities)} rows"
+        return f"{len(self.dataset)} rows"
 
 
 class _Lists:
@@ -58,3 +75,91 @@ class _Lists:
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.lists)
+
+
+class PairRows(Dataset):
+    """Decoded pairs of several sources by (row, copy, epoch), which is also what all random choices come from.
+
+    Args:
+        pairs: The sources; their rows are numbered on.
+        feature_extractor: Has the model's rate and window.
+        augmentation: Random changes of the samples.
+        seed: Source of every choice.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pairs],
+        feature_extractor: MSClapFeatureExtractor,
+        augmentation: Augmentation,
+        seed: int,
+    ):
+        self.pairs, self.feature_extractor = pairs, feature_extractor
+        self.augmentation, self.seed = augmentation, seed
+        self.starts = np.cumsum([0, *map(len, pairs)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Example, list[dict[str, str]], int]:
+        """The example of a row, or of the next one that can be read; the rows left out for it; the epoch."""
+        row, copy, epoch = key
+        skipped: list[dict[str, str]] = []
+        for attempt in range(min(len(self), ATTEMPTS)):
+            number = (row + attempt) % len(self)
+            source = int(np.searchsorted(self.starts, number, side="right")) - 1
+            pairs, place = self.pairs[source], number - int(self.starts[source])
+            values = pairs[place]
+            name = f"{pairs.source.dataset}:{pairs.source.name_of(values, int(pairs.kept[place]))}"
+            rng = np.random.default_rng([self.seed, epoch, copy, number])
+            try:
+                example = make_example(values, name, pairs.source, self.feature_extractor, self.augmentation, rng)
+                return example, skipped, epoch
+            except RowError as error:
+                if attempt == 0:  # a replacement that fails too is listed at its own place
+                    skipped.append({"id": name, "epoch": str(epoch), "reason": str(error)})
+        raise RuntimeError(f"None of {ATTEMPTS} rows from {skipped[0]['id']} on can be read: {skipped[0]['reason']}")
+
+
+class EpochDraws:
+    """Keys of an epoch over several sources, in an order from (seed, epoch).
+
+    Args:
+        counts: Rows of every source.
+        weights: How often an epoch passes over each; 0.5 is half of its rows, others in every epoch.
+        seed: Source of the order.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int):
+        self.counts, self.seed, self.epoch = counts, seed, 0
+        self.wanted = [round(weight * count) for weight, count in zip(weights, counts, strict=True)]
+
+    def __len__(self) -> int:
+        return sum(self.wanted)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        keys: list[tuple[int, int, int]] = []
+        start = 0
+        for count, wanted in zip(self.counts, self.wanted, strict=True):
+            passes = [rng.permutation(count) for _ in range(-(-wanted // count))]
+            rows = [(start + int(row), copy) for copy, order in enumerate(passes) for row in order]
+            keys += [(row, copy, self.epoch) for row, copy in rows[:wanted]]
+            start += count
+        return (keys[i] for i in rng.permutation(len(keys)))
+
+
+class PairRowCollator:
+    """Makes a batch of `PairRows`' examples, as `clap_hf.data.stream` does.
+
+    Args:
+        tokenizer: Tokenizer with the text tower's sentence rules.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, found: Sequence[tuple[Example, list[dict[str, str]], int]]) -> dict[str, Any]:
+        examples = [example for example, _, _ in found]
+        skipped = [row for _, own, _ in found for row in own]
+        return join_parts([make_part(examples, skipped, self.tokenizer, found[0][2])], self.tokenizer)

@@ -16,17 +16,29 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..model.processing_msclap import MSClapProcessor
 from .augment import Augmentation
-from .stream import CROP_ONLY, Example, RowError, StreamSource, join_parts, make_example, make_part
+from .own import Given, is_parquet, read_pairs
+from .source import RowError, StreamSource, resolve_columns
+from .stream import CROP_ONLY, Example, join_parts, make_example, make_part, parquet_features
 
 BUFFER_ROWS = 1000
 
 
-def stream_rows(source: StreamSource) -> datasets.IterableDataset:
-    """Rows of a source's columns, audio encoded as it is stored."""
+def stream_rows(source: StreamSource, given: Given | None = None) -> tuple[StreamSource, datasets.IterableDataset]:
+    """A source with its columns named, and its rows, audio encoded as it is stored.
+
+    Parquet files are read as they come; every other form is listed first, see `clap_hf.data.own.read_pairs`.
+    """
+    if source.dataset in (given or {}) or not is_parquet(source):
+        pairs = read_pairs(source, given)
+        return pairs.source, pairs.rows.select(pairs.kept).to_iterable_dataset()
+    features = parquet_features(source.files()[0])
     rows = datasets.load_dataset(
         source.dataset, source.config, split=source.split, revision=source.revision, streaming=True
     )
-    return rows.cast_column(source.audio, datasets.Audio(decode=False)).select_columns(source.columns)
+    source = resolve_columns(source, features)
+    if isinstance(features[source.sound_column], datasets.Audio):
+        rows = rows.cast_column(source.sound_column, datasets.Audio(decode=False))
+    return source, rows.select_columns(source.columns)
 
 
 class SimpleStream:
@@ -39,6 +51,7 @@ class SimpleStream:
         seed: Source of every choice.
         augmentation: Random changes of the samples; None only crops.
         num_workers: 0 loads in this process, anything else in one other.
+        given: Datasets in Python, see `clap_hf.data.own.read_pairs`.
     """
 
     def __init__(
@@ -49,18 +62,15 @@ class SimpleStream:
         seed: int,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
+        given: Given | None = None,
     ):
-        self.source, self.processor, self.batch_size, self.seed = source, processor, batch_size, seed
+        self.processor, self.batch_size, self.seed = processor, batch_size, seed
         self.augmentation, self.num_workers = augmentation or CROP_ONLY, num_workers
-        self.rows = stream_rows(source)
+        self.source, self.rows = stream_rows(source, given)
 
-    def steps_per_epoch(self) -> int:
-        """Raise an error: the number of rows is not known ahead.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(f"{self.source.dataset} is streamed without a plan: set steps_per_epoch in the recipe.")
+    def steps_per_epoch(self) -> None:
+        """None: the number of rows is not known ahead."""
+        return None
 
     def fingerprint(self) -> str:
         """Name of the data; its size is not known."""

@@ -3,7 +3,7 @@
 Gradient caching (Gao et al., 2021): every chunk is encoded without a graph, the loss is taken once over all embeddings
 of all ranks, and every chunk is encoded again, with the same random numbers, to pass its embeddings' gradient on. The
 result is the gradient of the whole batch; only activations of one chunk are held. The last chunk keeps its graph from
-the start, so that a batch of one chunk costs what a plain step does.
+the start, so that a batch of one chunk costs what a plain step does; where there is memory, all chunks do.
 
 Both audio towers normalise their input log-mel by a BatchNorm. Its input needs no gradient, so the statistics of the
 whole batch can be computed ahead, exactly (`whole_batch_statistics`). HTSAT has no other; CNN14 has one after each of
@@ -32,6 +32,7 @@ def cached_backward(
     seeds: Sequence[int],
     loss: Callable[..., tuple[torch.Tensor, Metrics]],
     model: nn.Module,
+    kept: int = 1,
 ) -> Metrics:
     """Accumulate in `.grad` this rank's part, the mean of which over ranks is the gradient over the global batch.
 
@@ -49,15 +50,17 @@ def cached_backward(
         loss: Takes the embeddings of the global batch, rows in the order of ranks and chunks; gives the scalar
             loss and metrics to log.
         model: Holds what `encode` runs.
+        kept: Of how many chunks, the last ones, the graph is kept from the first pass; the others are encoded twice.
 
     Returns:
         `loss` and the metrics to log.
     """
-    last = len(seeds) - 1
+    first_kept = max(0, len(seeds) - kept)
     chunks: list[tuple[torch.Tensor, ...]] = []
     for i, seed in enumerate(seeds):
         torch.manual_seed(seed)
-        with torch.set_grad_enabled(i == last), nullcontext() if i == last else unmoved_running_statistics(model):
+        keep = i >= first_kept
+        with torch.set_grad_enabled(keep), nullcontext() if keep else unmoved_running_statistics(model):
             chunks.append(encode(i))
     leaves = [gather(torch.cat(parts).detach()).requires_grad_() for parts in zip(*chunks, strict=True)]
     value, metrics = loss(*leaves)
@@ -69,8 +72,8 @@ def cached_backward(
     for leaf in leaves:
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         gradients.append((gradient[start : start + sum(rows)] * world_size()).split(rows))
-    for i in [last, *range(last)]:
-        if i != last:
+    for i in [*range(first_kept, len(seeds)), *range(first_kept)]:
+        if i < first_kept:
             torch.manual_seed(seeds[i])
             chunks[i] = encode(i)
         pairs = [(part, gradient[i]) for part, gradient in zip(chunks[i], gradients, strict=True)]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.progress import track
 
 from ..audio import AudioDecodeError, load_audio
-from ..data.simple_stream import stream_rows
-from ..data.stream import RowError, StreamSource
+from ..data.source import RowError
 from ..evaluation.captioner import caption_examples, join_clips, write_captions
 from ..evaluation.captions import caption_scores
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..model.processing_msclap import MSClapProcessor
+from .inputs import HeldOut
 from .stage import Batch, Metrics, TrainingStage
 
 CLIPS_PER_BATCH = 16
@@ -51,7 +52,7 @@ class CaptionValidation:
     """Captions of held-out clips, scored against all of their own, and the loss of the first of these.
 
     Args:
-        source: Where the clips are; the first ones that can be read are kept as log-mel windows of the whole clip.
+        held_out: Sources with their rows; the first that can be read are kept as log-mel windows of the whole clip.
         processor: The model's processor.
         clips: How many.
 
@@ -59,20 +60,26 @@ class CaptionValidation:
         ValueError: If no clip can be read.
     """
 
-    def __init__(self, source: StreamSource, processor: MSClapProcessor, clips: int):
+    metrics = ("cider_d", "validation_loss")
+
+    def __init__(self, held_out: Sequence[HeldOut], processor: MSClapProcessor, clips: int):
         self.processor = processor
         self.features: list[dict[str, torch.Tensor]] = []
         self.references: list[list[str]] = []
-        for row in itertools.islice(stream_rows(source), clips):
+        reasons = []
+        rows = ((source, row) for source, rows in held_out for row in rows)
+        for number, (source, row) in enumerate(itertools.islice(rows, clips)):
             try:
                 texts, encoded = source.read(row)
                 sound = load_audio(encoded)
-            except (RowError, AudioDecodeError):
+            except (RowError, AudioDecodeError) as error:
+                reasons.append(f"; the first, {source.name_of(row, number)}: {error}")
                 continue
             self.features.append(dict(processor.feature_extractor([sound.samples], sound.sampling_rate)))
             self.references.append(texts)
         if not self.features:
-            raise ValueError(f"{source.dataset}, {source.split}: no readable clips with captions, expected some.")
+            names = ", ".join(f"{source.dataset}, {source.split}" for source, _ in held_out)
+            raise ValueError(f"{names}: no readable clips with captions, expected some{''.join(reasons[:1])}")
 
     @torch.inference_mode()
     def __call__(self, model: MSClapForAudioCaptioning) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from ..data.augment import augment_log_mel
 from ..data.batches import SampledBatches
@@ -16,10 +19,13 @@ from ..model.processing_msclap import MSClapProcessor
 from .cached_step import cached_backward, prepare_batch_norm, trunk_batch_norms, whole_batch_statistics
 from .chunking import automatic_chunk_size
 from .distributed import gather, world_size
+from .factory import resolve, save_adapters
 from .losses import SigmoidLoss, TextBank, mask_shared_pairs, multi_positive_contrastive_loss
 from .recipe import ContrastiveRecipe
 from .stage import Batch, Batches, Metrics, Position, TrainingStage
 from .teacher import TeacherHead
+
+CHUNKS = 8  # of a batch whose activations are all kept, seeded each: the same on 1, 2, 4 and 8 processes
 
 
 class ContrastiveStage(TrainingStage):
@@ -34,6 +40,7 @@ class ContrastiveStage(TrainingStage):
             and `texts` `[batch]` are equal for pairs of one clip or one text.
         evaluation: Evaluates a model after every epoch, on every rank; returns the metrics that the recipe names.
         teacher_features: The teacher's features of every row of the dataset `[rows, dim]`, where the recipe has one.
+        metrics: Results of the evaluation, see `TrainingStage`.
 
     Raises:
         ValueError: If the recipe's chunks, BatchNorm, bank or checkpointing do not fit the model or the world size.
@@ -49,8 +56,9 @@ class ContrastiveStage(TrainingStage):
         data: Batches,
         evaluation: Callable[[MSClapModel], dict[str, Any]],
         teacher_features: torch.Tensor | None = None,
+        metrics: Sequence[str] | None = None,
     ):
-        super().__init__(model, processor, data, evaluation)
+        super().__init__(model, processor, data, evaluation, metrics)
         self.model: MSClapModel = model
         self.recipe = recipe
         self.bank: TextBank | None = None
@@ -73,7 +81,21 @@ class ContrastiveStage(TrainingStage):
                 )
             self.bank = TextBank(self.model, self.processor, self.data.dataset)
         if self.recipe.chunk_size != "auto":
-            self.set_chunk_size(int(self.recipe.chunk_size or self.share))
+            self.set_chunk_size(self.asked_chunk_size)
+
+    @property
+    def asked_chunk_size(self) -> int:
+        """Pairs of a chunk on one process; a part of the batch where the recipe leaves it open and the model can."""
+        batch = self.recipe.batch_size
+        if self.recipe.chunk_size is not None:
+            return int(self.recipe.chunk_size)
+        needs_whole = trunk_batch_norms(self.model) and self.recipe.batch_norm == "exact"
+        return batch if needs_whole or self.recipe.text_bank else batch // math.gcd(batch, CHUNKS)
+
+    def remark(self, processes: int) -> str:
+        if self.recipe.chunk_size != "auto" and self.share % self.asked_chunk_size == 0:
+            return ""  # every chunk is seeded by its place in the batch, on any process
+        return super().remark(processes)
 
     @property
     def share(self) -> int:
@@ -141,6 +163,7 @@ class ContrastiveStage(TrainingStage):
                 self._seeds(position, 0),
                 lambda audio, text: self.global_loss(audio, text, groups, *ids),
                 self.model,
+                kept=1 if self.recipe.chunk_size is not None else self.share,
             )
 
     def _bank_backward(self, bank: TextBank, accelerator: Accelerator, batch: Batch, position: Position) -> Metrics:
@@ -184,16 +207,22 @@ class ContrastiveStage(TrainingStage):
 
     @torch.no_grad()
     def _metrics(self, logits: torch.Tensor, groups: torch.Tensor) -> Metrics:
-        """Both directions' cross-entropy and in-batch R@1, and the logit scale."""
+        """Both directions' cross-entropy and accuracy among the batch's own items, and the logit scale."""
         target = torch.arange(len(logits), device=logits.device)
         to_audio, to_text = groups[logits.argmax(dim=1)], groups[logits.argmax(dim=0)]
         return {
             "loss_text_to_audio": F.cross_entropy(logits, target),
             "loss_audio_to_text": F.cross_entropy(logits.t(), target),
-            "recall_at_1": (to_audio == groups).float().mean(),
-            "recall_at_1_audio_to_text": (to_text == groups).float().mean(),
+            "batch_accuracy_text_to_audio": (to_audio == groups).float().mean(),
+            "batch_accuracy_audio_to_text": (to_text == groups).float().mean(),
             "logit_scale": self.model.logit_scale.detach().float().exp(),
         }
+
+    def save(self, folder: Path, model: PreTrainedModel) -> None:
+        if self.recipe.lora is None or self.recipe.weights is None:
+            return super().save(folder, model)
+        save_adapters(model, resolve(self.recipe.weights), folder)
+        self.processor.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
         return {"chunk_size": self.chunk_size}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 
+from ..atomic_io import write_json
 from ..model.configuration_msclap import MSClapConditionalGenerationConfig, MSClapConfig
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapModel
@@ -26,7 +31,9 @@ from ..model.modeling_msclap_captioning import (
 from ..model.processing_msclap import MSClapProcessor
 from ..pretrained import check_finite, checkpoint_path, load_checked
 from ..tokenization import sentence_tokenizer
-from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, PromptRecipe
+from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, Lora, PromptRecipe
+
+ADAPTER = "adapter"  # folder of a model's adapters, below the merged model
 
 # Settings that decide the shapes of a tower's weights, and those that decide its input.
 TOWER_SIZES = (
@@ -49,6 +56,9 @@ def build_model(recipe: ContrastiveRecipe) -> tuple[MSClapModel, MSClapProcessor
     if recipe.weights is not None:
         model, processor = trained_model(recipe, resolve(recipe.weights))
         model.text_model.requires_grad_(not text.freeze)
+        model.audio_model.requires_grad_(not recipe.freeze_audio)
+        if recipe.lora is not None:
+            add_adapters(model, recipe.lora)
         return model, processor
     pretrained = None if text.pretrained is None else resolve(text.pretrained)
     if pretrained is not None:
@@ -79,6 +89,7 @@ def build_model(recipe: ContrastiveRecipe) -> tuple[MSClapModel, MSClapProcessor
     )
     if recipe.audio_tower is not None:
         load_audio_tower(model, processor, recipe.audio_tower)
+    model.audio_model.requires_grad_(not recipe.freeze_audio)
     return model, processor
 
 
@@ -122,6 +133,53 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
         )
     check_finite(model, name)
     return model, processor
+
+
+def add_adapters(model: MSClapModel, settings: Lora) -> None:
+    """Give the linear layers that learn an adapter, and freeze everything else.
+
+    Raises:
+        ValueError: If peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "lora needs the package peft, which is not installed. Install it: pip install peft"
+        ) from error
+    linear = (torch.nn.Linear, Conv1D)
+    named = {name: layer for name, layer in model.named_modules() if isinstance(layer, linear)}
+    targets = [name for name, layer in named.items() if layer.weight.requires_grad]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(named[name], Conv1D) for name in targets),
+    )
+    get_peft_model(model, config)  # changes the model itself; its wrapper is not needed
+
+
+def save_adapters(model: MSClapModel, base: str, folder: Path) -> None:
+    """Save a model's adapters, and the model that they were merged into.
+
+    Args:
+        model: With adapters.
+        base: Folder or Hub id of the model that they were begun on.
+        folder: Gets the merged model, and the adapters in `adapter/`.
+    """
+    from peft import get_peft_model
+
+    adapted = MSClapModel.from_pretrained(base, dtype=torch.float32)
+    config = copy.deepcopy(model.peft_config["default"])
+    wrapper = get_peft_model(adapted, config)
+    adapted.load_state_dict(model.state_dict())
+    wrapper.save_pretrained(folder / ADAPTER)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's, which names folders of this machine
+    about = json.loads((folder / ADAPTER / "adapter_config.json").read_text())
+    about["base_model_name_or_path"] = None if Path(base).exists() else base
+    write_json(folder / ADAPTER / "adapter_config.json", about)
+    wrapper.merge_and_unload().save_pretrained(folder)
 
 
 def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) -> None:

@@ -67,6 +67,8 @@ def train(
     resume: bool = False,
     trackers: Sequence[str] = (),
     push: BackgroundPush | None = None,
+    facts: dict[str, Any] | None = None,
+    evaluate_first: bool = False,
 ) -> dict[str, Any]:
     """Train a stage.
 
@@ -80,6 +82,8 @@ def train(
             another.
         trackers: Trackers, by the names that Accelerate knows; one that is not installed is left out with a message.
         push: Uploads the best epoch, to its main branch, and the newest, to `last`, while training goes on.
+        facts: What is known of the data, for the record of the start: `pairs`, `held_out`, `skipped`, `reasons`.
+        evaluate_first: Evaluate before the first step, too; `before` in the record of the start.
 
     Returns:
         The record of the best epoch since this call; empty if there was none.
@@ -87,11 +91,14 @@ def train(
     Raises:
         FileExistsError: If the folder holds another run and `resume` is not given.
         FileNotFoundError: If there is nothing to resume.
-        ValueError: If the batch does not divide by the world size, or the run was begun with other settings or data.
+        ValueError: If the batch does not divide by the world size, the settings do not fit the data or the evaluation,
+            or the run was begun with other settings or data.
         RuntimeError: If more rows than `max_skipped` could not be read; or if the loss or its gradient is not finite:
             `not_finite.json` names the step and its batch then, and what was saved before stays.
     """
-    return _Loop(stage, settings, output_dir, resume, check_trackers(trackers), push).run()
+    return _Loop(
+        stage, settings, output_dir, resume, check_trackers(trackers), push, facts or {}, evaluate_first
+    ).run()
 
 
 class _Loop:
@@ -105,6 +112,8 @@ class _Loop:
         resume: bool,
         trackers: list[str],
         push: BackgroundPush | None,
+        facts: dict[str, Any],
+        evaluate_first: bool,
     ):
         self.stage, self.settings, self.output_dir, self.push = stage, settings, output_dir, push
         self.accelerator = make_accelerator(settings, output_dir, trackers)
@@ -118,6 +127,9 @@ class _Loop:
                 f"batch_size is {settings.batch_size} over all ranks, expected a multiple of their number, "
                 f"{self.accelerator.num_processes}."
             )
+        self.steps_per_epoch = steps_of_an_epoch(stage, settings)
+        self.epochs = settings.num_epochs(self.steps_per_epoch)
+        check_metrics(stage.metrics, settings)
         output_dir.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             restore_folder(output_dir / BEST)
@@ -127,8 +139,6 @@ class _Loop:
         stage.setup(self.accelerator)
         if settings.gradient_checkpointing:
             stage.model.gradient_checkpointing_enable()
-        self.steps_per_epoch = settings.steps_per_epoch or stage.data.steps_per_epoch()
-        self.epochs = settings.num_epochs(self.steps_per_epoch)
         self.optimizer = build_optimizer([stage.model, stage.criterion], settings)
         self.schedule = Schedule(self.optimizer, settings, self.epochs * self.steps_per_epoch)
         self.parts: dict[str, Any] = {
@@ -143,7 +153,11 @@ class _Loop:
             self.parts["average"] = self.average
         self.state = self.load() if resume else RunState()
         self.record = RunRecord(output_dir, self.accelerator, settings, self.state, self.steps_per_epoch)
-        self.record.start(trackers)
+        self.record.announce(facts, self.epochs, stage.remark(self.accelerator.num_processes))
+        before: dict[str, Any] = {}
+        if evaluate_first and not self.state.step:
+            before = {"before": gather_objects(stage.evaluate(self.average, self.accelerator))[0]}
+        self.record.start(trackers, ({"data": facts} if facts else {}) | before)
 
     def run(self) -> dict[str, Any]:
         """All epochs that are left; returns the record of the best of them."""
@@ -255,11 +269,7 @@ class _Loop:
         started = time.perf_counter()
         results = gather_objects(stage.evaluate(self.average, self.accelerator))[0]  # the main rank's, everywhere
         results = {"step": state.step} | results
-        if settings.best_metric not in results:
-            raise ValueError(
-                f"best_metric is {settings.best_metric!r}, expected one of what the evaluation returns: "
-                f"{sorted(results)}."
-            )
+        check_metrics(sorted(results), settings)
         value, sign = float(results[settings.best_metric]), 1 if settings.best_mode == "max" else -1
         record = self.record.epoch(self.learning_rate) | results
         record["evaluation_seconds"] = time.perf_counter() - started
@@ -320,6 +330,49 @@ class _Loop:
             part.load_state_dict(tensors[name])
         self.stage.load_state(about["stage"])
         return RunState(**about["state"])
+
+
+def steps_of_an_epoch(stage: TrainingStage, settings: TrainingSettings) -> int:
+    """Steps between evaluations.
+
+    Raises:
+        ValueError: If the data have fewer, their number is not known, or a run is shorter.
+    """
+    of_data, asked = stage.data.steps_per_epoch(), settings.steps_per_epoch
+    if asked is None and of_data is None:
+        raise ValueError("steps_per_epoch is null, but the data are streamed without a plan. Set steps_per_epoch.")
+    if asked is not None and of_data is not None and asked > of_data:
+        raise ValueError(
+            f"steps_per_epoch is {asked}, but one pass over the data has {of_data} steps of {settings.batch_size}. "
+            "Lower it, or set it to null for the data's own."
+        )
+    found = asked or of_data or 0
+    if settings.steps is not None and settings.steps < found:
+        raise ValueError(
+            f"steps is {settings.steps}, expected at least an epoch's {found}: a run ends with the evaluation of an "
+            f"epoch. Set steps_per_epoch to {settings.steps} too, or more steps."
+        )
+    return found
+
+
+def check_metrics(known: Sequence[str] | None, settings: TrainingSettings) -> None:
+    """Refuse a metric that the evaluation does not return.
+
+    Args:
+        known: What it returns; nothing is refused when None.
+        settings: Name the metrics.
+
+    Raises:
+        ValueError: If one of them is none of these.
+    """
+    asked = {"best_metric": settings.best_metric}
+    if settings.schedule == "plateau":
+        asked["plateau_metric"] = settings.plateau_metric
+    for name, metric in asked.items():
+        if known is not None and metric not in ("step", *known):
+            raise ValueError(
+                f"{name} is {metric!r}, expected one of what the evaluation returns: {sorted({'step', *known})}."
+            )
 
 
 class StopRequest:

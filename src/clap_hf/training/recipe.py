@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,12 +13,20 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from ..data.augment import Augmentation
+from ..model.configuration_msclap import (
+    MSClapAudioConfig,
+    MSClapCaptioningConfig,
+    MSClapConditionalGenerationConfig,
+    MSClapConfig,
+)
+from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from .settings import DATASET_ONLY, SOURCES_ONLY, PairSettings, TrainingSettings, check_limits, refuse_unused
 from .teacher import Teacher
 
 T = TypeVar("T")
 LOSSES = ("multi_positive", "contrastive", "sigmoid")
 BATCH_NORMS = ("exact", "frozen", "per_chunk")
+FRONT_END = tuple(inspect.signature(MSClapFeatureExtractor.__init__).parameters)[1:-1]
 EVALUATION_TASKS = (None, "table1", "paper")
 
 
@@ -39,6 +49,24 @@ class TextTower:
     pooling: str | None = None
     max_length: int = 77
     freeze: bool = False
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of low rank on the linear layers of the towers that are not frozen, instead of their own weights.
+
+    Args:
+        rank: Rank of an adapter.
+        alpha: Its scale, times the rank.
+        dropout: Dropout of its input.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -87,6 +115,8 @@ class ContrastiveRecipe(PairSettings):
             out; of `text`, only `freeze` may be set.
         features: Settings of `MSClapFeatureExtractor`.
         text: The text tower.
+        freeze_audio: Whether the audio tower's weights stay as they are; its projection still learns.
+        lora: Adapters instead of the towers' weights; with `weights`. They are saved beside the merged model.
         model: Settings of `MSClapConfig` itself (projection, logit scale).
         loss: `"contrastive"` (paper Eq. 4), `"multi_positive"` or `"sigmoid"`.
         mask_shared: Whether pairs that share a clip or a text are taken out of the negatives; needs `sources`.
@@ -95,7 +125,7 @@ class ContrastiveRecipe(PairSettings):
         teacher: Another audio network whose features of the clips the audio tower learns to predict besides; needs
             `text_bank`.
         chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
-            caching); `"auto"` chooses by the free memory, None takes this rank's share of the batch whole.
+            caching); `"auto"` chooses by the free memory, None keeps the activations of this rank's whole share.
         batch_norm: Statistics of CNN14's BatchNorm layers where a batch has several chunks; see `prepare_batch_norm`.
         template: Zero-shot template with `{}` for the label of a clip of `dataset`.
         template_probability: How often a clip's label in the template replaces its caption.
@@ -110,6 +140,8 @@ class ContrastiveRecipe(PairSettings):
     weights: str | None = None
     features: dict[str, Any] = field(default_factory=dict)
     text: TextTower = field(default_factory=TextTower)
+    freeze_audio: bool = False
+    lora: Lora | None = None
     model: dict[str, Any] = field(default_factory=dict)
     loss: str = "multi_positive"
     mask_shared: bool = False
@@ -123,6 +155,9 @@ class ContrastiveRecipe(PairSettings):
 
     def validate(self) -> None:
         super().validate()
+        _refuse_unknown("audio", self.audio, MSClapAudioConfig.__annotations__)
+        _refuse_unknown("features", self.features, FRONT_END)
+        _refuse_unknown("model", self.model, MSClapConfig.__annotations__)
         for name, allowed in (("loss", LOSSES), ("batch_norm", BATCH_NORMS), ("evaluation_tasks", EVALUATION_TASKS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
@@ -133,11 +168,16 @@ class ContrastiveRecipe(PairSettings):
                 )
             names = ("pretrained", "config", "tokenizer", "pooling", "max_length")
             refuse_unused(self.text, names, "weights", "text.")
+        elif self.lora is not None:
+            raise ValueError("lora needs 'weights', the trained model that is adapted.")
         elif (self.text.pretrained is None) == (self.text.config is None):
             raise ValueError("text needs exactly one of 'pretrained' and 'config'.")
         if self.sources:
-            if not self.validation:
-                raise ValueError("streamed training needs 'validation', a dataset of held-out pairs.")
+            if not self.validation and not self.held_out:
+                raise ValueError(
+                    "training on 'sources' needs 'validation', a dataset of held-out pairs, or 'held_out', the share "
+                    "of the pairs to hold out, such as 0.1."
+                )
             refuse_unused(self, ("template", "template_probability"), "sources")
         else:
             refuse_unused(self, ("validation", "validation_pairs"), "dataset")
@@ -189,6 +229,7 @@ class CaptioningRecipe(PairSettings):
 
     def validate(self) -> None:
         super().validate()
+        _refuse_unknown("model", self.model, MSClapCaptioningConfig.__annotations__)
         batchwise = ("mix_probability", "mix_snr_db", "filter_db", "lowpass_probability", "noise_floor_db")
         self.refuse_in_augmentation(batchwise, "stage: captioning")
 
@@ -223,6 +264,10 @@ class PromptRecipe(TrainingSettings):
 
     def validate(self) -> None:
         super().validate()
+        _refuse_unknown("audio", self.audio, MSClapAudioConfig.__annotations__)
+        _refuse_unknown("features", self.features, FRONT_END)
+        captioning = MSClapCaptioningConfig.__annotations__
+        _refuse_unknown("model", self.model, captioning | MSClapConditionalGenerationConfig.__annotations__)
         if not self.streams:
             raise ValueError(
                 "streams is [], expected at least one, such as {prompts: corpus_events, dataset: FOLDER}."
@@ -284,7 +329,13 @@ Recipe = ContrastiveRecipe | CaptioningRecipe | PromptRecipe | ClassificationRec
 RECIPES: dict[str, type[Recipe]] = {
     kind.stage: kind for kind in (ContrastiveRecipe, CaptioningRecipe, PromptRecipe, ClassificationRecipe)
 }
-PARTS = {"text": TextTower, "language_model": LanguageModel, "augmentation": Augmentation, "teacher": Teacher}
+PARTS = {
+    "text": TextTower,
+    "lora": Lora,
+    "language_model": LanguageModel,
+    "augmentation": Augmentation,
+    "teacher": Teacher,
+}
 
 
 def load_recipe(
@@ -296,7 +347,7 @@ def load_recipe(
         path: YAML file. Where it names another under `extends`, it replaces top-level settings of that one.
         combination: Where the file lists several pairs of encoders under `combinations`, which of them: its settings
             replace the file's.
-        settings: Top-level settings that replace the file's.
+        settings: Settings that replace the file's; `part.setting` replaces one of a part.
         overrides: The same, but None values are ignored. `dataset` replaces `sources`
             with all that belongs to them, and the other way round; `weights` replaces the towers; `steps` replaces
             `epochs`; an empty `audio_tower` trains it from scratch.
@@ -315,7 +366,11 @@ def load_recipe(
             raise ValueError(f"{path}: combination is {combination!r}, expected one of {list(combinations)}.")
         values |= combinations[combination]
         values["name"] = f"{values.get('name', '')}-{combination.lower().replace('+', '-')}"
-    _override(kind, values, {name: value for name, value in overrides.items() if value is not None} | (settings or {}))
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    dotted = {name: value for name, value in (settings or {}).items() if "." in name}
+    _override(kind, values, chosen | {name: value for name, value in (settings or {}).items() if name not in dotted})
+    for name, value in dotted.items():
+        _set_part(values, name, value)
     if issubclass(kind, TrainingSettings) and values.get("epochs") is not None:
         values.setdefault("steps", None)
     if values.get("audio_tower") == "":
@@ -364,6 +419,24 @@ def _read(path: str | Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ValueError(f"{path}: extends is {base!r}, expected the name of a file.")
     return _read(Path(path).parent / base, (*extending, file)) | values
+
+
+def _refuse_unknown(part: str, values: dict[str, Any], known: Collection[str]) -> None:
+    """Refuse settings of a model's part that it would ignore."""
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{part} has unknown settings {unknown}, expected some of {sorted(known)}.")
+
+
+def _set_part(values: dict[str, Any], name: str, value: Any) -> None:
+    """Replace one setting of a part, such as `text.freeze`; parts that the recipe lacks are begun."""
+    *parts, last = name.split(".")
+    for part in parts:
+        inner = values.get(part) or {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"{name}: {part} is {inner!r}, expected settings by name.")
+        values[part] = dict(inner)
+        values = values[part]
+    values[last] = value
 
 
 def _override(kind: type, values: dict[str, Any], overrides: dict[str, Any]) -> None:

@@ -83,13 +83,41 @@ class RunRecord:
         self.shortened: list[dict[str, str]] = []
         self.progress: Progress | None = None
 
-    def start(self, trackers: Sequence[str]) -> None:
-        """Write the line of a start, first cutting what a killed run wrote after its last checkpoint."""
+    def announce(self, facts: dict[str, Any], epochs: int, remark: str) -> None:
+        """Print what a run works on before its first step.
+
+        Args:
+            facts: See `clap_hf.training.loop.train`.
+            epochs: Epochs of the run.
+            remark: What depends on the number of processes.
+        """
+        count, batch = self.accelerator.num_processes, self.settings.batch_size
+        line = f"{count} process{'es' if count > 1 else ''}, batches of {batch}, "
+        line += f"{epochs} epochs of {self.steps_per_epoch} steps"
+        if facts.get("pairs") is not None:
+            line += f"; {facts['pairs']:,} readable pairs"
+            line += f", {facts['held_out']:,} more held out" if facts.get("held_out") is not None else ""
+            line += f"; {facts['skipped']:,} rows skipped"
+        self.log(f"{line}.")
+        for name, reason in list(facts.get("reasons", {}).items())[:1]:
+            self.log(f"The first skipped, {name}: {reason}")
+        if remark:
+            self.log(remark)
+
+    def start(self, trackers: Sequence[str], more: dict[str, Any]) -> None:
+        """Write the line of a start, first cutting what a killed run wrote after its last checkpoint.
+
+        Args:
+            trackers: Names of trackers.
+            more: Further facts for that line.
+        """
         start = {
             "recipe": self.settings.to_dict(),
             "from_step": self.state.step,
             "processes": self.accelerator.num_processes,
             "versions": versions(),
+            "local": _local_names(self.settings.to_dict()),
+            **more,
         }
         if self.accelerator.is_main_process:
             _keep_lines(self.output_dir / RECORD, lambda i, line: line.get("epoch", 0) <= self.state.epoch)
@@ -260,6 +288,15 @@ def versions() -> dict[str, str]:
         "datasets": datasets.__version__,
         "machine": machine,
     }
+
+
+def _local_names(value: Any) -> list[str]:
+    """Texts of a recipe that are files or folders here, which a card names without their folders."""
+    if isinstance(value, dict):
+        return [name for part in value.values() for name in _local_names(part)]
+    if isinstance(value, (list, tuple)):
+        return [name for part in value for name in _local_names(part)]
+    return [value] if isinstance(value, str) and "/" in value and Path(value).exists() else []
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from ..atomic_io import write_text
-from ..cards import EARLIER
+from ..atomic_io import write_json, write_text
+from ..cards import BASE, EARLIER, base_facts
+from ..data.own import Given
 from ..data.prompts import PromptCollator, PromptDataset
 from ..data.registry import source_of
+from ..data.simple_stream import stream_rows
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from .captioning_stage import CaptioningStage, CaptionValidation
 from .contrastive_stage import ContrastiveStage
 from .factory import build_captioner, build_model, build_prompt_model, resolve
-from .inputs import balanced_batches, corpus_batches, streamed_batches
+from .inputs import OpenPairs, balanced_batches, corpus_batches, open_pairs, pair_batches
 from .loop import make_accelerator, train
 from .prompt_stage import PromptStage, PromptValidation, load_streams
 from .recipe import CaptioningRecipe, ContrastiveRecipe, PromptRecipe
@@ -43,6 +46,8 @@ def train_recipe(
     cache_dir: Path | None = None,
     data_dir: Path | None = None,
     push: BackgroundPush | None = None,
+    given: Given | None = None,
+    opened: OpenPairs | None = None,
 ) -> dict[str, Any]:
     """Train by a recipe; see `clap_hf.training.loop.train` for the folder, resuming, trackers and errors.
 
@@ -58,6 +63,8 @@ def train_recipe(
             folder when None. For recipes with `dataset`.
         data_dir: Folder of CSVs and sounds for the paper's tasks, for recipes with `evaluation_tasks`.
         push: Uploads epochs while training goes on.
+        given: Datasets in Python, `{name: Dataset or DatasetDict}`, for sources whose `dataset` is that name.
+        opened: The recipe's sources, where `open_pairs` has found them already.
 
     Returns:
         The record of the best epoch.
@@ -74,31 +81,52 @@ def train_recipe(
         raise ValueError("data_dir has no effect without 'evaluation_tasks' in a contrastive recipe. Leave it out.")
     make_accelerator(recipe)  # starts the process group, before anything asks for the world size
     stage: TrainingStage
-    if isinstance(recipe, ContrastiveRecipe):
-        stage = _contrastive_stage(recipe, output_dir, num_workers, cache_dir, data_dir)
-    elif isinstance(recipe, CaptioningRecipe):
-        model, processor = build_captioner(recipe)
-        data = _pair_batches(recipe, processor, output_dir, num_workers, cache_dir)
-        held_out = source_of(recipe.validation, "validation")
-        stage = CaptioningStage(
-            model, processor, data, CaptionValidation(held_out, processor, recipe.validation_clips)
-        )
-    else:
+    facts: dict[str, Any] = {}
+    if isinstance(recipe, PromptRecipe):
         stage = _prompt_stage(recipe, num_workers)
-    return train(stage, recipe, output_dir, resume=resume, trackers=trackers, push=push)
+    else:
+        if recipe.sources:
+            opened = opened or open_pairs(recipe, given)
+            facts = opened.facts
+        make = partial(_pair_batches, recipe, opened, output_dir, num_workers, cache_dir, given)
+        if isinstance(recipe, ContrastiveRecipe):
+            stage = _contrastive_stage(recipe, opened, make, output_dir, data_dir)
+        else:
+            model, processor = build_captioner(recipe)
+            held_out = opened.held_out if opened else [stream_rows(source_of(recipe.validation, "validation"), given)]
+            validation = CaptionValidation(held_out, processor, recipe.validation_clips)
+            stage = CaptioningStage(model, processor, make(processor), validation, validation.metrics)
+    first = isinstance(recipe, ContrastiveRecipe) and recipe.weights is not None
+    return train(
+        stage,
+        recipe,
+        output_dir,
+        resume=resume,
+        trackers=trackers,
+        push=push,
+        facts=facts,
+        evaluate_first=first,
+    )
 
 
 def _contrastive_stage(
-    recipe: ContrastiveRecipe, output_dir: Path, num_workers: int, cache_dir: Path | None, data_dir: Path | None
+    recipe: ContrastiveRecipe,
+    opened: OpenPairs | None,
+    make: Callable[[MSClapProcessor], Batches],
+    output_dir: Path,
+    data_dir: Path | None,
 ) -> ContrastiveStage:
     model, processor = build_model(recipe)
     if recipe.weights is not None and PartialState().is_main_process and not (output_dir / RECORD).exists():
-        _keep_history(Path(resolve(recipe.weights)).parent, output_dir)
+        folder = resolve(recipe.weights)
+        _keep_history(Path(folder).parent, output_dir)
+        temperature = float(torch.exp(-model.logit_scale.detach()))
+        write_json(output_dir / BASE, base_facts(recipe.weights, folder, temperature))
     model = model.to(memory_format=torch.channels_last)  # CNN14's convolutions are a third faster so
-    data = _pair_batches(recipe, processor, output_dir, num_workers, cache_dir)
+    data = make(processor)
     held_out: PairValidation | CorpusValidation
-    if recipe.sources:
-        held_out = PairValidation(source_of(recipe.validation, "validation"), processor, recipe)
+    if opened is not None:
+        held_out = PairValidation(opened.held_out, processor, recipe, opened.labels)
     else:
         held_out = CorpusValidation(datasets.load_dataset(recipe.dataset, split="validation"), processor, recipe)
     teacher = None
@@ -113,7 +141,8 @@ def _contrastive_stage(
         results = held_out(trained) if PartialState().is_main_process else {}
         return results if tasks is None else results | tasks(trained)
 
-    return ContrastiveStage(model, processor, recipe, data, evaluate, teacher)
+    metrics = (*held_out.metrics, *(tasks.metrics if tasks else ()))
+    return ContrastiveStage(model, processor, recipe, data, evaluate, teacher, metrics)
 
 
 def _prompt_stage(recipe: PromptRecipe, num_workers: int) -> PromptStage:
@@ -124,21 +153,30 @@ def _prompt_stage(recipe: PromptRecipe, num_workers: int) -> PromptStage:
     )
     collate = PromptCollator(processor.tokenizer)
     data = balanced_batches(train_rows, train_rows.weights(recipe.balance), collate, recipe, num_workers)
-    return PromptStage(model, processor, data, PromptValidation(held_out, processor, recipe.validation_clips))
+    validation = PromptValidation(held_out, processor, recipe.validation_clips)
+    return PromptStage(model, processor, data, validation, validation.metrics)
 
 
 def _pair_batches(
     recipe: ContrastiveRecipe | CaptioningRecipe,
-    processor: MSClapProcessor,
+    opened: OpenPairs | None,
     output_dir: Path,
     num_workers: int,
     cache_dir: Path | None,
+    given: Given | None,
+    processor: MSClapProcessor,
 ) -> Batches:
     """Batches of the recipe's `dataset` or `sources`."""
-    if recipe.sources:
-        return streamed_batches(recipe, processor, num_workers)
+    if opened is not None:
+        return pair_batches(recipe, opened, processor, num_workers, given)
+    rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
+    if missing := sorted({"audio", "captions", "label", "category", "source"} - set(rows.column_names)):
+        raise ValueError(
+            f"dataset is {recipe.dataset!r}, which misses the columns {missing} of the sound corpus. Name pairs of "
+            "your own under 'sources' (--sources), or pass them to clap-hf finetune."
+        )
     return corpus_batches(
-        datasets.load_dataset(recipe.dataset, split=recipe.split),
+        rows,
         processor,
         recipe,
         template=recipe.template if isinstance(recipe, ContrastiveRecipe) else "{}",

@@ -24,10 +24,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("validation_pairs", "folds"), (2, INFINITY)),
     **dict.fromkeys(("epochs", "seed", "learning_rate", "weight_decay", "warmup_steps"), (0, INFINITY)),
     **dict.fromkeys(("plateau_patience", "max_skipped", "max_grad_norm"), (0, INFINITY)),
-    **dict.fromkeys(("ema_decay", "plateau_factor", "template_probability"), (0, 1)),
+    **dict.fromkeys(("ema_decay", "plateau_factor", "template_probability", "held_out"), (0, 1)),
 }
 DATASET_ONLY = ("split", "balance", "source_balance", "category_weights")
-SOURCES_ONLY = ("streaming", "lanes", "shuffle_block")
+SOURCES_ONLY = ("streaming", "lanes", "shuffle_block", "held_out")
 # Of an augmentation: what streams, which hold no stored log-mels, do not apply.
 LOG_MELS_ONLY = ("blend_probability", "blend_db", "stretch_probability", "time_stretch", "mel_stretch", "mel_shift")
 
@@ -186,9 +186,11 @@ class PairSettings(TrainingSettings):
         balance: Exponent of class balancing of `dataset`: a clip's weight is (clips of its label) ** -balance.
         source_balance: The same among the sources of a label; see `PairDataset.weights`.
         category_weights: Factors on the sampling weight by category of `dataset`.
-        sources: Datasets of pairs in parquet files; settings of `StreamSource` each, or `source`, the name of one of
-            the paper's training sets, beside settings that differ from its own.
+        sources: Datasets of pairs in any form of `clap_hf.data.own`; settings of `StreamSource` each, or `source`, the
+            name of one of the paper's training sets, beside settings that differ from its own.
         validation: Held-out pairs, in the same form, of the split `validation` unless another is named.
+        held_out: Share of the pairs of `sources` that is held out, by the seed, instead of `validation`; rows of equal
+            sound stay together.
         streaming: `"exact"` (shuffled by a plan, resumed at once) or `"simple"` (one source, any format, a shuffle
             buffer, resumed by reading again); for `sources`, as are the next two.
         lanes: Of the plan, see `clap_hf.data.plan.Plan`.
@@ -203,6 +205,7 @@ class PairSettings(TrainingSettings):
     category_weights: dict[str, float] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
+    held_out: float = 0.0
     streaming: str = "exact"
     lanes: int | None = None
     shuffle_block: int = 2
@@ -220,8 +223,12 @@ class PairSettings(TrainingSettings):
         super().validate()
         if bool(self.dataset) == bool(self.sources):
             raise ValueError("expected exactly one of 'dataset' and 'sources'.")
+        if self.held_out and self.validation:
+            raise ValueError("expected at most one of 'validation' and 'held_out', which takes its place.")
+        if self.held_out and self.streaming == "simple":
+            raise ValueError("held_out divides rows by their number, which streaming: simple does not know.")
         if self.dataset:  # log-mels of all clips are stored ahead: an unreadable one stops the run
-            refuse_unused(self, ("max_skipped",), "dataset")
+            refuse_unused(self, ("max_skipped", "held_out"), "dataset")
         else:
             refuse_unused(self, DATASET_ONLY, "sources")
             self.refuse_in_augmentation(LOG_MELS_ONLY, "sources")

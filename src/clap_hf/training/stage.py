@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +47,8 @@ class Position:
 class Batches(Protocol):
     """Source of a stage's examples."""
 
-    def steps_per_epoch(self) -> int:
-        """Steps of one pass over the data."""
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one pass over the data; None where their number is not known ahead."""
 
     def batches(self, epoch: int, first_step: int, rank: int, world_size: int, /) -> Iterable[Batch]:
         """This rank's share of every batch of an epoch, on the CPU.
@@ -81,6 +81,7 @@ class TrainingStage:
         data: Source of its examples.
         evaluation: Evaluates the averaged (or the trained) model after an epoch. Its result must hold the settings'
             `best_metric`, and `plateau_metric` where the schedule needs it.
+        metrics: Results of the evaluation that these may name; unknown before the first epoch when None.
 
     Attributes:
         criterion: Holds parameters that belong to the loss alone; none by default.
@@ -96,8 +97,10 @@ class TrainingStage:
         processor: MSClapProcessor,
         data: Batches,
         evaluation: Callable[[Any], dict[str, Any]],
+        metrics: Sequence[str] | None = None,
     ):
         self.model, self.processor, self.data, self.evaluation = model, processor, data, evaluation
+        self.metrics = metrics
         self.criterion = nn.Module()
 
     def setup(self, accelerator: Accelerator) -> None:
@@ -125,6 +128,15 @@ class TrainingStage:
             loss, metrics = self.loss(batch)
         loss.backward()
         return {"loss": loss.detach()} | metrics
+
+    def remark(self, processes: int) -> str:
+        """What a user should know of a run on so many processes; nothing on one."""
+        if processes == 1:
+            return ""
+        return (
+            "Dropout and augmentation are seeded by each process' share of a batch: on another number of processes "
+            f"than {processes} the losses are others."
+        )
 
     def train_mode(self) -> None:
         """Called before every epoch's steps; a stage with frozen parts puts these into eval mode."""

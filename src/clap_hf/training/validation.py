@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from rich.console import Console
 
-from ..data.simple_stream import stream_rows
-from ..data.stream import CROP_ONLY, RowError, StreamSource, make_example
+from ..data.source import RowError
+from ..data.stream import CROP_ONLY, make_example
 from ..embedding import ClapEncoder, embed_texts
 from ..evaluation import scoring
 from ..evaluation.benchmarks import SUITES
@@ -25,6 +26,7 @@ from ..evaluation.loading import DataLocation
 from ..evaluation.runner import EvaluationOptions, find_locations, paper_jobs, run
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
+from .inputs import HeldOut
 from .recipe import ContrastiveRecipe
 
 CLIPS_PER_BATCH = 32
@@ -60,6 +62,7 @@ class CorpusValidation:
 
     def __init__(self, split: datasets.Dataset, processor: MSClapProcessor, recipe: ContrastiveRecipe):
         self.processor, self.recipe = processor, recipe
+        self.metrics = ("zero_shot_score", "validation_loss")
         self.clips = CorpusClips(split, processor)
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
@@ -79,31 +82,48 @@ class CorpusValidation:
 
 
 class PairValidation:
-    """Retrieval among held-out pairs, in both directions, and the loss there.
+    """Retrieval among held-out pairs, in both directions, the loss there, and the accuracy of labels.
 
     Args:
-        source: Where the pairs are; the first ones are decoded once, with a fixed choice of crop and text.
+        held_out: Sources with their rows; the first ones are decoded once, with a fixed choice of crop and text.
         processor: The model's processor.
         recipe: Its number of pairs, and its batch size, which is the loss's.
+        labels: Texts of all labels, among which the held-out sounds are classified; none where texts are no labels.
+
+    Attributes:
+        metrics: Names of the results that a recipe may choose by.
 
     Raises:
         ValueError: If fewer than two pairs can be read.
     """
 
-    def __init__(self, source: StreamSource, processor: MSClapProcessor, recipe: ContrastiveRecipe):
-        self.processor, self.recipe = processor, recipe
+    def __init__(
+        self,
+        held_out: Sequence[HeldOut],
+        processor: MSClapProcessor,
+        recipe: ContrastiveRecipe,
+        labels: Sequence[str] = (),
+    ):
+        self.processor, self.recipe, self.labels = processor, recipe, list(labels)
+        self.metrics = ("recall_at_10", "validation_loss", *(("accuracy",) if labels else ()))
         extractor = processor.feature_extractor
         self.texts: list[str] = []
-        features = []
-        for number, row in enumerate(itertools.islice(stream_rows(source), recipe.validation_pairs)):
+        self.answers: list[list[str]] = []
+        features, reasons = [], []
+        rows = ((source, row) for source, rows in held_out for row in rows)
+        for number, (source, row) in enumerate(itertools.islice(rows, recipe.validation_pairs)):
             try:
                 example = make_example(row, str(number), source, extractor, CROP_ONLY, np.random.default_rng(number))
-            except RowError:
+            except RowError as error:
+                reasons.append(f"{source.name_of(row, number)}: {error}")
                 continue
             self.texts.append(example.text)
+            self.answers.append(source.read_texts(row))
             features.append(extractor.log_mel(torch.from_numpy(example.waveform)))
         if len(features) < 2:
-            raise ValueError(f"{source.dataset}, {source.split}: {len(features)} readable pairs, expected at least 2.")
+            names = ", ".join(f"{source.dataset}, {source.split}" for source, _ in held_out)
+            first = f"; the first that cannot be read, {reasons[0]}" if reasons else ""
+            raise ValueError(f"{names}: {len(features)} readable pairs, expected at least 2{first}")
         self.features = torch.stack(features)[:, None]
 
     def __call__(self, model: MSClapModel) -> dict[str, Any]:
@@ -122,11 +142,18 @@ class PairValidation:
             for name, ranks in found.items()
             for k in (1, 10)
         }
-        return {
+        result = {
             "recall_at_10": (recalls["text_to_audio_R@10"] + recalls["audio_to_text_R@10"]) / 2,
             "validation_loss": validation_loss(model, audio, text, self.recipe.batch_size),
             "validation": recalls,
+            "held_out_clips": len(self.texts),
         }
+        if self.labels:
+            classes = F.normalize(embed_texts(model, self.processor.tokenizer, self.labels).cpu(), dim=-1)
+            chosen = (audio @ classes.t()).argmax(dim=1).tolist()
+            right = [self.labels[i] in own for i, own in zip(chosen, self.answers, strict=True)]
+            result["accuracy"] = recalls["accuracy"] = float(np.mean(right))
+        return result
 
 
 class PaperTaskValidation:
@@ -146,6 +173,7 @@ class PaperTaskValidation:
 
     def __init__(self, suite: str, processor: MSClapProcessor, data_dir: Path | None, work_dir: Path):
         self.processor, self.work_dir = processor, work_dir
+        self.metrics = ("zero_shot_score", "tasks_scored")
         tasks = [task for task in SUITES[suite] if task.kind != "captioning"]
         self.jobs = paper_jobs(tasks, data_dir, Path(HF_HOME) / "clap_hf")
         self.found = find_locations(self.jobs)
