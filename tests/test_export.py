@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from clap_hf import MSClapProcessor
+from clap_hf.cli import app
 from clap_hf.export import export_onnx, export_web
 from clap_hf.model.modeling_msclap import unpad_windows
 from conftest import TINY_CNN14, make_feature_extractor, make_model, sound
@@ -66,3 +68,8 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(tokenizer, tmp_pat
     with pytest.raises(RuntimeError, match="audio.onnx differs from the model"):
         export_onnx(make_model(audio=TINY_CNN14), processor, tmp_path / "onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_kinds_of_8_bits_are_refused(tmp_path):
+    result = CliRunner().invoke(app, ["export", "embedded", str(tmp_path / "onnx"), "--web", "--int8"])
+    assert result.exit_code == 2 and "--int8" in result.stderr and not list(tmp_path.iterdir())
