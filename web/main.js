@@ -109,6 +109,7 @@ async function add(files) {
   }
   if (left) problem(`${counted(left, "file")} left out: no sound by name.`);
   queue.push(...chosen);
+  if (!settings) write("status", `${counted(queue.length, "sound")} to read as soon as the model is loaded.`);
   if (working) return;
   working = true;
   let done = 0;
@@ -128,7 +129,7 @@ async function add(files) {
     } catch (error) {
       failed++;
       problem(`${name}: ${error.message}.`);
-      if (!settings) break; // the model did not load, whose message is above
+      if (!settings) queue.length = 0; // the model did not load, whose message is above
     }
   }
   working = false;
