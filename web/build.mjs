@@ -18,6 +18,7 @@ const runtime = "ort-wasm-simd-threaded.wasm";
 rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
 for (const name of ["index.html", "style.css", "icon.svg"]) cpSync(join(here, name), join(out, name));
+cpSync(join(here, "space.md"), join(out, "README.md")); // of a static Space
 const downloads = ["audio.onnx", "text.onnx", "model.json", "tokenizer.json", "tokenizer_config.json"];
 for (const name of downloads) cpSync(join(model, name), join(out, name));
 cpSync(join(modules, "onnxruntime-web", "dist", runtime), join(out, runtime));

@@ -109,6 +109,7 @@ async function add(files) {
   }
   if (left) problem(`${counted(left, "file")} left out: no sound by name.`);
   queue.push(...chosen);
+  if (!settings) write("status", `${counted(queue.length, "sound")} to read as soon as the model is loaded.`);
   if (working) return;
   working = true;
   let done = 0;
@@ -128,7 +129,7 @@ async function add(files) {
     } catch (error) {
       failed++;
       problem(`${name}: ${error.message}.`);
-      if (!settings) break; // the model did not load, whose message is above
+      if (!settings) queue.length = 0; // the model did not load, whose message is above
     }
   }
   working = false;
@@ -262,7 +263,7 @@ function show(sound) {
     find("table").tBodies[0].append(sound.row);
   }
   const name = element("th", { scope: "row" }, element("span", { className: "name", textContent: sound.name }));
-  const length = element("td", { className: "quiet", textContent: clock(sound.seconds) });
+  const length = element("td", { className: "quiet", textContent: clock(Math.max(1, Math.round(sound.seconds))) });
   sound.row.replaceChildren(name, length, labelsOf(sound), element("td", {}, timelineOf(sound)));
 }
 
@@ -271,7 +272,7 @@ function labelsOf(sound) {
   if (labels.names.length) {
     const scores = probabilities(sound.vector, labels.vectors, settings.logit_scale);
     const order = scores.map((_, i) => i).sort((left, right) => scores[right] - scores[left]);
-    for (const i of order.slice(0, TOP)) {
+    for (const i of order.slice(0, TOP).filter((i, rank) => !rank || scores[i] > 0.005)) {
       list.append(element("li", { textContent: `${labels.names[i]} ${Math.round(100 * scores[i])} %` }));
     }
   }
@@ -288,7 +289,7 @@ function timelineOf(sound) {
     const button = element("button", { type: "button", textContent: labels.names[label], title: words });
     button.setAttribute("aria-label", `Play ${words}`);
     button.style.setProperty("--hue", hue(label));
-    button.style.flexGrow = Math.max(end - start, 0.01);
+    button.style.flexGrow = Math.max(1, Math.round(100 * (end - start)));
     button.tabIndex = i ? -1 : 0; // one stop for Tab, arrows within
     button.addEventListener("click", () => play(sound, start, end));
     bar.append(button);

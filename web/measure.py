@@ -9,15 +9,16 @@ the parity tests do, and on the parity tests' captions; first labels also on cli
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import io
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,6 @@ from web.browser import chromium, serve  # noqa: E402
 
 from test_parity import CAPTIONS, RATES  # noqa: E402
 
-# The page's own labels, where no corpus is given.
-EXAMPLE_LABELS = re.findall(
-    r"(\w[\w ]+\w)", re.search(r"commas\">(.*)</textarea>", (ROOT / "web/index.html").read_text())[1]
-)
 EMBED_FILE = """
 const [url, done] = arguments;
 const blob = await (await fetch(url, {cache: "no-store"})).blob();
@@ -60,7 +57,6 @@ const blob = await (await fetch(url, {cache: "no-store"})).blob();
 const {starts} = await clapHf.embedFile(blob);
 const times = [];
 for (let run = 0; run < runs; run++) {
-    const begin = performance.now();
     let first;
     await clapHf.embedFile(blob, () => { first ??= performance.now(); });
     times.push((performance.now() - first) / starts.length);
@@ -121,7 +117,9 @@ def compare(site: Path, corpus: Path | None, clips: int) -> dict[str, Any]:
         served_folder = Path(temporary, "site")
         shutil.copytree(site, served_folder)
         recordings = parity_recordings(served_folder)
-        others, labels = corpus_clips(corpus, served_folder, clips) if corpus else ([], [])
+        with (ROOT / "examples" / "labels.csv").open() as file:
+            example_labels = sorted({row["label"] for row in csv.DictReader(file)})
+        others, labels = corpus_clips(corpus, served_folder, clips) if corpus else ([], example_labels)
         long_file = served_folder / "long.wav"
         soundfile.write(long_file, np.tile(load_audio(served_folder / "music.mp3").samples.mean(axis=0), 10), 44_100)
         with serve(served_folder) as served, chromium(Path(temporary, "profile")) as browser:
@@ -147,7 +145,7 @@ def compare(site: Path, corpus: Path | None, clips: int) -> dict[str, Any]:
             times = run(TIME_WINDOWS, long_file.name, 5)
             loads = os.getloadavg()
             page = {"text": page_texts(list(CAPTIONS)), "audio": page_audio(recordings), "clips": page_audio(others)}
-            label_texts = [DEFAULT_TEMPLATE.replace("{}", label) for label in labels or EXAMPLE_LABELS]
+            label_texts = [DEFAULT_TEMPLATE.replace("{}", label) for label in labels]
             page["labels"] = page_texts(label_texts)
 
         clip_paths = [*recordings[::2], *others]  # in examples/ as they are
@@ -164,15 +162,14 @@ def compare(site: Path, corpus: Path | None, clips: int) -> dict[str, Any]:
         "downloads": downloads,
         "audio": {
             "recordings": len(recordings),
-            "cosine": summary(audio_cosines),
-            "lowest": {recordings[i].name: float(audio_cosines[i]) for i in audio_cosines.argsort()[:5]},
+            "cosine": summary(audio_cosines, [path.name for path in recordings]),
         },
-        "text": {"captions": len(CAPTIONS), "cosine": summary((text * page["text"]).sum(axis=1))},
+        "text": {"captions": len(CAPTIONS), "cosine": summary((text * page["text"]).sum(axis=1), CAPTIONS)},
         "first_label": {
             "clips": len(clip_paths),
             "labels": len(label_texts),
             "equal": float((python_first == page_first).mean()),
-            "cosine": summary(clip_cosines),
+            "cosine": summary(clip_cosines, [path.name for path in clip_paths]),
             "different": {
                 clip_paths[i].name: [label_texts[python_first[i]], label_texts[page_first[i]], float(clip_cosines[i])]
                 for i in (python_first != page_first).nonzero()[0]
@@ -188,8 +185,10 @@ def compare(site: Path, corpus: Path | None, clips: int) -> dict[str, Any]:
     }
 
 
-def summary(cosines: np.ndarray) -> dict[str, float]:
-    return {"lowest": float(cosines.min()), "median": float(np.median(cosines))}
+def summary(cosines: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The lowest, with its name, and the median of cosines."""
+    lowest = int(cosines.argmin())
+    return {"lowest": float(cosines[lowest]), "lowest_of": names[lowest], "median": float(np.median(cosines))}
 
 
 def processor_name() -> str:
