@@ -225,8 +225,8 @@ def sentence() -> str:
     )
     machine = results["machine"]
     return (
-        f"On {machine['cores']} cores of an {machine['processor']}, with the same weights, {audio:.1f} times as fast as "
-        f"`msclap` for sounds and {text:.0f} times for 50 labels ([all figures](docs/speed.md)).\n"
+        f"On {machine['cores']} cores of an {machine['processor']}, with the same weights, {audio:.1f} times as fast "
+        f"as `msclap` for sounds and {text:.0f} times for 50 labels ([all figures](docs/speed.md)).\n"
     )
 
 

@@ -141,6 +141,14 @@ def test_a_stream_of_another_rate_is_reported(kind, subtype, extension, toleranc
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("channels", [1, 2])
+def test_flac_that_ends_in_digital_silence_is_whole(channels):
+    """Its last frame is shorter than 16 bytes."""
+    samples = np.concatenate([tone(0.5, 44_100, channels), np.zeros((5000, channels), "float32")])
+    audio = load_audio(encoded("FLAC", "PCM_16", samples, 44_100))
+    assert audio.samples.shape == (channels, len(samples)) and not audio.damage
+
+
 def test_flac_in_ogg(tmp_path):
     data = made(tmp_path, "ffmpeg -v error -i {wav} -c:a flac -f ogg {out}")
     samples = loaded_without_warning(data)

@@ -20,7 +20,7 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-import clap_hf.search
+import clap_hf.search.collection
 from clap_hf import SoundCollection, embed_files, load_audio
 from clap_hf.atomic_io import locked
 from clap_hf.cli import app
@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(clap_hf.search, "FILES_PER_PART", 2)
+    monkeypatch.setattr(clap_hf.search.collection, "FILES_PER_PART", 2)
 
 
 def test_words_and_sounds_find_what_is_closest(files, tmp_path, processor, small_parts):
@@ -49,7 +49,7 @@ def test_words_and_sounds_find_what_is_closest(files, tmp_path, processor, small
     collection = SoundCollection(tmp_path / "index", model, processor)
     added = collection.add(files)
     assert (added.embedded, added.known, added.skipped, len(collection)) == (7, 0, {}, 7)
-    assert len(list((tmp_path / "index").iterdir())) == 4
+    assert len(list((tmp_path / "index").glob("*.parquet"))) == 4
     vectors = embed_files(model, processor, files).vectors
     expected = vectors @ embed_texts(model, processor.tokenizer, ["a dog"])[0]
     hits = collection.search("a dog", top_k=5)
@@ -77,14 +77,14 @@ def test_a_stopped_run_goes_on_where_it_was(files, tmp_path, processor, small_pa
             raise KeyboardInterrupt
         return noted(model, processor, files, **options)
 
-    monkeypatch.setattr(clap_hf.search, "embed_files", stopped)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_files", stopped)
     with pytest.raises(KeyboardInterrupt):
         SoundCollection(tmp_path / "index", model, processor).add([broken, *files])
     collection = SoundCollection(tmp_path / "index", model, processor)
     assert len(collection) == 3  # two parts, less the file that is no sound
-    before = {path: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "index").glob("*.parquet")}
     calls.clear()
-    monkeypatch.setattr(clap_hf.search, "embed_files", noted)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_files", noted)
     added = collection.add([broken, *files, files[0]])
     assert (added.embedded, added.known) == (4, 3)
     assert list(added.skipped) == [broken] and "broken.wav" in added.skipped[broken]
@@ -114,7 +114,7 @@ def embedded(monkeypatch):
         names.extend(file.rsplit("/", 1)[-1] for file in files)
         return embed_files(model, processor, files, **options)
 
-    monkeypatch.setattr(clap_hf.search, "embed_files", noted)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_files", noted)
     return names
 
 
@@ -189,7 +189,7 @@ def test_a_collection_moves_with_its_sounds(library, embedded, tmp_path, process
 
 def test_every_part_is_checked(library, processor):
     collection, sounds = library
-    first, *_, last = sorted(collection.folder.iterdir())
+    first, *_, last = sorted(collection.folder.glob("*.parquet"))
     vector = np.array(pq.read_table(last)["embedding"][0].as_py(), dtype=np.float32)
     last.write_bytes(last.read_bytes().replace(vector.tobytes(), (-vector).tobytes()))
     with pytest.raises(ValueError, match=f"{last.name}: a damaged part"):
@@ -197,7 +197,7 @@ def test_every_part_is_checked(library, processor):
     SoundCollection(first.parent.with_name("other"), make_model(seed=1), processor).add(
         collection.folder.parent / "sounds"
     )
-    [stray, *_] = sorted(first.parent.with_name("other").iterdir())
+    [stray, *_] = sorted(first.parent.with_name("other").glob("*.parquet"))
     last.write_bytes(stray.read_bytes())
     with pytest.raises(ValueError, match=f"{last.name}: made from .*expected"):
         collection.search("a dog")
@@ -216,7 +216,7 @@ def test_two_writers_lose_nothing_and_repeat_nothing(files, tmp_path, processor,
     with ThreadPoolExecutor(2) as pool:  # each holds the folder by a descriptor of its own, as processes do
         one, other = pool.map(add, collections, (files[:5], files[2:]))
     assert one.embedded + other.embedded == 7 and one.known + other.known == 3
-    rows = [row for part in (tmp_path / "index").iterdir() for row in pq.read_table(part)["file"].to_pylist()]
+    rows = [row for part in (tmp_path / "index").glob("*.parquet") for row in pq.read_table(part)["file"].to_pylist()]
     assert sorted(rows) == list(map(str, files))
 
 
@@ -231,15 +231,15 @@ def test_two_processes_embed_at_once(tmp_path, checkpoint, same):
     chosen = [sounds, sounds] if same else [sounds[:60], sounds[60:]]
     writers = [subprocess.Popen([*command, "--device", "cpu", *own], stdout=subprocess.DEVNULL) for own in chosen]
     assert [writer.wait(300) for writer in writers] == [0, 0]
-    rows = [row for part in (tmp_path / "index").iterdir() for row in pq.read_table(part)["file"].to_pylist()]
+    rows = [row for part in (tmp_path / "index").glob("*.parquet") for row in pq.read_table(part)["file"].to_pylist()]
     assert sorted(rows) == [file.name for file in sounds]
 
 
 def test_without_locks_the_newest_row_of_a_file_counts(library, monkeypatch):
     collection, sounds = library
-    monkeypatch.setattr(clap_hf.search, "locked", lambda folder: nullcontext())
+    monkeypatch.setattr(clap_hf.search.collection, "locked", lambda folder: nullcontext())
     before = load_audio(sounds / "0.wav")
-    old = sorted(collection.folder.iterdir())[0]
+    old = sorted(collection.folder.glob("*.parquet"))[0]
     stale = old.read_bytes()
     soundfile.write(sounds / "0.wav", sound(0.7, seed=9), RATE)
     collection.add(sounds)
@@ -255,9 +255,9 @@ def test_without_locks_the_newest_row_of_a_file_counts(library, monkeypatch):
 
 def test_a_part_that_is_removed_costs_its_own_sounds_alone(library, embedded):
     collection, sounds = library
-    sorted(collection.folder.iterdir())[0].unlink()
+    sorted(collection.folder.glob("*.parquet"))[0].unlink()
     assert len(collection) == 3
-    others = {path: path.read_bytes() for path in collection.folder.iterdir()}
+    others = {path: path.read_bytes() for path in collection.folder.glob("*.parquet")}
     assert collection.add(sounds).embedded == 2 and embedded == ["0.wav", "1.wav"] and len(collection) == 5
     assert {path: path.read_bytes() for path in others} == others
 
@@ -268,13 +268,13 @@ def test_check_lists_and_mends(library, processor, embedded):
     with locked(index):  # as by a process that adds
         found = check_collection(index)
     assert (found.sounds, found.parts, found.whole, found.missing) == (5, 3, True, [])
-    first, second, last = sorted(index.iterdir())
+    first, second, last = sorted(index.glob("*.parquet"))
     shutil.copyfile(last, index / "part-000007-again.parquet")
     vector = np.array(pq.read_table(first)["embedding"][0].as_py(), dtype=np.float32)
     first.write_bytes(first.read_bytes().replace(vector.tobytes(), (-vector).tobytes()))
     other = SoundCollection(index.with_name("other"), make_model(seed=1), processor)
     other.add(sounds / "0.wav")
-    [stray] = other.folder.iterdir()
+    [stray] = other.folder.glob("*.parquet")
     stray.rename(index / "part-000008-stray.parquet")
     datasets.Dataset.from_dict({"file": ["a"]}).to_parquet(index / "theirs.parquet")
     (sounds / "2.wav").unlink()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -88,6 +89,35 @@ def is_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def model_input(
+    extractor: MSClapFeatureExtractor, device: torch.device, windows: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    """What goes to a model's device: log-mels of windows; for a GPU their samples, where it can fetch them by itself.
+
+    Args:
+        extractor: The model's feature extractor.
+        device: The model's device.
+        windows: `[window_samples]` each, on the CPU.
+
+    Returns:
+        `[windows, frames, mel]`, dB, or `[windows, samples]`.
+    """
+    if not is_accelerator(device):
+        return extractor.log_mels(windows)
+    stacked = torch.stack(list(windows))
+    return stacked.pin_memory() if device.type == "cuda" else stacked
+
+
+def log_mels_on(
+    extractor: MSClapFeatureExtractor, device: torch.device, inputs: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    """Log-mels `[windows, 1, frames, mel]`, dB, on a model's device, of what `model_input` made."""
+    moved = [windows.to(device, non_blocking=True) for windows in inputs]
+    if is_accelerator(device):
+        return extractor.log_mels(row for windows in moved for row in windows)[:, None]
+    return torch.cat(moved)[:, None]
+
+
 @dataclass(frozen=True)
 class EmbeddedFiles:
     """Embeddings of files.
@@ -142,13 +172,6 @@ def embed_files(
     limit = extractor.max_windows if max_windows is None else max_windows
     longest = round(LONG_WINDOWS * extractor.duration_s * extractor.sampling_rate)  # decoded whole, samples
 
-    def model_input(windows: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Log-mels of windows; for a GPU, their samples, where the GPU can fetch them by itself."""
-        if not on_gpu:
-            return extractor.log_mels(windows)
-        stacked = torch.stack(list(windows))
-        return stacked.pin_memory() if device.type == "cuda" else stacked
-
     def prepare(file: Path, whole: bool = False) -> tuple[torch.Tensor, Sequence[str]] | None:
         """A file's windows and its damage; None for a long file."""
         with open_audio(file) as reader:
@@ -157,7 +180,7 @@ def embed_files(
                 return None
             sound = read_whole(reader)
         (windows,) = extractor.windows([sound.samples], sound.sampling_rate, max_windows=max_windows)
-        return model_input(windows), sound.damage
+        return model_input(extractor, device, windows), sound.damage
 
     kept: list[Path] = []
     skipped: dict[Path, str] = {}
@@ -167,10 +190,9 @@ def embed_files(
     embedded: deque[torch.Tensor] = deque()  # a GPU works on the last of them while the next batch comes together
 
     def window_vectors(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        moved = [windows.to(device, non_blocking=True) for windows in inputs]
-        features = extractor.log_mels(row for windows in moved for row in windows) if on_gpu else torch.cat(moved)
+        features = log_mels_on(extractor, device, inputs)
         with evaluation_mode(model):
-            return model.get_audio_features(features[:, None]).pooler_output
+            return model.get_audio_features(features).pooler_output
 
     @torch.inference_mode()
     def embed() -> None:
@@ -188,7 +210,7 @@ def embed_files(
                 expected = resampled_length(reader, extractor.sampling_rate) if counted is None else counted
                 starts = [] if expected is None else extractor.window_starts(expected, extractor.long_audio, limit)
                 slices = Slices(mono_blocks(reader, extractor.sampling_rate), starts, extractor.window_samples)
-                with closing(in_groups(slices, windows_per_batch, model_input)) as groups:
+                with closing(in_groups(slices, windows_per_batch, partial(model_input, extractor, device))) as groups:
                     sums = [window_vectors([group]).sum(dim=0, keepdim=True) for group in groups]
             if slices.total == expected:
                 embedded.append(F.normalize(torch.cat(sums).sum(dim=0, keepdim=True), dim=-1))
@@ -372,9 +394,10 @@ def warn_of_unreadable_labels(tokenizer: Any, labels: Sequence[str]) -> None:
 
 def _is_causal(model: MSClapModel) -> bool:
     """Whether a token's state depends on what stands before it alone, and attention takes any mask."""
+    if model.config.text_pooling != "last_token":
+        return False
     tower = model.text_model.config
-    causal = model.config.text_pooling == "last_token" and tower.model_type == "gpt2"
-    return causal and tower._attn_implementation in ("sdpa", "eager")
+    return tower.model_type == "gpt2" and tower._attn_implementation in ("sdpa", "eager")
 
 
 def _padded(model: MSClapModel, tokenizer: Any, ids: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:

@@ -113,6 +113,27 @@ def load_config(name: str) -> PreTrainedConfig:
         ) from error
 
 
+def model_type(name: str) -> str:
+    """Type of a model by its configuration, or `"sentence_transformers"` where it has a `modules.json` of theirs.
+
+    Args:
+        name: Folder or Hub id.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If the configuration is damaged.
+    """
+    from transformers.utils import cached_file
+
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    modules, config = (cached_file(name, file, **optional) for file in ("modules.json", "config.json"))
+    if modules is None or config is not None:
+        found = load_config(name).model_type
+        if modules is None or found == "msclap":
+            return found
+    return "sentence_transformers"
+
+
 def load_checked(cls: type[PreTrainedModel], name: str, **options: Any) -> tuple[PreTrainedModel, MSClapProcessor]:
     """Load a model in evaluation mode and its processor; refuse what is damaged, missing or not finite.
 

@@ -145,6 +145,43 @@ def test_frame_map_follows_time():
             assert abs(change.argmax().item() - (start + 8) / 8) <= 4
 
 
+@pytest.mark.parametrize("audio", [TINY_AUDIO, TINY_CNN14], ids=["htsat", "cnn14"])
+def test_frame_features_are_windows_pooled_over_a_position(audio):
+    model = make_model(audio=audio)
+    features = unpad_windows(**make_feature_extractor()([sound(1.0), sound(1.0, seed=2)], 16_000))
+    tower = model.audio_model
+    with torch.no_grad():
+        found = model.get_audio_frame_features(features)
+        states = tower(features).last_hidden_state
+        # 201 frames: stretched to 256 and 32 steps of 2 bins; or pooled by 4.
+        assert found.shape == (2, 32, 24) if audio is TINY_AUDIO else (2, 50, 24)
+        torch.testing.assert_close(found.norm(dim=-1), torch.ones(found.shape[:2]))
+        for position in (0, 7, 31):
+            if audio is TINY_AUDIO:
+                # Chunk 0 to 3 of the time, a quarter of the rows each; 8 columns of a chunk.
+                chunk, column = divmod(position, 8)
+                pooled = states.view(2, 4, 4, 8, 32)[:, chunk, :, column].mean(dim=1)
+            else:
+                pooled = F.relu(tower.fc(2 * states[:, position]))  # its maximum and its mean
+            expected = F.normalize(model.audio_projection(pooled), dim=-1)
+            torch.testing.assert_close(found[:, position], expected)
+    assert tower.frames_per_position(201) == (201 / 32 if audio is TINY_AUDIO else 4)
+
+
+@pytest.mark.parametrize("audio", [TINY_AUDIO, TINY_CNN14], ids=["htsat", "cnn14"])
+def test_frame_features_follow_time(audio):
+    model = make_model(audio=audio)
+    quiet = torch.full((1, 1, 256, 32), -80.0)
+    with torch.no_grad():
+        before = model.get_audio_frame_features(quiet)
+        step = model.audio_model.frames_per_position(256)
+        for start in (0, 100, 240):
+            burst = quiet.clone()
+            burst[:, :, start : start + 16] = 0.0
+            change = (model.get_audio_frame_features(burst) - before).norm(dim=-1)[0]
+            assert abs(change.argmax().item() * step - start - 8) <= 32
+
+
 @pytest.mark.parametrize("frames, mel", [(257, 32), (201, 64)])
 def test_features_of_another_extractor_are_an_error(model, frames, mel):
     with pytest.raises(ValueError, match="feature extractor saved with the model"):

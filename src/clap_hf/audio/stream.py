@@ -61,7 +61,7 @@ def mono_blocks(reader: AudioReader, sampling_rate: int) -> Iterator[torch.Tenso
 def windows(
     reader: AudioReader, sampling_rate: int, window_s: float, hop_s: float
 ) -> Iterator[tuple[float, float, torch.Tensor]]:
-    """Mono windows of one length, a hop apart; what is left behind the last whole one is a shorter one.
+    """Mono windows of one length, a hop apart; the last one is moved back so that it ends with the sound.
 
     Args:
         reader: the file; iterated to its end.
@@ -70,32 +70,36 @@ def windows(
         hop_s: from the start of a window to that of the next, seconds.
 
     Returns:
-        Start and end of every window in what the reader reads, seconds, and its samples `[samples]`, float32. The last
-        one is shorter than `window_s` where the sound ends before it does.
+        Start and end of every window in what the reader reads, seconds, and its samples `[samples]`, float32. Only a
+        sound that is shorter than `window_s` makes a shorter window.
 
     Raises:
         ValueError: `window_s` or `hop_s` is shorter than a sample.
         AudioDecodeError: as for `mono_blocks`.
     """
     length, hop = round(window_s * sampling_rate), hop_s * sampling_rate
-    if length < 1 or hop < 1:
+    if not (length >= 1 and hop >= 1):
         raise ValueError(
             f"window_s is {window_s} and hop_s is {hop_s}; expected at least a sample, 1/{sampling_rate} s"
         )
     held = torch.zeros(0)
-    first = number = end = 0  # where `held` starts; the window to come; the end of the last one
+    waiting: list[torch.Tensor] = []  # joined when a window is complete: joining every block would copy far more
+    first = total = number = end = 0  # where `held` starts; samples so far; the window to come; the end of the last
     for block in mono_blocks(reader, sampling_rate):
-        held = torch.cat([held, block])
-        while (start := round(number * hop)) + length <= first + len(held):
+        waiting.append(block)
+        total += len(block)
+        if round(number * hop) + length > total:
+            continue
+        held, waiting = torch.cat([held, *waiting]), []
+        while (start := round(number * hop)) + length <= total:
             end = start + length
             yield start / sampling_rate, end / sampling_rate, held[start - first : end - first]
             number += 1
-        passed = min(round(number * hop) - first, len(held))
+        passed = min(start, total - length) - first  # the last window may need `length` samples
         held, first = held[passed:], first + passed
-    total = first + len(held)
-    start = round(number * hop)
-    if total > end and start < total:
-        yield start / sampling_rate, total / sampling_rate, held[start - first :]
+    if total > end:
+        start = max(total - length, 0)
+        yield start / sampling_rate, total / sampling_rate, torch.cat([held, *waiting])[start - first :]
 
 
 class Slices:

@@ -1,8 +1,9 @@
-"""The commands classify, caption, embed, search, check, push, convert, evaluate, export and info."""
+"""The commands classify, caption, push, convert, evaluate, export and info."""
 
 from __future__ import annotations
 
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..audio import Audio, open_audio, read_whole
+from .collections import app as collections_app
 from .finetune import app as finetune_app
 from .io import (
-    FAILED,
-    INTERRUPTED,
     Format,
     OneLineErrors,
     Output,
@@ -30,14 +29,15 @@ from .io import (
     print_scores,
 )
 from .models import (
+    DUAL_ENCODERS,
     checked_checkpoint,
     go_offline_if_unreachable,
     installed_version,
-    load_collection,
     load_pipeline,
     model_facts,
 )
-from .sounds import run_over_files
+from .options import EVERYDAY_LABELS, Device, JsonPath, MaxWindows, ModelName, Paths, StdoutFormat
+from .timeline import app as timeline_app
 from .training import app as training_app
 
 app = typer.Typer(
@@ -46,29 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Microsoft CLAP: sounds and words in one space.",
 )
+app.add_typer(collections_app)
 app.add_typer(training_app)
 app.add_typer(finetune_app)
-
-# Sounds of home, street, nature and stage that a recording is likely to hold, when no labels are given.
-EVERYDAY_LABELS = tuple(
-    (
-        "speech,laughter,crying baby,coughing,sneezing,footsteps,applause,crowd,singing,music,piano,guitar,drums,"
-        "violin,trumpet,dog,cat,bird,rooster,cow,sheep,frog,insects,rain,thunder,wind,sea waves,running water,fire,"
-        "door,glass breaking,keyboard typing,clock,telephone,bell,engine,car horn,siren,train,airplane,helicopter,"
-        "chainsaw,gunshot,explosion,fireworks,silence"
-    ).split(",")
-)
-
-PROBLEMS_SHOWN = 20
-
-Paths = Annotated[list[Path], typer.Argument(help="Sound files, folders of them, and - for a list on stdin.")]
-ModelName = Annotated[str, typer.Option(help="'embedded', a folder, or a Hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first accelerator by default.")]
-MaxWindows = Annotated[
-    int | None, typer.Option(min=1, help="Windows of a sound at most, evenly spaced; all that cover it by default.")
-]
-StdoutFormat = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the results here, as JSON; - is stdout.")]
+app.add_typer(timeline_app)
 
 
 def _print_version(asked: bool) -> None:
@@ -100,39 +81,55 @@ def classify(
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown per sound.")] = 3,
     template: Annotated[list[str] | None, typer.Option(help="Text with {} for the label; repeat to average.")] = None,
     max_windows: MaxWindows = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            min=1e-6, max=0.999, help="Share of sounds that get a label though none fits; the others get none."
+        ),
+    ] = 0.2,
+    raw: Annotated[bool, typer.Option("--raw", help="Without calibration: one of the labels always fits.")] = False,
     format: StdoutFormat = Format.table,
     json_path: JsonPath = None,
     device: Device = None,
 ) -> None:
     """Name the sounds in files and folders by labels in any words, without training.
 
+    A calibrated model answers "none of these" where no label is probable enough.
+
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
     of all labels, CSV those of the best --top-k.
     """
+    from ..adapters import load_model
     from ..embedding import embed_files
-    from ..model.modeling_msclap import MSClapModel
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from .sounds import run_over_files
 
     output = Output(format, json_path)
     output.check()
     files = input_files(paths)
     expected = labels_beside(files)
     candidates = candidate_labels(labels, labels_file, expected.values(), EVERYDAY_LABELS)
-    source = checked_checkpoint(model, ("msclap",))
+    source = checked_checkpoint(model, DUAL_ENCODERS)
     classifier, processor = load_pipeline(
         "zero-shot-audio-classification",
-        MSClapModel,
+        load_model,
         source,
         device,
         pipeline_class=MSClapZeroShotAudioClassificationPipeline,
         candidate_labels=candidates,
         hypothesis_template=template or [DEFAULT_TEMPLATE],
         max_windows=max_windows,
+        calibration=not raw,
     )
+    threshold = None
+    if classifier.calibration is not None:
+        threshold = classifier.calibration.threshold(false_alarms, count=len(candidates))
 
     def record(file: Path, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
+        if threshold is not None and scores:
+            known["none_of_these"] = max(score["probability"] for score in scores) < threshold
         return {"scores": scores or [], **known}
 
     def classify_long(file: Path) -> list[dict[str, Any]]:
@@ -168,13 +165,16 @@ def caption(
     from transformers import AutoModelForMultimodalLM
 
     from ..pipelines.captioning import TASK
+    from ..pretrained import load_checked
+    from .sounds import run_over_files
 
     output = Output(format, json_path)
     output.check()
     files = input_files(paths)
     source = checked_checkpoint(model, ("msclap_captioning", "msclap_conditional_generation"))
     options = {} if beams is None else {"num_beams": beams}
-    describe, _ = load_pipeline(TASK, AutoModelForMultimodalLM, source, device, max_windows=max_windows, **options)
+    load = partial(load_checked, AutoModelForMultimodalLM)
+    describe, _ = load_pipeline(TASK, load, source, device, max_windows=max_windows, **options)
 
     def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
         return {"caption": answer[0]["generated_text"] if answer else ""}
@@ -196,159 +196,6 @@ def caption(
         print_table,
     )
     finish(output, len(files), results, failures, interrupted)
-
-
-@app.command()
-def embed(
-    paths: Paths,
-    output: Annotated[Path, typer.Option(help="Folder of the collection; what is in it already is kept.")],
-    model: ModelName = "embedded",
-    max_windows: MaxWindows = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Then drop the sounds whose files are gone.")] = False,
-    json_path: JsonPath = None,
-    device: Device = None,
-) -> None:
-    """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was.
-
-    Changed files are embedded again, moved ones are recognised by their content.
-    """
-    report = Output(Format.table, json_path)
-    report.check()
-    files = input_files(paths)
-    collection = load_collection(output, model, device, max_windows)
-    try:
-        added = collection.add(files)
-        pruned = collection.prune() if prune else 0
-    except KeyboardInterrupt as error:
-        typer.echo(
-            f"Interrupted: {len(collection):,} sounds are in {output}. The same command again goes on.", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from error
-    failures = [{"file": str(file), "error": reason} for file, reason in added.skipped.items()]
-    damaged = [{"file": str(file), "damage": reason} for file, reason in added.damaged.items()]
-    counts = {
-        "embedded": added.embedded,
-        "known": added.known,
-        "recognised": added.recognised,
-        "dropped": pruned,
-        "sounds": len(collection),
-    }
-
-    def print_counts(console: Console) -> None:
-        recognised = f"{added.recognised:,} recognised, " if added.recognised else ""
-        dropped = f"{pruned:,} dropped, " if prune else ""
-        console.print(
-            f"{added.embedded:,} sounds embedded, {added.known:,} known, {recognised}{dropped}{counts['sounds']:,} in "
-            f"{escape(str(output))}."
-        )
-        if damaged:
-            console.print(f"[yellow]{len(damaged)} of them are truncated or damaged:[/]")
-            for found in damaged:
-                console.print(f"  {found['file']}: {found['damage']}", markup=False, soft_wrap=True)
-        print_failures(console, failures, len(files))
-
-    report.write({**counts, "damaged": damaged, "failures": failures}, [counts], print_counts)
-    if not len(collection):
-        raise typer.Exit(FAILED)
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
-    words: Annotated[list[str] | None, typer.Argument(help="What to look for, in any words.")] = None,
-    like: Annotated[Path | None, typer.Option(help="Look for sounds like this one instead.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Sounds shown.")] = 10,
-    model: Annotated[str | None, typer.Option(help="The collection's model, where it moved.")] = None,
-    format: StdoutFormat = Format.table,
-    json_path: JsonPath = None,
-    device: Device = None,
-) -> None:
-    """Find sounds of a collection by words, or by another sound."""
-    from ..search import collection_facts
-
-    output = Output(format, json_path)
-    output.check()
-    text = " ".join(words) if words else None
-    if (text is None) == (like is None):
-        raise ValueError(f"Words {text!r} and --like {like} were given, expected one of them.")
-    facts = collection_facts(folder)
-    name = model or facts.get("name") or ""
-    if model is None and name != "embedded" and not (name and Path(name).is_dir()):
-        raise ValueError(
-            f"{folder} was made with the model {name!r}, which is no folder here; nothing is fetched from the Hub "
-            f"unasked. Name the model: --model {name or 'MODEL'}"
-        )
-    query: str | Audio = text or ""
-    if like is not None:
-        with open_audio(like) as reader:
-            query = read_whole(reader)
-        if query.truncated:
-            typer.echo(f"{like} is truncated or damaged: {one_line('; '.join(query.damage))}", err=True)
-    collection = load_collection(folder, name, device, facts.get("max_windows"))
-    hits: list[dict[str, Any]] = [
-        {"file": str(hit.file), "similarity": hit.similarity, "changed": hit.changed, "damage": hit.damage}
-        for hit in collection.search(query, top_k)
-    ]
-
-    def print_table(console: Console) -> None:
-        table = Table("similarity", "file")
-        for hit in hits:
-            notes = (" (changed)" if hit["changed"] else "") + (" (truncated)" if hit["damage"] else "")
-            table.add_row(f"{hit['similarity']:.2f}", escape(hit["file"]) + notes)
-        console.print(table)
-        if any(hit["changed"] for hit in hits):
-            console.print("Changed files were found by what they were: run `clap-hf embed` again.")
-
-    report = {"words": text, "like": like and str(like), "model": collection.name, "hits": hits}
-    output.write(report, hits, print_table)
-
-
-@app.command()
-def check(
-    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
-    mend: Annotated[
-        bool, typer.Option("--mend", help="Move damaged and foreign parts aside, and remove older rows of a file.")
-    ] = False,
-    format: StdoutFormat = Format.table,
-    json_path: JsonPath = None,
-) -> None:
-    """Check a collection: parts that are damaged or of another model, files with two rows, files that are gone.
-
-    Parts are moved to names ending in .damaged; their sounds are embedded again by the next `clap-hf embed`. Exit
-    code 1: there is something to mend.
-    """
-    from ..search import check_collection
-
-    output = Output(format, json_path)
-    output.check()
-    found = check_collection(folder, mend=mend)
-    problems = [
-        *({"problem": "damaged", "file": str(part), "reason": reason} for part, reason in found.damaged.items()),
-        *({"problem": "foreign", "file": str(part), "reason": reason} for part, reason in found.foreign.items()),
-        *({"problem": "repeated", "file": str(file), "reason": "more than one row"} for file in found.repeated),
-        *({"problem": "missing", "file": str(file), "reason": "no such file"} for file in found.missing),
-    ]
-    counts = {name: len(getattr(found, name)) for name in ("damaged", "foreign", "repeated", "missing")}
-
-    def print_line(console: Console) -> None:
-        done = " Mended." if mend and counts["damaged"] + counts["foreign"] + counts["repeated"] else ""
-        console.print(
-            f"{folder}: {found.sounds:,} sounds in {found.parts:,} whole parts; {counts['damaged']:,} parts damaged, "
-            f"{counts['foreign']:,} of another model; {counts['repeated']:,} sounds repeated, {counts['missing']:,} "
-            f"missing.{done}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        for problem in problems[:PROBLEMS_SHOWN]:
-            console.print(f"  {problem['problem']}: {problem['file']}", markup=False, highlight=False, soft_wrap=True)
-        if len(problems) > PROBLEMS_SHOWN:
-            console.print(f"  and {len(problems) - PROBLEMS_SHOWN:,} more: --json lists all.")
-
-    facts = {"sounds": found.sounds, "parts": found.parts, **counts, "mended": found.mended}
-    output.write({**facts, "problems": problems}, problems, print_line)
-    if not found.whole:
-        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -509,18 +356,23 @@ def evaluate(
 def export(
     model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write: audio.onnx, text.onnx, tokenizer, onnx.json.")],
-    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights.")] = False,
+    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights and activations.")] = False,
+    web: Annotated[bool, typer.Option(help="Write what a web page needs instead; see docs/web.md.")] = False,
 ) -> None:
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
-    from ..export import export_onnx
+    from ..export import export_onnx, export_web
     from ..model.modeling_msclap import MSClapModel
     from ..pretrained import load_checked
 
+    if web and int8:
+        raise typer.BadParameter("--web writes graphs with 8-bit weights alone, expected no --int8 beside it.")
     source = checked_checkpoint(model, ("msclap",))
     loaded, processor = load_checked(MSClapModel, source, dtype=torch.float32)
-    report = export_onnx(loaded, processor, output_dir, int8=int8)
+    report = (
+        export_web(loaded, processor, output_dir) if web else export_onnx(loaded, processor, output_dir, int8=int8)
+    )
     table = Table("graph", title=str(output_dir))
     for heading in ("size", "largest difference", "lowest cosine"):
         table.add_column(heading, justify="right")

@@ -278,6 +278,8 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
             table.add_column("labels.csv")
         for result in results:
             best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
+            if result.get("none_of_these"):
+                best = f"none of these ({best})"
             row = [escape(result["file"]), length_text(result), "silence" if result["silent"] else escape(best)]
             if compared:
                 mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "

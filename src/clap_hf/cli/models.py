@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,14 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from ..calibration import Calibration
+    from ..model.modeling_msclap import MSClapModel
     from ..model.processing_msclap import MSClapProcessor
     from ..search import SoundCollection
+
+
+# `model_type` of the models of two towers, see `clap_hf.adapters`.
+DUAL_ENCODERS = ("msclap", "clap", "pe_audio", "sentence_transformers")
 
 
 def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
@@ -28,14 +35,14 @@ def checked_checkpoint(model: str, types: tuple[str, ...]) -> str:
     """
     from transformers.utils import logging
 
-    from ..pretrained import checkpoint_path, load_config
+    from ..pretrained import checkpoint_path, model_type
 
     logging.disable_progress_bar()  # loading takes a moment; ours shows the sounds
     logging.set_verbosity_error()  # what its warnings are about is an error here, in one line
     source = checkpoint_path(model)
     if not Path(source).is_dir():
         go_offline_if_unreachable()
-    found = load_config(source).model_type if types else ""
+    found = model_type(source) if types else ""
     if types and found not in types:
         wanted = (
             "a captioner, such as the folder that `clap-hf convert clapcap` writes"
@@ -59,22 +66,20 @@ def go_offline_if_unreachable() -> None:
 
 
 def load_pipeline(
-    task: str, auto_class: Any, source: str, device: str | None, **options: Any
+    task: str, load: Callable[..., tuple[Any, Any]], source: str, device: str | None, **options: Any
 ) -> tuple[Any, MSClapProcessor]:
     """A pipeline of transformers over a checked model, and the model's processor.
 
     Args:
         task: Name of the pipeline's task.
-        auto_class: Class that loads the model.
+        load: Loads the model and its processor from `source`.
         source: Folder or Hub id, see `checked_checkpoint`.
         device: A device's name; the first accelerator by default.
         options: Further arguments of `transformers.pipeline`.
     """
     from transformers import pipeline
 
-    from ..pretrained import load_checked
-
-    model, processor = load_checked(auto_class, source, dtype="auto")
+    model, processor = load(source, dtype="auto")
     made = pipeline(
         task,
         model=model,
@@ -102,20 +107,43 @@ def usable_device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def load_collection(folder: Path, model: str, device: str | None, max_windows: int | None) -> SoundCollection:
-    """A collection with its model."""
+def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
+    """A checked model of sounds and texts on a device, its processor, its name for records, its calibration if any."""
     from accelerate import PartialState
 
-    from ..model.modeling_msclap import MSClapModel
-    from ..pretrained import load_checked
-    from ..search import SoundCollection
+    from ..adapters import load_model
+    from ..calibration import Calibration
 
-    source = checked_checkpoint(model, ("msclap",))
+    source = checked_checkpoint(model, DUAL_ENCODERS)
     # A folder is looked for from anywhere later; the embedded checkpoint is where the package is then.
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
-    loaded, processor = load_checked(MSClapModel, source)
-    return SoundCollection(folder, loaded.to(target), processor, name, max_windows)
+    loaded, processor = load_model(source)
+    return loaded.to(target), processor, name, Calibration.beside(source)
+
+
+def load_collection(
+    folder: Path,
+    model: str,
+    device: str | None,
+    max_windows: int | None,
+    *,
+    hop_s: float | None = None,
+    calibrated: bool = True,
+) -> SoundCollection:
+    """A collection with its model."""
+    from ..search import SoundCollection
+
+    loaded, processor, name, calibration = load_dual_encoder(model, device)
+    return SoundCollection(
+        folder,
+        loaded,
+        processor,
+        name,
+        max_windows=max_windows,
+        hop_s=hop_s,
+        calibration=calibration if calibrated else None,
+    )
 
 
 def model_facts(model: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import soundfile
 
 AUDIO_COLUMNS = ("audio", "file_name", "path", "file", "filename")
@@ -43,8 +44,9 @@ class StreamSource:
         weight: How often an epoch passes over it.
         audio: Column of audio: `{bytes, path}` as `datasets.Audio` stores it, `{array, sampling_rate}`, bytes, or the
             path of a file; the first of `AUDIO_COLUMNS` when None.
-        text: Column of a text or a list of texts, one of which is drawn per visit; the first of `TEXT_COLUMNS` and
-            `LABEL_COLUMNS` when None.
+        text: Column of a text or a list of texts; the first of `TEXT_COLUMNS` and `LABEL_COLUMNS` when None.
+        every_text: Whether each text of a list is a pair of its own, so that an epoch goes over all of them. If not,
+            a visit draws one of them, as it does of what `texts` forms.
         texts: Forms the texts of a row instead, from `text_columns`.
         text_columns: What `texts` needs.
         template: Text with `{}` for what the column holds; `TEMPLATE` for labels, none for texts when None.
@@ -61,6 +63,7 @@ class StreamSource:
     weight: float = 1.0
     audio: str | None = None
     text: str | None = None
+    every_text: bool = True
     texts: Callable[[dict[str, Any]], list[str]] | None = None
     text_columns: tuple[str, ...] = ()
     template: str | None = None
@@ -89,6 +92,13 @@ class StreamSource:
         """Columns to read."""
         own = (self.id, self.duration, self.group)
         return list(dict.fromkeys([self.sound_column, *self.text_side, *filter(None, own)]))
+
+    def lists_pairs(self, schema: pa.Schema) -> bool:
+        """Whether a row holds a pair for each text of its list."""
+        if self.texts is not None or not self.every_text:
+            return False
+        kind = schema.field(self.text_side[0]).type
+        return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
     def read(self, row: dict[str, Any]) -> tuple[list[str], str | bytes]:
         """Texts and encoded audio of a row, the latter as the path of its file or as bytes.

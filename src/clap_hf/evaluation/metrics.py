@@ -1,7 +1,7 @@
-"""The paper's metrics as `evaluate.Metric` classes: `add_batch`, `combine`, and no Hub at run time.
+"""Metrics of the paper and of generated sounds as `evaluate.Metric` classes: `add_batch`, `combine`, no Hub.
 
-Their numbers come from the functions in `scoring` and `captions` that the evaluation runner calls, too. Nothing else
-imports this module: to scripts beside `scripts/evaluate.py`, `import evaluate` would be that file.
+Their numbers come from the functions in `scoring`, `captions` and `distances`. Nothing else imports
+this module: to scripts beside `scripts/evaluate.py`, `import evaluate` would be that file.
 
 Example:
 
@@ -16,13 +16,15 @@ Example:
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 
-from . import captions, scoring
+from ..embedding import Encoder
+from . import captions, distances, scoring
 
 CITATION = """@inproceedings{elizalde2024natural,
   title={Natural Language Supervision for General-Purpose Audio Representations},
@@ -144,3 +146,97 @@ class AudioCaptioning(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         scores = captions.caption_scores(predictions, references)
         return scores.values | {"unavailable": scores.unavailable}
+
+
+class _OfOneModel(evaluate.Metric):
+    """A metric of embeddings, which states their model and refuses those of two."""
+
+    def _info_of(self, description: str, inputs: str, vectors: Any) -> evaluate.MetricInfo:
+        info = _info(description, inputs + " model, reference_model: `identity(encoder)` of either.", vectors, vectors)
+        info.features["model"] = info.features["reference_model"] = datasets.Value("string")
+        return info
+
+    def _state(self, model: list[str], reference_model: list[str]) -> dict[str, Any]:
+        """The settings of the one model, for the result."""
+        settings = {text: json.loads(text) for text in {*model, *reference_model}}
+        prints = {found.get("fingerprint"): found for found in settings.values()}
+        if len(prints) != 1 or None in prints:
+            names = sorted(f"{found.get('model')!r} with fingerprint {key}" for key, found in prints.items())
+            raise ValueError(
+                f"Embeddings are of {' and '.join(names)}, expected one model, front end and window policy, as "
+                "identity(encoder) states it for both sides. Embed both by one encoder."
+            )
+        return {"embeddings": next(iter(prints.values()))}
+
+
+def identity(encoder: Encoder) -> str:
+    """What `model` and `reference_model` of a metric take: the encoder's weights, front end and window policy."""
+    return json.dumps(encoder.settings(), sort_keys=True)
+
+
+class ClapScore(_OfOneModel):
+    """Mean cosine of sounds and the texts they were made from, and its standard deviation."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._info_of(
+            "CLAP score of generated sounds.",
+            "predictions: embeddings of sounds. references: embeddings of their texts, in the same order.",
+            _scores(),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[list[float]],
+        model: list[str],
+        reference_model: list[str],
+    ) -> dict[str, Any]:
+        scores = distances.clap_scores(np.array(predictions), np.array(references))
+        state = self._state(model, reference_model)
+        return {"clap_score": float(scores.mean()), "std": float(scores.std()), "clips": len(scores)} | state
+
+
+class FrechetAudioDistance(_OfOneModel):
+    """Squared Fréchet distance between the normal distributions of two sets of embeddings.
+
+    A row is a pair of sets, which may have different numbers of sounds: `compute(predictions=[generated],
+    references=[reference], model=[identity(encoder)], reference_model=[identity(encoder)])`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._info_of(
+            "Fréchet audio distance.",
+            "predictions: sets of embeddings of generated sounds. references: of sounds to compare with, a set each.",
+            datasets.List(_scores()),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[list[float]]],
+        references: list[list[list[float]]],
+        model: list[str],
+        reference_model: list[str],
+    ) -> dict[str, Any]:
+        state = self._state(model, reference_model)
+        return {"fad": distances.frechet_distance(_joined(predictions), _joined(references))} | state
+
+
+class KernelAudioDistance(FrechetAudioDistance):
+    """Kernel audio distance of two sets of embeddings, given as for `FrechetAudioDistance`."""
+
+    def _compute(
+        self,
+        predictions: list[list[list[float]]],
+        references: list[list[list[float]]],
+        model: list[str],
+        reference_model: list[str],
+        bandwidth: float | None = None,
+    ) -> dict[str, Any]:
+        state = self._state(model, reference_model)
+        found = distances.kernel_distance(_joined(predictions), _joined(references), bandwidth)
+        return {"kad": found} | state
+
+
+def _joined(sets: list[list[list[float]]]) -> np.ndarray:
+    """Embeddings `[clips, dim]` of all sets."""
+    return np.concatenate([np.array(vectors) for vectors in sets])

@@ -151,17 +151,20 @@ def read_file(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
     return samples.T, rate
 
 
-def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+def resample(
+    samples: torch.Tensor, rate: int, new_rate: int, phase_dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
     """Resample by windowed-sinc interpolation, equal to `torchaudio.functional.resample` at its defaults.
 
     Written out here because this file ships to the Hub, where only torch and transformers may be imported; the
     reference implementation resamples with torchaudio's defaults (Hann window, 6 zero crossings, roll-off 0.99).
-    Kernels are computed in float64, where torchaudio's are in part float32: samples differ by about 1e-5.
+    Kernels are computed in float64, where torchaudio's phases are float32: samples differ by about 1e-5.
 
     Args:
         samples: `[samples]`, float32, at `rate`.
         rate: Hz.
         new_rate: Hz.
+        phase_dtype: float32 for torchaudio's own rounding.
 
     Returns:
         `[ceil(samples * new_rate / rate)]`, float32, at `new_rate`.
@@ -169,10 +172,10 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     if rate == new_rate:
         return samples
     with maybe_autocast(samples.device.type, enabled=False):  # half precision would lose 16-bit audio
-        return _resample(samples, rate, new_rate)
+        return _resample(samples, rate, new_rate, phase_dtype)
 
 
-def _resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+def _resample(samples: torch.Tensor, rate: int, new_rate: int, phase_dtype: torch.dtype) -> torch.Tensor:
     """`resample` between different rates, in the samples' own precision."""
     divisor = math.gcd(rate, new_rate)
     rate, new_rate = rate // divisor, new_rate // divisor
@@ -187,6 +190,8 @@ def _resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     if rate * new_rate <= MAX_CONVOLUTION:
         # `rate` input samples make `new_rate` output samples, each by its own kernel.
         phase = torch.arange(new_rate, dtype=torch.float64)[:, None] * rate / new_rate
+        if phase_dtype != torch.float64:
+            phase = (torch.arange(new_rate, dtype=phase_dtype)[:, None] / new_rate).double() * rate
         weights = kernels(torch.arange(-width, width + rate, dtype=torch.float64) - phase)[:, None]
         padded = F.pad(samples[None, None], (width, width + rate))
         return F.conv1d(padded, weights, stride=rate).transpose(1, 2).reshape(-1)[:total]

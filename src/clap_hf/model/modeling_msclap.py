@@ -315,6 +315,21 @@ class MSClapModel(MSClapPreTrainedModel):
         """
         return embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
 
+    def get_audio_frame_features(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Embed every position of the audio tower's last feature map, as if the window were pooled over it alone.
+
+        Nothing was trained for it: the projection knows windows only. A position's states depend on its neighbours.
+
+        Args:
+            input_features: Log-mels `[windows, 1, frames, mel]` from `MSClapFeatureExtractor`.
+
+        Returns:
+            Unit vectors `[windows, positions, projection_dim]`; position `i` stands for the frames from
+            `i * audio_model.frames_per_position(frames)` on.
+        """
+        states = self.audio_model(input_features, return_dict=True).last_hidden_state
+        return F.normalize(self.audio_projection(self.audio_model.pool_positions(states)).float(), dim=-1)
+
     def compute_similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Compare embeddings made earlier.
 

@@ -97,9 +97,27 @@ class MSClapCnn14Model(MSClapPreTrainedModel):
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.mean(dim=3).transpose(1, 2)  # [batch, steps, channels]
-        pooled = self.dropout(hidden_states.amax(dim=1) + hidden_states.mean(dim=1))
-        pooled = self.dropout(F.relu(self.fc(pooled)))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.pool(hidden_states))
+
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maximum plus mean over steps, then the dense layer: `[..., steps, channels]` to `[..., hidden]`."""
+        pooled = self.dropout(hidden_states.amax(dim=-2) + hidden_states.mean(dim=-2))
+        return self.dropout(F.relu(self.fc(pooled)))
+
+    def pool_positions(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Pooled output of every step alone.
+
+        Args:
+            last_hidden_state: `[batch, steps, channels]` from `forward`.
+
+        Returns:
+            `[batch, steps, hidden]`.
+        """
+        return self.pool(last_hidden_state.unsqueeze(-2))
+
+    def frames_per_position(self, frames: int) -> float:
+        """Frames of the input that a step stands for; `frames`, the input's length, does not matter here."""
+        return float(2 ** (len(self.blocks) - 1))
 
 
 __all__ = ["MSClapCnn14Model"]

@@ -392,14 +392,14 @@ class MSClapHtsatModel(MSClapPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
 
-    def frame_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Class probabilities over time from the token-semantic head (HTSAT, Section 2.2).
+    def frame_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Class scores over time from the token-semantic head (HTSAT, Section 2.2).
 
         Args:
             last_hidden_state: Tokens `[batch, tokens, hidden]` from `forward`.
 
         Returns:
-            Probabilities `[batch, steps, classes]`; the steps divide the clip evenly (32 in the released model).
+            Logits `[batch, steps, classes]`; the steps divide the clip evenly (32 in the released model).
 
         Raises:
             ValueError: If the checkpoint has no such head.
@@ -409,12 +409,42 @@ class MSClapHtsatModel(MSClapPreTrainedModel):
                 "This checkpoint has no token-semantic head (audio_config.num_labels_frame_map is 0); "
                 "the released 2023 checkpoints, converted, have one."
             )
+        image = self.token_map(last_hidden_state)
+        return self.frame_head(image).squeeze(2).transpose(1, 2)
+
+    def frame_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Class probabilities over time; arguments and shape as of `frame_logits`."""
+        return torch.sigmoid(self.frame_logits(last_hidden_state))
+
+    def token_map(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Tokens as an image of frequency and time, the time chunks one after another again.
+
+        Args:
+            last_hidden_state: Tokens `[batch, tokens, hidden]` from `forward`.
+
+        Returns:
+            `[batch, hidden, bins, steps]`.
+        """
         batch, _, channels = last_hidden_state.shape
         rows, columns = self.last_resolution
         chunks = self.config.num_time_chunks
         image = last_hidden_state.transpose(1, 2).view(batch, channels, chunks, rows // chunks, columns)
-        image = image.transpose(2, 3).reshape(batch, channels, rows // chunks, chunks * columns)
-        return torch.sigmoid(self.frame_head(image).squeeze(2)).transpose(1, 2)
+        return image.transpose(2, 3).reshape(batch, channels, rows // chunks, chunks * columns)
+
+    def pool_positions(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Mean over the tokens of every step: its pooled output alone.
+
+        Args:
+            last_hidden_state: Tokens `[batch, tokens, hidden]` from `forward`.
+
+        Returns:
+            `[batch, steps, hidden]`.
+        """
+        return self.token_map(last_hidden_state).mean(dim=2).transpose(1, 2)
+
+    def frames_per_position(self, frames: int) -> float:
+        """Frames of the input, which has `frames`, that a step stands for; the steps divide it evenly."""
+        return frames / (self.config.num_time_chunks * self.last_resolution[1])
 
 
 __all__ = ["MSClapHtsatModel"]

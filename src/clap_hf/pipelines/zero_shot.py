@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
 from ..audio import pipeline_inputs, read_sound
+from ..calibration import Calibration
 from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
 from ..pretrained import check_weights
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
-FUNCTIONS = ("softmax", "sigmoid", "none")
+FUNCTIONS = ("softmax", "sigmoid", "none", "probability")
 LONGEST_LABEL = 10_000  # characters: tokenizers take some 200 bytes of memory for each, before they cut
 LABEL_SETS = 16  # whose embeddings are kept: a server's callers may take turns with labels of their own
 
@@ -83,11 +85,18 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
     Clips longer than the model's window are covered by several windows, whose embeddings are averaged. The
     embeddings of the last label sets are kept: after changing the model's weights, make a new pipeline. Threads may
     share a pipeline.
+
+    Args:
+        calibration: Of the model, for probabilities; True for the one beside its weights if any, False for none.
+        kwargs: As for every pipeline of transformers.
     """
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, *, calibration: Calibration | bool = True, **kwargs: Any):
         # Never changed, always replaced by another: threads with other labels read and write it at the same time.
         self._label_embeds: dict[LabelSet, torch.Tensor] = {}
+        self.calibration = calibration if isinstance(calibration, Calibration) else None
+        if calibration is True:
+            self.calibration = Calibration.beside(kwargs["model"].name_or_path)
         super().__init__(**kwargs)
         check_weights(self.model)
         optimize_if_possible(self.model)
@@ -120,17 +129,17 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             sampling_rate: Rate of samples that do not carry their own, Hz. Never guessed.
             max_windows: Windows of a sound at most, evenly spaced over it; as many as cover it by default.
             function_to_apply: `"softmax"` over the labels (default), `"sigmoid"` of every label by itself, or
-                `"none"` for the logits, exp(logit_scale) x cosine. Sigmoids are not calibrated: choose a threshold for
-                every label on sounds of your own.
-            multi_label: False is short for `function_to_apply="softmax"`. True is refused: no score of one label by
-                itself is calibrated.
+                `"none"` for the logits, exp(logit_scale) x cosine; `"probability"` that the label is there, for a
+                calibrated model. Sigmoids are not calibrated.
+            multi_label: True is short for `function_to_apply="probability"`, False for `"softmax"`.
             top_k: Labels returned per sound; all by default.
             batch_size: Sounds that go through the model together (default 1).
             num_workers: Processes that decode (default 0: threads of this one, for a sequence).
 
         Returns:
-            `[{"score": float, "label": str}, ...]`, best first, for a sound; a list of these for a list, tuple or
-            column; an iterator over them for a generator or a torch dataset.
+            `[{"score": float, "label": str}, ...]`, best first, for a sound, with `"probability"` beside the score
+            where the model is calibrated; a list of these for a list, tuple or column; an iterator over them for a
+            generator or a torch dataset.
 
         Raises:
             TypeError: If a keyword is unknown, or a sound is of no known kind.
@@ -177,21 +186,22 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         if hypothesis_template is not None:
             forward["hypothesis_template"] = check_templates(hypothesis_template)
         if multi_label is not None:
-            if multi_label:
-                raise ValueError(
-                    "multi_label=True would call most labels present: CLAP is trained to rank labels, and no label's "
-                    "score is calibrated by itself. Pass function_to_apply='sigmoid' for the raw scores, and choose "
-                    "a threshold for every label on sounds of your own."
-                )
             if function_to_apply is not None:
                 raise ValueError(
                     f"Both multi_label={multi_label} and function_to_apply={function_to_apply!r} were passed, "
                     "expected one of them."
                 )
-            function_to_apply = "softmax"
+            function_to_apply = "probability" if multi_label else "softmax"
         if function_to_apply is not None:
             if function_to_apply not in FUNCTIONS:
                 raise ValueError(f"function_to_apply is {function_to_apply!r}, expected one of {FUNCTIONS}.")
+            if function_to_apply == "probability" and self.calibration is None:
+                raise ValueError(
+                    f"{'multi_label=True' if multi_label else 'function_to_apply=probability'} needs a calibrated "
+                    "model, and this one has no calibration: CLAP is trained to rank labels, and its sigmoids would "
+                    "call most of them present. Make one by scripts/calibrate.py and pass it as calibration=, or pass "
+                    "function_to_apply='sigmoid' for the raw scores."
+                )
             postprocess["function_to_apply"] = function_to_apply
         if top_k is not None:
             if top_k < 1:
@@ -226,7 +236,11 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         if label_embeds is None:
             label_embeds = self.embed_labels(*label_set)
             self._label_embeds = dict([*kept.items(), (label_set, label_embeds)][-LABEL_SETS:])
-        return {"logits": self.model.compute_similarity(audio_embeds, label_embeds)}
+        found = {"logits": self.model.compute_similarity(audio_embeds, label_embeds)}
+        if self.calibration is not None:
+            audio, text = (F.normalize(own.float(), dim=-1).cpu().numpy() for own in (audio_embeds, label_embeds))
+            found["probabilities"] = torch.from_numpy(self.calibration.probabilities(audio, text))
+        return found
 
     @torch.inference_mode()
     def score_vector(self, vector: torch.Tensor) -> list[dict[str, Any]]:
@@ -269,7 +283,15 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             scores = scores.softmax(dim=0)
         elif function_to_apply == "sigmoid":
             scores = scores.sigmoid()
+        elif function_to_apply == "probability":
+            scores = model_outputs["probabilities"][0]
         # Stable: labels that score the same keep the caller's order.
         values, order = scores.sort(descending=True, stable=True)
-        ranked = zip(values.tolist(), order.tolist(), strict=True)
-        return [{"score": score, "label": candidate_labels[index]} for score, index in ranked][:top_k]
+        ranked = [
+            {"score": score, "label": candidate_labels[index]}
+            for score, index in zip(values.tolist(), order.tolist(), strict=True)
+        ]
+        if "probabilities" in model_outputs:
+            for entry, probability in zip(ranked, model_outputs["probabilities"][0][order].tolist(), strict=True):
+                entry["probability"] = probability
+        return ranked[:top_k]

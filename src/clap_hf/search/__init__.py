@@ -1,0 +1,22 @@
+"""Collections of sounds on disk: embedded once, kept true to their files, searched by words and by sounds."""
+
+from .check import CollectionCheck, check_collection, collection_facts
+from .collection import CollectionUpdate, SearchHit, SoundCollection
+from .duplicates import Duplicates, find_duplicates
+from .index import Filter
+from .query import WeightedQuery, load_part, parse_words
+
+__all__ = [
+    "CollectionCheck",
+    "CollectionUpdate",
+    "Duplicates",
+    "Filter",
+    "SearchHit",
+    "SoundCollection",
+    "WeightedQuery",
+    "check_collection",
+    "collection_facts",
+    "find_duplicates",
+    "load_part",
+    "parse_words",
+]
