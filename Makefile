@@ -1,7 +1,8 @@
 # make demo   set up and classify the recordings in examples/
 # make bench  measure speed beside msclap and LAION CLAP (minutes; leave the machine alone)
 # make test   set up and run every test
-# make docs  build the pages of docs/ as a site, in site/
+# make docs   build the pages of docs/ as a site, in site/
+# make web    build the page of web/ into build/web (needs npm); docs/web.md
 # make fuzz   decode mutated sound files, FILES=10000 SEED=1; ffmpeg, sox, lame, flac, oggenc and opusenc add formats
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # One torch thread a worker: more only fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: setup setup-test demo bench check format test test-fast test-slow test-lowest test-wheel fuzz docs clean
+.PHONY: setup setup-test demo web docs bench check format test test-fast test-slow test-lowest test-wheel fuzz clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -28,6 +29,14 @@ $(VENV)/.installed-test: pyproject.toml requirements-parity.txt
 
 demo: setup
 	$(BIN)/clap-hf classify examples
+
+# The page without a server: the embedded checkpoint for browsers, then the bundle.
+MODEL ?= embedded
+web: setup
+	$(BIN)/python -m pip install -e '.[onnx]'
+	$(BIN)/clap-hf export $(MODEL) build/web-model --web
+	cd web && npm ci --ignore-scripts
+	node web/build.mjs build/web-model build/web
 
 bench: setup-test
 	$(BIN)/python benchmarks/speed.py
@@ -77,4 +86,4 @@ docs: setup-test
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WHEEL) .pytest_cache .ruff_cache .mypy_cache dist build site
+	rm -rf $(VENV) $(LOWEST) $(WHEEL) web/node_modules .pytest_cache .ruff_cache .mypy_cache dist build site

@@ -52,7 +52,8 @@ LAYOUTS = {
         {
             "FSD50K.metadata/dev_clips_info_FSD50K.json": json.dumps(
                 {"64760": {"title": "bark.wav", "description": "My dog", "license": "CC0", "tags": []}}
-            )
+            ),
+            "FSD50K.ground_truth/dev.csv": 'fname,labels,mids,split\n64760,"Bark,Dog","/m/05tny_,/m/0bt9lr",train\n',
         },
         ["FSD50K.dev_audio/64760.wav"],
         "bark. My dog.",
@@ -146,8 +147,31 @@ LAYOUTS = {
         "the sound of a person playing drums",
     ),
     "findsounds": ({}, ["cow-bell/1.wav"], "the sound of cow bell"),
+    "clotho_aqa": (
+        {"clotho_aqa_train.csv": "file_name,QuestionText,answer,confidence\nr.wav,Is it raining?,yes,yes\n"},
+        ["audio_files/r.wav"],
+        "Is it raining? yes",
+    ),
+    "freesound": (
+        {"freesound.csv": "id,title,description,license\n7,rain.wav,On a tent,CC BY-NC\n"},
+        ["7/7.flac"],
+        "rain. On a tent.",
+    ),
 }  # fmt: skip
 LAYOUTS["mosei"] = LAYOUTS["mosi"]
+# What prompts of pretraining ask for, in the rows that are built of these layouts.
+KEPT = {
+    "audioset": {"labels": ["Dog", "Speech"]},
+    "fsd50k": {"labels": ["Bark", "Dog"]},
+    "nsynth": NOTE,
+    "fma": {"genres": ["Hip-Hop"]},
+    "mosi": {"sentiment": -1.4},
+    "mosei": {"sentiment": -1.4, "emotion": None},
+    "meld": {"emotion": "anger", "sentiment": "negative"},
+    "msp_podcast": {"emotion": "S"},
+    "cochlscene": {"scene": "SubwayStation"},
+    "clotho_aqa": {"question": "Is it raining?", "answer": "yes"},
+}
 
 
 def lay_out(name: str, root: Path) -> Path:
@@ -171,6 +195,7 @@ def test_every_set_is_built_from_its_owners_layout(name, tmp_path):
     assert (report["clips"], report["rows"], report["skipped"]) == (1, 1, {})  # and no test clip among them
     row = rows_of(tmp_path / "out")[0]
     assert row["text"][0] == LAYOUTS[name][2] and row["source"] == name and row["license"]
+    assert {key: row[key] for key in training_sets()[name].keep} == KEPT.get(name, {})
     assert training_sets()[name].original in row["provenance"]
     (tmp_path / "one.flac").write_bytes(row["audio"]["bytes"])
     info = soundfile.info(tmp_path / "one.flac")
@@ -178,8 +203,8 @@ def test_every_set_is_built_from_its_owners_layout(name, tmp_path):
     assert info.duration == pytest.approx(row["duration"], abs=1e-4)
     if name == "epic_kitchens":
         assert info.duration == pytest.approx(0.5, abs=1e-3)
-    if name in ("fsd50k", "clotho", "fma"):
-        assert row["license"] == {"fsd50k": "CC0", "clotho": "CC BY", "fma": "CC BY-NC-SA 3.0"}[name]
+    licenses = {"fsd50k": "CC0", "clotho": "CC BY", "fma": "CC BY-NC-SA 3.0", "freesound": "CC BY-NC"}
+    assert row["license"] == licenses.get(name, training_sets()[name].license)
 
 
 def test_long_clips_are_cut_and_bad_ones_listed(tmp_path):

@@ -6,20 +6,23 @@ import pytest
 
 from clap_hf.data.pairs import BalancedSampler
 from clap_hf.data.prompts import PAPER_STREAMS, PROMPT_STREAMS, PromptCollator, PromptDataset, PromptStream, one
+from clap_hf.data.registry import training_sets
 from conftest import EXAMPLES, make_feature_extractor
 
 ROWS = {
     "audioset_events": ({"labels": ["Dog_bark", "Speech"]}, ["dog bark, speech"]),
-    "cochlscene_scene": ({"label": "Subway_Station"}, ["subway station"]),
-    "meld_emotion": ({"emotion": "Angry"}, ["angry"]),
-    "mosi_sentiment": ({"sentiment": "positive"}, ["positive"]),
+    "cochlscene_scene": ({"scene": "SubwayStation"}, ["subway station"]),
+    "meld_emotion": ({"emotion": "anger"}, ["angry"]),
+    "msp_emotion": ({"emotion": "S"}, ["sad"]),
+    "mosi_sentiment": ({"sentiment": -1.4}, ["negative"]),
+    "meld_sentiment": ({"sentiment": "positive"}, ["positive"]),
     "nsynth_instrument": (
-        {"instrument_family": "brass", "instrument_source": "acoustic"},
+        {"instrument_family_str": "brass", "instrument_source_str": "acoustic"},
         ["produced by brass with source acoustic"],
     ),
     "nsynth_pitch": ({"pitch": 60, "velocity": 0}, ["pitch 60, velocity 0"]),
-    "nsynth_qualities": ({"qualities": ["fast_decay", "bright"]}, ["having qualities like fast decay, bright"]),
-    "clotho_captions": ({"captions": ["A dog barks. ", "", "Dogs!"]}, ["A dog barks.", "Dogs!"]),
+    "nsynth_qualities": ({"qualities_str": ["fast_decay", "bright"]}, ["having qualities like fast decay, bright"]),
+    "clotho_captions": ({"text": ["A dog barks. ", "", "Dogs!"]}, ["A dog barks.", "Dogs!"]),
     "clothoaqa_answers": ({"question": "Is it raining?", "answer": "Yes"}, ["yes"]),
     "wavcaps_metadata": ({"text": "rain on a roof"}, ["rain on a roof"]),
 }
@@ -38,6 +41,21 @@ def test_answers(name):
     assert set(row) == set(task.columns)
     assert task.answers(row) == answers
     assert task.answers({column: None for column in task.columns}) == []
+
+
+def test_labels_without_agreement_are_no_answers():
+    assert PROMPT_STREAMS["msp_emotion"].answers({"emotion": "X"}) == []
+    assert PROMPT_STREAMS["mosei_emotion"].answers({"emotion": "Angry"}) == ["angry"]
+
+
+def test_built_sets_have_what_the_papers_streams_ask_for():
+    """In the columns of the builder, and in the form of the worked examples."""
+    titles = {"Clotho": "Clotho v2", "FindSounds": "findsounds.com"}
+    by_title = {entry.title: entry for entry in training_sets().values()}
+    for stream in PAPER_STREAMS:
+        entry = by_title[titles.get(stream.dataset, stream.dataset)]
+        row = {"text": entry.formed} | {name: entry.example[name] for name in entry.keep}
+        assert set(stream.columns) <= row.keys() and stream.answers(row), stream.name
 
 
 @pytest.fixture(scope="module")

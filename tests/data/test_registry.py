@@ -3,11 +3,11 @@
 import pytest
 
 from clap_hf.data import source_texts as texts
-from clap_hf.data.registry import ACCESS, TABLE, read_training_sets, source_of, training_sets
+from clap_hf.data.registry import ACCESS, PRETRAINING_ONLY, TABLE, read_training_sets, source_of, training_sets
 
 
 def test_all_of_the_papers_sets_are_there():
-    assert len(training_sets()) == 20
+    assert len(training_sets().keys() - PRETRAINING_ONLY) == 20 == len(training_sets()) - len(PRETRAINING_ONLY)
     assert {entry.access for entry in training_sets().values()} == set(ACCESS)
     assert {entry.texts for entry in training_sets().values()} == set(texts.RULES.values())
 
@@ -16,7 +16,8 @@ def test_all_of_the_papers_sets_are_there():
 def test_worked_examples_hold(name):
     entry = training_sets()[name]
     assert entry.texts(entry.example) == entry.formed
-    assert set(entry.columns) >= set(entry.example)
+    assert {*entry.columns, *entry.keep} >= set(entry.example) >= set(entry.keep)
+    assert 0 <= entry.clips <= entry.epoch_pairs and entry.seconds > 0
     assert entry.license and entry.exclude and entry.original.startswith("http") and entry.splits
 
 
@@ -28,6 +29,7 @@ def test_worked_examples_hold(name):
         ("splits: [train]", "splits: train", "wavcaps.splits is 'train', expected a list"),
         ("  pairs: 289", "  size: 289", "nsynth differs in the fields .'pairs', 'size'."),
         ("pairs: 13,100", "pairs: 13100", "ljspeech.pairs is 13100, expected a str"),
+        ("clips: 13100", "clips: many", "ljspeech.clips is 'many', expected a number"),
     ],
 )
 def test_a_mistake_in_the_table_is_named(before, after, message, tmp_path):

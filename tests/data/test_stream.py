@@ -1,6 +1,7 @@
 """Streaming real recordings out of parquet files, locally and from a Hub over HTTP."""
 
 import io
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,8 +13,8 @@ from huggingface_hub import HfApi
 from clap_hf import load_audio
 from clap_hf.data.augment import Augmentation
 from clap_hf.data.simple_stream import SimpleStream
-from clap_hf.data.stream import CROP_ONLY, PairStream, RowError, StreamSource, make_example
-from pairs import write_pairs
+from clap_hf.data.stream import CROP_ONLY, PairStream, RowError, StreamSource, make_example, number_of
+from pairs import encoded, write_pairs
 
 BATCH = 8
 
@@ -50,12 +51,34 @@ def unbroken(source, processor):
     return collected(make_stream(processor, source))
 
 
-def test_batches_are_whole_and_rows_come_once(unbroken, processor):
-    assert len(unbroken) == 60 // BATCH
+def test_batches_are_whole_and_pairs_come_once(unbroken):
+    assert len(unbroken) == 120 // BATCH  # 60 clips with two captions each
     for texts, waveforms, _ in unbroken:
         assert texts.shape == (BATCH,) and waveforms.shape == (BATCH, 16_000) and waveforms.abs().max() > 0.01
     numbers = torch.cat([texts for texts, _, _ in unbroken])
-    assert len(numbers) == 56 and len(numbers.unique()) >= 54  # the two bad rows are replaced by others
+    # All captions of every clip that can be read; those of the two bad rows are replaced by others.
+    assert len(numbers) == 120 and len(numbers.unique()) == 116
+
+
+def test_one_caption_a_visit_on_request(source, processor):
+    drawn = collected(make_stream(processor, replace(source, every_text=False)))
+    assert len(drawn) == 60 // BATCH
+    numbers = torch.cat([texts for texts, _, _ in drawn])
+    own = {number_of(f"{words} {i}"): i for i in range(60) for words in ("sound number", "take")}
+    clips = [own[int(number)] for number in numbers]
+    assert len(clips) == 56 and len(set(clips)) >= 54
+
+
+def test_rows_without_captions_count_as_one_pair_and_are_replaced(processor, tmp_path):
+    captions = [["a", "b", "c"], [], None, ["d"], ["e", "", "f"]]
+    rows = [
+        {"id": str(i), "audio": {"bytes": encoded(i), "path": None}, "text": own} for i, own in enumerate(captions)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    stream = PairStream([StreamSource(str(tmp_path), id="id")], processor, 9, seed=0, lanes=1)
+    [batch] = stream.batches(0, 0, 0, 1)
+    assert set(batch["texts"].tolist()) == {number_of(text) for text in "abcdef"}
+    assert sorted(row["id"].rpartition(":")[2] for row in batch["skipped"]) == ["1", "2"]
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 4])

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -139,6 +141,21 @@ class PaperHub:
             rows = {"audio": sounds, column: own}
         self.push(source, rows, path)
         return own
+
+
+@contextmanager
+def served_paper(hub: LoopbackHub, folder: Path) -> Iterator[tuple[PaperHub, Path]]:
+    """What `serve_paper` gives, and gone from the Hub afterwards: other tests need the paper's sets out of reach."""
+    owners = {source.repo.split("/")[0] for task in PAPER_TASKS for source in task.sources}
+    members = hub.members
+    hub.members = members | {"tester": (*members["tester"], *owners)}
+    try:
+        yield serve_paper(hub, folder)
+    finally:
+        hub.members = members
+        for repo in hub.store.repos("datasets"):
+            if repo.id.split("/")[0] in owners:
+                hub.store.delete("datasets", repo.id)
 
 
 def serve_paper(hub: LoopbackHub, folder: Path) -> tuple[PaperHub, Path]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,11 +23,14 @@ from clap_hf.evaluation.benchmarks import PAPER_TASKS, Task
 from clap_hf.evaluation.cache import EmbeddingCache, encode_clips
 from clap_hf.evaluation.command import sound_jobs
 from clap_hf.evaluation.corpus_clips import CorpusClips, zero_shot_score
-from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData, own_tasks
+from clap_hf.evaluation.csv_dataset import build_evaluation_set
+from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData
+from clap_hf.evaluation.own_sets import own_jobs
 from clap_hf.evaluation.report import suite_score
-from clap_hf.evaluation.runner import EvaluationOptions, Job, find_locations, paper_jobs, run
+from clap_hf.evaluation.runner import EvaluationOptions, Job, find_locations, run
 from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE
 from clap_hf.evaluation.task_scores import class_texts, score_classification, score_retrieval
+from clap_hf.hub import push
 from conftest import EXAMPLES, make_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -189,15 +193,15 @@ def test_options_and_own_folders_are_checked(tmp_path):
         ({"templates": ("a sound",)}, "for the label"),
         ({"suite": "nonsense"}, "expected one of"),
         ({"suite": "own"}, "needs data_dir"),
-        ({"split": "validation"}, "of the suite sounds"),
+        ({"split": "validation"}, "of the suites sounds and own"),
     ):
         with pytest.raises(ValueError, match=message):
             EvaluationOptions(**wrong)
-    with pytest.raises(DataSourceError, match="no CSV"):
-        own_tasks(tmp_path)
-    (tmp_path / "x.csv").write_text("file,label\na.wav,dog\n")
-    with pytest.raises(DataSourceError, match="expected path and label"):
-        own_tasks(tmp_path)
+    with pytest.raises(DataSourceError, match="holds no evaluation set, expected CSVs"):
+        own_jobs(str(tmp_path), "test")
+    (tmp_path / "x.csv").write_text("sound,label\na.wav,dog\n")
+    with pytest.raises(DataSourceError, match="x.csv has columns .'label', 'sound'., expected path and label"):
+        own_jobs(str(tmp_path), "test")
 
 
 def write_csv(path, header, rows):
@@ -221,15 +225,14 @@ def own_folder(tmp_path):
 
 
 def test_one_s_own_sounds(own_folder, processor, tmp_path):
-    tasks = own_tasks(own_folder)
-    assert [(t.name, t.metric) for t in tasks] == [
+    jobs = own_jobs(str(own_folder), "test")
+    assert [(job.task.name, job.task.metric) for job in jobs] == [
         ("animals", "accuracy"),
         ("captioned audio-to-text", "R@1"),
         ("captioned text-to-audio", "R@1"),
         ("several", "mAP"),
     ]
     encoder = ClapEncoder(make_model(), processor, "tiny")
-    jobs = paper_jobs(tasks, own_folder, tmp_path)
     options = EvaluationOptions(output_dir=tmp_path / "out", cache_dir=tmp_path)
     outcomes = run(jobs, find_locations(jobs), encoder, None, options, Console(quiet=True))
     assert [o.status for o in outcomes] == ["done"] * 4, [o.reason for o in outcomes]
@@ -237,6 +240,74 @@ def test_one_s_own_sounds(own_folder, processor, tmp_path):
     assert by_name["animals"]["clips"] == 4 and by_name["animals"]["classes"] == 4
     assert set(by_name["several"]["per_class"]) == {"animal", "dog", "fire"}
     assert by_name["captioned text-to-audio"]["captions"] == 4 and by_name["captioned text-to-audio"]["clips"] == 2
+
+
+def evaluate_own(checkpoint, data_dir, output, *options):
+    """Results by task, and the table, of `--suite own` on the command line."""
+    base = ["evaluate", str(checkpoint), "--suite", "own", "--data-dir", str(data_dir), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*base, "--output-dir", str(output), "--cache-dir", str(output), *options])
+    assert result.exit_code == 0, result.output
+    tasks = json.loads((output / "results.json").read_text())["tasks"]
+    return {task["task"]: task for task in tasks}, (output / "results.md").read_text()
+
+
+def test_a_folder_of_sounds_for_each_class_gets_a_confusion_matrix(checkpoint, tmp_path):
+    for name in ("dog.ogg", "sheep.wav", "bird.wav"):
+        (tmp_path / "pets" / Path(name).stem).mkdir(parents=True)
+        for take in range(2):
+            shutil.copy(EXAMPLES / name, tmp_path / "pets" / Path(name).stem / f"{take}_{name}")
+    (tmp_path / "pets" / "metadata.csv").write_text("file_name,rate\ndog/0_dog.ogg,1\n")  # names no label
+    results, text = evaluate_own(checkpoint, tmp_path / "pets", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "tasks" / "pets.json").read_text())
+    assert list(results) == ["pets"] and record["clips"] == 6
+    assert [found["clips"] for found in record["per_class"].values()] == [2, 2, 2]
+    assert np.sum(record["confusion"]) == 6 and np.trace(record["confusion"]) / 6 == record["value"]
+    head, _, *rows = text.split("pets: classes\n\n")[1].splitlines()[:5]
+    assert head == "| true class | clips | accuracy | bird | dog | sheep |"
+    for name, row, counts in zip(("bird", "dog", "sheep"), rows, record["confusion"], strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells == [name, "2", f"{record['per_class'][name]['accuracy']:.1%}", *map(str, counts)]
+    assert (tmp_path / "out" / "plots" / "pets" / "confusion.png").stat().st_size > 1000
+
+
+def test_metadata_of_an_audiofolder_is_a_set(checkpoint, tmp_path):
+    folder = tmp_path / "door sounds"
+    folder.mkdir()
+    rows = [
+        ("dog.ogg", "dog", "a dog barks"),
+        ("bird.wav", "bird", "a bird sings"),
+        ("fire.ogg", "fire", "a dog barks"),
+    ]
+    write_csv(folder / "metadata.csv", ["file_name", "label", "text"], rows)
+    for name, _, _ in rows:
+        shutil.copy(EXAMPLES / name, folder)
+    results, _ = evaluate_own(checkpoint, folder, tmp_path / "out", "--no-plots")
+    assert list(results) == ["door sounds", "door sounds audio-to-text", "door sounds text-to-audio"]
+    assert results["door sounds"]["clips"] == 3 and results["door sounds"]["paper"] is None
+    # Equal texts are equal answers.
+    assert results["door sounds text-to-audio"]["captions_of_several_clips"] == 2
+
+
+@pytest.mark.parametrize("column", ["label", "caption"])
+def test_a_built_set_evaluates_from_disk_and_from_the_hub(hub, checkpoint, tmp_path, column):
+    rows = [(str(EXAMPLES / f"{name}"), Path(name).stem) for name in ("dog.ogg", "bird.wav", "sheep.wav")]
+    write_csv(tmp_path / "sounds.csv", ["path", column], rows)
+    build_evaluation_set(tmp_path / "sounds.csv", tmp_path / "pets", title="Pets", license="cc0-1.0")
+    local, _ = evaluate_own(checkpoint, tmp_path / "pets", tmp_path / "local", "--no-plots")
+    push(tmp_path / "pets", f"acme/pets-{column}", repo_type="dataset")
+    remote, _ = evaluate_own(checkpoint, f"acme/pets-{column}", tmp_path / "remote", "--no-plots")
+    kinds = [""] if column == "label" else [" audio-to-text", " text-to-audio"]
+    assert list(local) == [f"pets{kind}" for kind in kinds]
+    assert list(remote) == [f"pets-{column}{kind}" for kind in kinds]
+    assert [own["value"] for own in local.values()] == [own["value"] for own in remote.values()]
+    assert all(own["clips"] == 3 for own in local.values())
+    with pytest.raises(DataSourceError, match="pets, split train: .*test"):
+        own_jobs(str(tmp_path / "pets"), "train")
+    # Built again in the same place, it is read again.
+    write_csv(tmp_path / "sounds.csv", ["path", column], rows[:2])
+    build_evaluation_set(tmp_path / "sounds.csv", tmp_path / "pets", title="Pets", license="cc0-1.0")
+    again, _ = evaluate_own(checkpoint, tmp_path / "pets", tmp_path / "again", "--no-plots")
+    assert all(own["clips"] == 2 for own in again.values())
 
 
 def test_the_encoder_s_vectors_are_the_model_s_and_its_key_knows_the_weights(processor):

@@ -94,6 +94,33 @@ def test_all_seven_pairs_train_and_are_compared_with_the_paper(tmp_path):
     assert all(path.read_text() == text for path, text in records.items())
 
 
+def test_table_1_by_task_and_domain_stands_beside_the_papers_rows(tmp_path):
+    """From records of two seeds, the better epoch of each; two of the tasks are of one domain."""
+    for seed, better in ((1, 0.6), (2, 0.8)):
+        run = tmp_path / f"htsat-gpt2-{seed}"
+        run.mkdir()
+        epochs = [
+            {"epoch": 1, "step": 1, "zero_shot_score": 0.1, "tasks": {"ESC50": 0.1, "US8K": 0.1, "LibriCount10": 0.1}},
+            {
+                "epoch": 2,
+                "step": 2,
+                "zero_shot_score": 0.5,
+                "tasks": {"ESC50": better, "US8K": 0.5, "LibriCount10": 0.3},
+            },
+        ]
+        (run / "run.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in reversed(epochs)))
+    recipe = CONFIGS / "table1.yaml"
+    results = compare_encoders(recipe, tmp_path, ["HTSAT+GPT2"], [1, 2], overrides={}, num_workers=0, train=False)
+    tasks = results["HTSAT+GPT2"]["tasks"]
+    assert tasks["ESC50"] == {"mean": pytest.approx(0.7), "paper": 0.819} and list(tasks)[-1] == "LibriCount10"
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| encoders | ESC50 | US8K | LibriCount10 |" in text
+    assert "| HTSAT+GPT2 | 0.700 | 0.500 | 0.300 |" in text and "| HTSAT+GPT2, paper | 0.819 | 0.767 | 0.155 |" in text
+    by_domain = text.split("## By domain")[1]
+    assert "| encoders | sound event | speaker counting |" in by_domain
+    assert "| HTSAT+GPT2 | 0.600 | 0.300 |" in by_domain and "| HTSAT+GPT2, paper | 0.793 | 0.155 |" in by_domain
+
+
 def test_combinations_change_only_what_they_name(tmp_path):
     names = combinations_of(CONFIGS / "table1.yaml")
     assert names == list(TABLE1_SCORES)

@@ -57,8 +57,9 @@ def test_a_run_on_a_hubs_repository_is_stopped_and_resumed_exactly(hub, reposito
     events = EventAccumulator(str(next((tmp_path / "whole" / "tracking").rglob("events*")).parent)).Reload()
     logged = set(events.Tags()["scalars"])
     assert logged >= {
-        "loss", "loss_text_to_audio", "loss_audio_to_text", "recall_at_1", "recall_at_1_audio_to_text", "logit_scale",
-        "gradient_norm", "learning_rate", "clips_per_s", "waiting", "peak_memory_gib", "epoch/recall_at_10",
+        "loss", "loss_text_to_audio", "loss_audio_to_text", "batch_accuracy_text_to_audio",
+        "batch_accuracy_audio_to_text", "logit_scale", "gradient_norm", "learning_rate", "clips_per_s", "waiting",
+        "peak_memory_gib", "epoch/recall_at_10",
     }  # fmt: skip
 
     real, stopped = ContrastiveStage.prepare_batch, []

@@ -2,7 +2,8 @@
 
     clap-hf evaluate RUN/best --suite sounds --data-dir sound-corpus --output-dir results \\
         --relabelled model_cards/embedded.relabelled.json
-    python -m tools.release.export_embedded --run RUN --results results/results.json --dataset sound-corpus
+    python -m tools.release.export_embedded --run RUN --results results/results.json --dataset sound-corpus \\
+        --test-looks 31
 
 The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus:
 
@@ -60,6 +61,9 @@ def main(
     dataset: Annotated[str | None, typer.Option(help="Corpus of the run, for the list of its licenses.")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write.")] = ROOT / "src" / "clap_hf" / "embedded",
     records: Annotated[Path, typer.Option(help="Where the records are kept.")] = ROOT / "model_cards",
+    test_looks: Annotated[
+        int | None, typer.Option(help="Sets of weights that were measured on the test in all, these included.")
+    ] = None,
 ) -> None:
     """Export a run, or write the card of the exported one again."""
     if weights is not None and run is None:
@@ -73,7 +77,7 @@ def main(
                 if (folder / name).is_file():
                     write_text(stored[name], (folder / name).read_text(encoding="utf-8"))
     if results is not None:
-        write_json(stored[RESULTS], json.loads(results.read_text(encoding="utf-8")))
+        write_json(stored[RESULTS], json.loads(results.read_text(encoding="utf-8")) | {"test_looks": test_looks})
     if dataset is not None:
         lines = [json.loads(line) for line in stored[RUN].read_text(encoding="utf-8").splitlines()]
         split = [line["recipe"] for line in lines if "recipe" in line][-1].get("split", "train")

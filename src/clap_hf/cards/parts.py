@@ -385,7 +385,16 @@ def results(evaluation: dict[str, Any] | None, model: str) -> dict[str, str] | N
         command += " --data-dir sound-corpus" if settings["suite"] == "sounds" else ""
     if score["score"] is not None:
         text += f" Mean of {len(score['tasks'])} values: {score['score']:.3f}."
+    if "test_looks" in evaluation:
+        text += _looks(evaluation["test_looks"])
     return {"settings": text, "table": table + _before_relabelling(evaluation), "command": command}
+
+
+def _looks(count: int | None) -> str:
+    """How many sets of weights were measured on the test, since the best of many is better there than elsewhere."""
+    if count is None:
+        return " How many sets of weights were measured on this test before was not recorded."
+    return f" {count} sets of weights were measured on this test in all: expect somewhat less elsewhere."
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -419,7 +428,7 @@ def _before_relabelling(evaluation: dict[str, Any]) -> str:
 
 
 def examples(evaluation: dict[str, Any] | None) -> str | None:
-    """A table of captions beside what people wrote, from the first captioning task."""
+    """A table of captions beside the clips' own, from the first captioning task."""
     tasks = [] if evaluation is None else evaluation.get("tasks", [])
     shown = next((task["examples"] for task in tasks if task.get("examples")), None)
     if shown is None:

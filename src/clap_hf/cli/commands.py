@@ -356,18 +356,23 @@ def evaluate(
 def export(
     model: Annotated[str, typer.Argument(help="'embedded', a folder, or a Hub id.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write: audio.onnx, text.onnx, tokenizer, onnx.json.")],
-    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights.")] = False,
+    int8: Annotated[bool, typer.Option(help="Also write graphs with 8-bit weights and activations.")] = False,
+    web: Annotated[bool, typer.Option(help="Write what a web page needs instead; see docs/web.md.")] = False,
 ) -> None:
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
-    from ..export import export_onnx
+    from ..export import export_onnx, export_web
     from ..model.modeling_msclap import MSClapModel
     from ..pretrained import load_checked
 
+    if web and int8:
+        raise typer.BadParameter("--web writes graphs with 8-bit weights alone, expected no --int8 beside it.")
     source = checked_checkpoint(model, ("msclap",))
     loaded, processor = load_checked(MSClapModel, source, dtype=torch.float32)
-    report = export_onnx(loaded, processor, output_dir, int8=int8)
+    report = (
+        export_web(loaded, processor, output_dir) if web else export_onnx(loaded, processor, output_dir, int8=int8)
+    )
     table = Table("graph", title=str(output_dir))
     for heading in ("size", "largest difference", "lowest cosine"):
         table.add_column(heading, justify="right")

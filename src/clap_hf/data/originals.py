@@ -88,10 +88,12 @@ def audioset(root: Path) -> Iterator[Original]:
 
 
 def fsd50k(root: Path) -> Iterator[Original]:
-    """FSD50K's dev clips, with what their uploaders wrote."""
+    """FSD50K's dev clips, with what their uploaders wrote, and their labels."""
+    labels = {row["fname"]: row["labels"].split(",") for row in _table(root / "FSD50K.ground_truth" / "dev.csv")}
     clips = json.loads((root / "FSD50K.metadata" / "dev_clips_info_FSD50K.json").read_text())
     for name, about in clips.items():
-        metadata = {"title": about["title"], "description": about["description"]}
+        written = {"title": about["title"], "description": about["description"]}
+        metadata = written | {"labels": labels.get(name, [])}
         yield Original(name, files_below(root / "FSD50K.dev_audio")[name], metadata, license=about["license"])
 
 
@@ -173,7 +175,7 @@ def opinions(root: Path) -> Iterator[Original]:
     for row in _table(root / "label.csv"):
         if row["mode"] == "train":
             path = root / row["video_id"] / f"{row['clip_id']}.wav"
-            metadata = {"sentiment": float(row["label"]), "transcript": row["text"]}
+            metadata = {"sentiment": float(row["label"]), "transcript": row["text"], "emotion": row.get("emotion")}
             yield Original(f"{row['video_id']}_{row['clip_id']}", path if path.exists() else None, metadata)
 
 
@@ -247,6 +249,21 @@ def findsounds(root: Path) -> Iterator[Original]:
         yield Original(f"{path.parent.name}/{path.stem}", path, {"query": path.parent.name})
 
 
+def clotho_aqa(root: Path) -> Iterator[Original]:
+    """ClothoAQA's training questions, each with an answer; a clip comes once for each."""
+    for number, row in enumerate(_table(root / "clotho_aqa_train.csv")):
+        path = root / "audio_files" / row["file_name"]
+        metadata = {"question": row["QuestionText"], "answer": row["answer"]}
+        yield Original(f"{path.stem}_{number}", path if path.exists() else None, metadata)
+
+
+def freesound(root: Path) -> Iterator[Original]:
+    """Freesound clips in a table, with what their uploaders wrote."""
+    for row in _table(root / "freesound.csv"):
+        metadata = {"title": row["title"], "description": row["description"]}
+        yield Original(row["id"], files_below(root)[row["id"]], metadata, license=row["license"])
+
+
 ORIGINALS: dict[str, Callable[[Path], Iterator[Original]]] = {
     "wavcaps": wavcaps,
     "audioset": audioset,
@@ -268,4 +285,6 @@ ORIGINALS: dict[str, Callable[[Path], Iterator[Original]]] = {
     "epic_kitchens": epic_kitchens,
     "kinetics700": kinetics700,
     "findsounds": findsounds,
+    "clotho_aqa": clotho_aqa,
+    "freesound": freesound,
 }

@@ -20,7 +20,10 @@ MOST_LANES = 128
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a parquet file: source and file as numbers, its index in the file, its rows."""
+    """A row group of a parquet file: source and file as numbers, its index in the file, its rows.
+
+    Rows are pairs throughout this module: a row with five captions may count as five, see `StreamSource.every_text`.
+    """
 
     source: int
     file: int

@@ -1,7 +1,7 @@
 """Turns a training set, as its owner distributes it, into parquet files that `clap_hf.data.stream` reads.
 
-Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, length, license and provenance. The files are the parts of
-a `PartStore`: a build that was stopped goes on with those that are missing.
+Rows are mono FLAC at 44.1 kHz of at most 30 s, with texts, labels, length, license and provenance. The files are the
+parts of a `PartStore`: a build that was stopped goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def build_dataset(
         starts = range(0, len(members), CLIPS_PER_FILE)
         for number, start in enumerate(starts):
             files[f"{split}-{number:05d}-of-{len(starts):05d}"] = members[start : start + CLIPS_PER_FILE]
-    store = PartStore(output, _identity(name, splits), SCHEMA)
+    store = PartStore(output, _identity(name, splits), _schema(about))
     for path in store.paths():
         if path.stem not in files:
             raise ValueError(
@@ -167,6 +167,11 @@ def read_ids(path: Path) -> set[str]:
     return {Path(str(name)).stem for names in lists for name in names}
 
 
+def _schema(about: TrainingSet) -> pa.Schema:
+    """Columns of a set's rows: `SCHEMA`, and the metadata that it keeps, in the types of its example."""
+    return pa.schema([*SCHEMA, *(pa.field(name, pa.scalar(about.example[name]).type) for name in about.keep)])
+
+
 def _identity(name: str, splits: dict[str, list[Original]]) -> str:
     """Hash of the clips of every split, wherever their files are."""
     clips = {
@@ -227,4 +232,5 @@ def _rows_of(clip: Original, name: str, about: TrainingSet) -> Iterator[dict[str
             "source": name,
             "license": clip.license or about.license,
             "provenance": f"{about.original} {clip.id}, {clip.path.name} at {place:g} s",
+            **{name: clip.metadata[name] for name in about.keep},
         }

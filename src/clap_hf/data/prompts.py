@@ -4,7 +4,7 @@ The paper says "22 audio tasks using a similar method to [Pengi]" (Section 2.2) 
 lists neither tasks nor data. Pengi (Deshmukh et al., 2023) maps every training set to one of 8 prompts.
 `PAPER_STREAMS` is a reading of both: the 22 pairs of a training set and a target that Pengi's sets give. Prompts are
 in Pengi's wording where it is published and in its manner where it is not. With NSynth as one stream there would be
-20, with five single attributes 24.
+20, with five single attributes 24. Columns are those that `clap_hf.data.prepare` writes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..audio import AudioDecodeError, load_stored_audio
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from .source_texts import EMOTIONS, polarity, scene_words
 
 Row = dict[str, Any]
 ATTEMPTS = 10  # rows tried in the place of one that cannot be read
@@ -54,9 +55,19 @@ def clean(label: str) -> str:
     return " ".join(label.replace("_", " ").lower().split())
 
 
-def one(column: str) -> Callable[[Row], list[str]]:
-    """The label in a column."""
-    return lambda row: [clean(str(row[column]))] if row[column] not in (None, "") else []
+def one(column: str, words: Callable[[Any], str | None] = str) -> Callable[[Row], list[str]]:
+    """The label in a column, in words; none where `words` has none."""
+
+    def answers(row: Row) -> list[str]:
+        label = None if row[column] in (None, "") else words(row[column])
+        return [clean(label)] if label else []
+
+    return answers
+
+
+def emotion_words(label: str) -> str | None:
+    """`'ang'`, `'anger'`, `'A'` and `'Angry'` are `'angry'`; None for labels that annotators did not agree on."""
+    return EMOTIONS.get(label) or (label.lower() if label.lower() in EMOTIONS.values() else None)
 
 
 def listed(column: str) -> Callable[[Row], list[str]]:
@@ -100,31 +111,33 @@ GENRE, QUESTION = "this music genre is", "question: {question}"
 PAPER_STREAMS = (
     PromptStream("audioset_events", "AudioSet", EVENT, listed("labels"), ("labels",)),
     PromptStream("fsd50k_events", "FSD50K", EVENT, listed("labels"), ("labels",)),
-    PromptStream("cochlscene_scene", "CochlScene", SCENE, one("label"), ("label",)),
-    PromptStream("msp_emotion", "MSP-Podcast", EMOTION, one("emotion"), ("emotion",)),
-    PromptStream("mosei_emotion", "CMU-MOSEI", EMOTION, one("emotion"), ("emotion",)),
-    PromptStream("meld_emotion", "MELD", EMOTION, one("emotion"), ("emotion",)),
-    PromptStream("mosi_sentiment", "CMU-MOSI", SENTIMENT, one("sentiment"), ("sentiment",)),
-    PromptStream("mosei_sentiment", "CMU-MOSEI", SENTIMENT, one("sentiment"), ("sentiment",)),
-    PromptStream("meld_sentiment", "MELD", SENTIMENT, one("sentiment"), ("sentiment",)),
+    PromptStream("cochlscene_scene", "CochlScene", SCENE, one("scene", scene_words), ("scene",)),
+    PromptStream("msp_emotion", "MSP-Podcast", EMOTION, one("emotion", emotion_words), ("emotion",)),
+    PromptStream("mosei_emotion", "CMU-MOSEI", EMOTION, one("emotion", emotion_words), ("emotion",)),
+    PromptStream("meld_emotion", "MELD", EMOTION, one("emotion", emotion_words), ("emotion",)),
+    PromptStream("mosi_sentiment", "CMU-MOSI", SENTIMENT, one("sentiment", polarity), ("sentiment",)),
+    PromptStream("mosei_sentiment", "CMU-MOSEI", SENTIMENT, one("sentiment", polarity), ("sentiment",)),
+    PromptStream("meld_sentiment", "MELD", SENTIMENT, one("sentiment", polarity), ("sentiment",)),
     PromptStream(
         "nsynth_instrument",
         "NSynth",
         NOTE,
-        form("produced by {} with source {}", "instrument_family", "instrument_source"),
-        ("instrument_family", "instrument_source"),
+        form("produced by {} with source {}", "instrument_family_str", "instrument_source_str"),
+        ("instrument_family_str", "instrument_source_str"),
     ),
     PromptStream(
         "nsynth_pitch", "NSynth", NOTE, form("pitch {}, velocity {}", "pitch", "velocity"), ("pitch", "velocity")
     ),
-    PromptStream("nsynth_qualities", "NSynth", NOTE, form("having qualities like {}", "qualities"), ("qualities",)),
+    PromptStream(
+        "nsynth_qualities", "NSynth", NOTE, form("having qualities like {}", "qualities_str"), ("qualities_str",)
+    ),
     PromptStream("fma_genre", "FMA", GENRE, listed("genres"), ("genres",)),
-    PromptStream("audiocaps_captions", "AudioCaps", CAPTION, each("captions"), ("captions",), closed=False),
-    PromptStream("clotho_captions", "Clotho", CAPTION, each("captions"), ("captions",), closed=False),
+    PromptStream("audiocaps_captions", "AudioCaps", CAPTION, each("text"), ("text",), closed=False),
+    PromptStream("clotho_captions", "Clotho", CAPTION, each("text"), ("text",), closed=False),
     PromptStream("clothoaqa_answers", "ClothoAQA", QUESTION, one("answer"), ("question", "answer")),
     PromptStream("wavtext5k_metadata", "WavText5K", METADATA, each("text"), ("text",), closed=False),
     PromptStream("sounddescs_metadata", "SoundDescs", METADATA, each("text"), ("text",), closed=False),
-    PromptStream("macs_metadata", "MACS", METADATA, each("captions"), ("captions",), closed=False),
+    PromptStream("macs_metadata", "MACS", METADATA, each("text"), ("text",), closed=False),
     PromptStream("wavcaps_metadata", "WavCaps", METADATA, each("text"), ("text",), closed=False),
     PromptStream("freesound_metadata", "Freesound", METADATA, each("text"), ("text",), closed=False),
     PromptStream("findsounds_metadata", "FindSounds", METADATA, each("text"), ("text",), closed=False),

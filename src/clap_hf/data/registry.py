@@ -1,4 +1,4 @@
-"""The 20 training sets of the paper (Section 3): where they are, under which terms, and how their pairs are formed.
+"""The paper's training sets (Section 3): where they are, under which terms, and how their pairs are formed.
 
 The table is `training_sets.yaml`, beside this file.
 """
@@ -18,11 +18,18 @@ from .source_texts import RULES
 
 TABLE = Path(__file__).parent / "training_sets.yaml"
 ACCESS = ("open", "per clip", "own copy")
+PRETRAINING_ONLY = ("clotho_aqa", "freesound")  # of HTSAT-22's tasks, and not among the 20 sets of the pairs
+NUMBERS = ("clips", "epoch_pairs", "seconds")
+KINDS: dict[str, Any] = {  # of the fields that are no texts
+    **dict.fromkeys(("hub_ids", "splits", "columns", "keep", "formed"), list),
+    **dict.fromkeys(NUMBERS, (int, float)),
+    "example": dict,
+}
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """One of the paper's training sets.
+    """One of the training sets.
 
     Args:
         title: Its name.
@@ -34,11 +41,15 @@ class TrainingSet:
             what is built stays local.
         splits: Splits that may be trained on.
         columns: Metadata that the texts are formed of.
+        keep: Metadata that built rows keep beside the texts: labels that prompts of pretraining ask for.
         texts: Forms the texts of a row; in the table, the name of a rule in `source_texts`.
         example: A row's metadata, for the worked example.
         formed: The texts of that row.
         exclude: What must be left out, because a downstream task of the paper tests on it.
         pairs: Size, as published.
+        clips: The same as a number, for planning; 0 where nothing is published.
+        epoch_pairs: Pairs of an epoch, each caption of a clip being one.
+        seconds: Mean length of a clip, rounded, s.
         layout: What `scripts/build_dataset.py` expects below its root.
     """
 
@@ -49,11 +60,15 @@ class TrainingSet:
     access: str
     splits: tuple[str, ...]
     columns: tuple[str, ...]
+    keep: tuple[str, ...]
     texts: Callable[[dict[str, Any]], list[str]]
     example: dict[str, Any]
     formed: list[str]
     exclude: str
     pairs: str
+    clips: int
+    epoch_pairs: int
+    seconds: float
     layout: str
 
 
@@ -72,20 +87,20 @@ def read_training_sets(path: Path) -> dict[str, TrainingSet]:
         if set(entry) != expected:
             raise ValueError(f"{path.name}: {name} differs in the fields {sorted(set(entry) ^ expected)}.")
         for field, value in entry.items():
-            kind = {"hub_ids": list, "splits": list, "columns": list, "formed": list, "example": dict}.get(field, str)
-            if not isinstance(value, kind):
-                raise ValueError(f"{path.name}: {name}.{field} is {value!r}, expected a {kind.__name__}.")
+            if not isinstance(value, KINDS.get(field, str)):
+                words = "number" if field in NUMBERS else KINDS.get(field, str).__name__
+                raise ValueError(f"{path.name}: {name}.{field} is {value!r}, expected a {words}.")
         for field, known in (("access", ACCESS), ("texts", tuple(RULES))):
             if entry[field] not in known:
                 raise ValueError(f"{path.name}: {name}.{field} is {entry[field]!r}, expected one of {known}.")
-        tuples = {field: tuple(entry[field]) for field in ("hub_ids", "splits", "columns")}
+        tuples = {field: tuple(entry[field]) for field in ("hub_ids", "splits", "columns", "keep")}
         sets[name] = TrainingSet(**(entry | tuples | {"texts": RULES[entry["texts"]]}))
     return sets
 
 
 @cache
 def training_sets() -> dict[str, TrainingSet]:
-    """The paper's training sets by their keys."""
+    """The paper's 20 training sets and `PRETRAINING_ONLY`, by their keys."""
     return read_training_sets(TABLE)
 
 

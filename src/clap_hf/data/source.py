@@ -43,8 +43,9 @@ class StreamSource:
         weight: How often an epoch passes over it.
         audio: Column of audio: `{bytes, path}` as `datasets.Audio` stores it, `{array, sampling_rate}`, bytes, or the
             path of a file; the first of `AUDIO_COLUMNS` when None.
-        text: Column of a text or a list of texts, one of which is drawn per visit; the first of `TEXT_COLUMNS` and
-            `LABEL_COLUMNS` when None.
+        text: Column of a text or a list of texts; the first of `TEXT_COLUMNS` and `LABEL_COLUMNS` when None.
+        every_text: Whether each text of a list is a pair of its own, so that an epoch goes over all of them. If not,
+            a visit draws one of them, as it does of what `texts` forms.
         texts: Forms the texts of a row instead, from `text_columns`.
         text_columns: What `texts` needs.
         template: Text with `{}` for what the column holds; `TEMPLATE` for labels, none for texts when None.
@@ -61,6 +62,7 @@ class StreamSource:
     weight: float = 1.0
     audio: str | None = None
     text: str | None = None
+    every_text: bool = True
     texts: Callable[[dict[str, Any]], list[str]] | None = None
     text_columns: tuple[str, ...] = ()
     template: str | None = None
@@ -78,6 +80,11 @@ class StreamSource:
     def text_side(self) -> list[str]:
         """Columns that the texts are read or formed of."""
         return [*self.text_columns] if self.texts else [self.text or TEXT_COLUMNS[0]]
+
+    @property
+    def lists_pairs(self) -> bool:
+        """Whether each text of a row is a pair of its own."""
+        return self.every_text and self.texts is None
 
     @property
     def labelled(self) -> bool:

@@ -96,11 +96,17 @@ def emotion(row: Row) -> list[str]:
     return texts
 
 
+def polarity(value: float | str) -> str:
+    """A sentiment from -3 to 3 as a word; a word as it is."""
+    if isinstance(value, str):
+        return value
+    return "positive" if value > 0 else "negative" if value < 0 else "neutral"
+
+
 def sentiment(row: Row) -> list[str]:
     """A speaker's sentiment from -3 to 3: `{'sentiment': -1.4, 'transcript': ''}` is
     `['a person speaking with negative sentiment']`."""
-    value = row["sentiment"]
-    name = "positive" if value > 0 else "negative" if value < 0 else "neutral"
+    name = polarity(row["sentiment"])
     texts = [f"a person speaking with {name} sentiment"]
     if clean(row.get("transcript")):
         texts.append(f'a person says with {name} sentiment "{clean(row["transcript"])}"')
@@ -119,9 +125,14 @@ def transcript(row: Row) -> list[str]:
     return [f'a person says "{clean(row["transcript"])}"'] if clean(row["transcript"]) else []
 
 
+def scene_words(name: str) -> str:
+    """`'SubwayStation'` is `'subway station'`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
+
+
 def scene(row: Row) -> list[str]:
     """An acoustic scene: `{'scene': 'SubwayStation'}` is `['the acoustic scene is subway station']`."""
-    return [f"the acoustic scene is {re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', row['scene']).replace('_', ' ').lower()}"]
+    return [f"the acoustic scene is {scene_words(row['scene'])}"]
 
 
 def action(row: Row) -> list[str]:
@@ -139,10 +150,15 @@ def query(row: Row) -> list[str]:
     return [f"the sound of {name}"] if name else []
 
 
+def question_and_answer(row: Row) -> list[str]:
+    """`{'question': 'Is it raining?', 'answer': 'yes'}` is `['Is it raining? yes']`."""
+    return [f"{clean(row['question'])} {clean(row['answer'])}"]
+
+
 RULES = {
     rule.__name__: rule
     for rule in (
         captions, labels, title_and_description, note, track, emotion, sentiment, emotion_and_sentiment, transcript,
-        scene, action, query,
+        scene, action, query, question_and_answer,
     )
 }  # fmt: skip

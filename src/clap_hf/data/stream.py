@@ -17,6 +17,7 @@ import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
 import torch
@@ -62,8 +63,9 @@ def make_example(
     feature_extractor: MSClapFeatureExtractor,
     augmentation: Augmentation,
     rng: np.random.Generator,
+    text_number: int | None = None,
 ) -> Example:
-    """Choose a text and a crop of a row, and decode that crop only.
+    """Choose a crop of a row, and a text where none is named, and decode that crop only.
 
     Args:
         row: Values of the source's columns.
@@ -72,12 +74,15 @@ def make_example(
         feature_extractor: Has the model's rate and window.
         augmentation: Random changes of the samples.
         rng: Source of every choice.
+        text_number: Which of the row's texts; one is drawn when None.
 
     Raises:
-        RowError: If the row has no text, or its audio cannot be decoded.
+        RowError: If the row has no such text, or its audio cannot be decoded.
     """
     texts, encoded = source.read(row)
-    text = texts[int(rng.integers(len(texts)))]
+    if text_number is not None and text_number >= len(texts):
+        raise RowError(f"{len(texts)} texts, expected {text_number + 1}")
+    text = texts[int(rng.integers(len(texts))) if text_number is None else text_number]
     try:
         total_s = row[source.duration] if source.duration else None
         total_s = total_s or _duration_s(encoded)
@@ -116,17 +121,18 @@ class RowGroupReader:
         self.sources, self.files = sources, files
         self.open: OrderedDict[tuple[int, int], pq.ParquetFile] = OrderedDict()
 
-    def read(self, segments: Sequence[Segment]) -> list[tuple[Segment, pa.Table]]:
-        """The rows of segments, retried where the network fails."""
-        return [(segment, self._read(segment)) for segment in segments]
+    def read(self, segments: Sequence[Segment]) -> list[tuple[Segment, pa.Table, int, int | None]]:
+        """The pairs of segments: their row group as a table, a row of it and one of the row's texts (None: any)."""
+        return [(segment, *pair) for segment in segments for pair in self._read(segment)]
 
-    def _read(self, segment: Segment) -> pa.Table:
+    def _read(self, segment: Segment) -> list[tuple[pa.Table, int, int | None]]:
+        """The pairs of a segment, retried where the network fails."""
         group = segment.group
         for attempt in itertools.count(1):
             try:
                 file = self._file(group.source, group.file)
                 table = file.read_row_group(group.index, columns=self.sources[group.source].columns)
-                return table.slice(segment.first, segment.rows)
+                return _pairs(table, self.sources[group.source])[segment.first : segment.last]
             except OSError:
                 self.open.pop((group.source, group.file), None)
                 if attempt == READ_ATTEMPTS:
@@ -142,6 +148,20 @@ class RowGroupReader:
                 self.open.popitem(last=False)
         self.open.move_to_end(key)
         return self.open[key]
+
+
+def _lists_pairs(source: StreamSource, schema: pa.Schema) -> bool:
+    """Whether a row holds a pair for each text of its list."""
+    kind = schema.field(source.text_side[0]).type if source.lists_pairs else None
+    return kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _pairs(table: pa.Table, source: StreamSource) -> list[tuple[pa.Table, int, int | None]]:
+    """Pairs of a row group; a row without texts counts as one, which is skipped when it is read."""
+    if not _lists_pairs(source, table.schema):
+        return [(table, row, None) for row in range(table.num_rows)]
+    counts = pc.list_value_length(table[source.text_side[0]]).to_pylist()
+    return [(table, row, number) for row, count in enumerate(counts) for number in range(max(count or 0, 1))]
 
 
 def open_parquet(location: str) -> pq.ParquetFile:
@@ -271,7 +291,7 @@ def join_parts(parts: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any
 
 
 def _row_groups(number: int, source: StreamSource, files: list[str]) -> list[RowGroup]:
-    """Row groups of a source, from the files' footers."""
+    """Row groups of a source, with the number of their pairs, from the files' footers."""
 
     def of_file(file: int) -> list[RowGroup]:
         parquet = open_parquet(files[file])
@@ -281,8 +301,14 @@ def _row_groups(number: int, source: StreamSource, files: list[str]) -> list[Row
                 f"{files[file]} has columns {parquet.schema_arrow.names}, expected {missing} among them. Name the "
                 "source's own columns."
             )
-        metadata = parquet.metadata
-        return [RowGroup(number, file, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+        counts = [group.num_rows for group in groups]
+        if groups and _lists_pairs(source, parquet.schema_arrow):
+            # The footer counts the values of a list column; a row without any counts as one.
+            paths = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)]
+            column = next(i for i, path in enumerate(paths) if path.startswith(f"{source.text_side[0]}."))
+            counts = [group.column(column).num_values for group in groups]
+        return [RowGroup(number, file, i, count) for i, count in enumerate(counts)]
 
     with ThreadPoolExecutor(16) as pool:
         return [group for groups in pool.map(of_file, range(len(files))) for group in groups if group.rows]
@@ -318,36 +344,44 @@ class _Parts(IterableDataset):
         blocks = list(self.stream.plan.blocks(segments, self.epoch, lane, self.first_step))
         pending = pool.submit(reader.read, blocks[0].segments)
         for i, block in enumerate(blocks):
-            rows = [(segment, table, row) for segment, table in pending.result() for row in range(table.num_rows)]
+            rows = pending.result()
             if i + 1 < len(blocks):
                 pending = pool.submit(reader.read, blocks[i + 1].segments)
             for place in range(block.taken, len(rows)):
                 yield self._readable(rows, block.order, place)
 
     def _readable(
-        self, rows: list[tuple[Segment, pa.Table, int]], order: np.ndarray, place: int
+        self, rows: list[tuple[Segment, pa.Table, int, int | None]], order: np.ndarray, place: int
     ) -> tuple[Example, list[dict[str, str]]]:
         """The example at a place of a block, or, if that cannot be read, the one half a block on, and so forth.
 
-        What a place gives depends on the data alone.
+        Where none of the block can be read, the rest of its row groups follows. What a place gives depends on the data
+        alone.
         """
         skipped: list[dict[str, str]] = []
-        for attempt in range(len(order)):
-            step = 0 if attempt == 0 else len(order) // 2 + attempt - 1
-            segment, table, row = rows[order[(place + step) % len(order)]]
+        steps = [0, *(len(order) // 2 + i for i in range(len(order) - 1))]
+        near = (rows[order[(place + step) % len(order)]] for step in steps)
+        tables = {id(table): (segment, table) for segment, table, _, _ in rows}.values()
+        far = (
+            (segment, *pair)
+            for segment, table in tables
+            for pair in _pairs(table, self.stream.sources[segment.group.source])
+        )
+        for attempt, (segment, table, row, text) in enumerate(itertools.chain(near, far)):
             source = self.stream.sources[segment.group.source]
             values = table.slice(row, 1).to_pylist()[0]
-            where = f"{segment.group.file}/{segment.group.index}/{segment.first + row}"
+            where = f"{segment.group.file}/{segment.group.index}/{row}"
             own = values[source.id] if source.id else where
             name = f"{source.dataset}:{own}"  # for people; the choices must not depend on where the files lie
             number = number_of(f"{segment.group.source}:{own}")
-            rng = np.random.default_rng([self.stream.seed, self.epoch, segment.copy, attempt, number])
+            choices = [self.stream.seed, self.epoch, segment.copy, attempt, number]
+            rng = np.random.default_rng(choices if text is None else [*choices, text])
             try:
                 example = make_example(
-                    values, own, source, self.stream.processor.feature_extractor, self.stream.augmentation, rng
+                    values, own, source, self.stream.processor.feature_extractor, self.stream.augmentation, rng, text
                 )
                 return replace(example, id=name), skipped
             except RowError as error:
-                if attempt == 0:  # a replacement that fails too is listed at its own place
+                if attempt == 0 and not text:  # once a row; a replacement that fails is listed at its own place
                     skipped.append({"id": name, "epoch": str(self.epoch), "reason": str(error)})
-        raise RuntimeError(f"None of {len(order)} rows around {name} can be read: {skipped[0]['reason']}")
+        raise RuntimeError(f"None of {attempt + 1} pairs around {name} can be read: {skipped[0]['reason']}")

@@ -9,19 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 
 from ..adapters import load_model
+from ..data.splits import load_split
 from ..embedding import ClapEncoder
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..pretrained import checkpoint_path, load_checked
 from .benchmarks import SUITES
 from .captioner import ClapCaptioner
-from .loading import AudioColumn, DataLocation, DataSourceError, TaskData, own_tasks
+from .loading import AudioColumn, DataLocation, DataSourceError, TaskData
+from .own_sets import own_jobs
 from .report import fetched_bytes, listing, result_table, score_line, size_text, task_entries, write_report
 from .runner import EvaluationOptions, Job, TaskResult, find_locations, paper_jobs, run
 from .sound_tasks import corpus_tasks, with_labels
@@ -90,15 +91,16 @@ def suite_jobs(options: EvaluationOptions, labels: dict[str, dict[str, str]] | N
     """
     if options.suite == "sounds":
         jobs = sound_jobs(str(options.data_dir), options.split, labels)
+    elif options.suite == "own":
+        try:
+            jobs = own_jobs(str(options.data_dir), options.split)
+        except DataSourceError as error:
+            raise ValueError(str(error)) from error
     else:
         folder = None if options.data_dir is None else Path(options.data_dir)
         if folder is not None and not folder.is_dir():
             raise ValueError(f"data_dir {folder} is not a folder, expected one with CSVs named after tasks.")
-        try:
-            tasks = own_tasks(folder) if options.suite == "own" and folder is not None else SUITES[options.suite]
-        except DataSourceError as error:
-            raise ValueError(str(error)) from error
-        jobs = paper_jobs(tasks, folder, options.cache_dir)
+        jobs = paper_jobs(SUITES[options.suite], folder, options.cache_dir)
     if options.tasks is None:
         return jobs
     names = [job.task.name for job in jobs]
@@ -116,7 +118,7 @@ def sound_jobs(dataset: str, split: str = "test", labels: dict[str, dict[str, st
         split: The split.
         labels: Labels of clips that replace the corpus' own, by their ids.
     """
-    corpus = datasets.load_dataset(dataset, split=split)
+    corpus = load_split(dataset, split)
     audio, identity, name = AudioColumn(corpus, "audio"), f"corpus:{corpus._fingerprint}", f"sound corpus, {split}"
     if labels:
         digest = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()

@@ -23,6 +23,7 @@ from .benchmarks import Source, Task
 ACTIONS_CSV = "actionvector_one_per_audiofile_sum.csv"
 ACTIONS_COUNT = 7  # of 12; the mean prevalence is then 0.048, nearest to the paper's chance of 0.045
 SEPARATOR = "|"  # between the labels of a clip in a CSV
+OTHER_NAMES = {"file_name": "path", "file": "path", "classname": "label", "text": "caption"}  # of a CSV's columns
 _AUDIO_FILES = ("*.wav", "*.flac", "*.ogg", "*.mp3", "*.zip")
 
 
@@ -118,13 +119,23 @@ def locations(task: Task, data_dir: Path | None) -> Iterator[DataLocation | Data
 
 def csv_location(path: Path) -> DataLocation:
     """A CSV `path,label` or `path,caption` and the sounds it names, identified by their sizes and times."""
+    return rows_location(read_csv(path), path.parent, path)
+
+
+def rows_location(rows: list[dict[str, str]], folder: Path, table: Path | None) -> DataLocation:
+    """The sounds that rows name, relative to a folder, identified by their sizes and times.
+
+    Args:
+        rows: What `read_csv` gave.
+        folder: Where the sounds are.
+        table: The CSV, where the rows come from one.
+    """
     digest = hashlib.sha256()
-    rows = read_csv(path)
     for name in dict.fromkeys(row["path"] for row in rows):
-        file = path.parent / name
+        file = folder / name
         stat = file.stat() if file.is_file() else None
         digest.update(f"{name}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return DataLocation(None, path, str(path), f"csv:{digest.hexdigest()}")
+    return DataLocation(None, table, str(table or folder), f"csv:{digest.hexdigest()}")
 
 
 def _hub_location(source: Source, data_dir: Path | None) -> DataLocation:
@@ -172,7 +183,7 @@ def load(task: Task, location: DataLocation, cache_dir: Path) -> TaskData:
     """
     if location.source is None:
         assert location.csv is not None
-        return _from_rows(task, read_csv(location.csv), lambda name: location.csv.parent / name)  # type: ignore[union-attr]
+        return from_rows(task, read_csv(location.csv), lambda name: location.csv.parent / name)  # type: ignore[union-attr]
     try:
         if location.source.layout == "files":
             return _from_files(task, location, cache_dir)
@@ -242,17 +253,15 @@ def classified(
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows with `path` and `label` or `caption`; `classname` is another name of label."""
+    """Rows with `path` and `label` or `caption`, also by the names in `OTHER_NAMES`."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
-        columns = set(reader.fieldnames or ())
-        if "path" not in columns or not columns & {"label", "classname", "caption"}:
+        columns = {OTHER_NAMES.get(name, name) for name in reader.fieldnames or ()}
+        if "path" not in columns or not columns & {"label", "caption"}:
             raise DataSourceError(
-                f"{path} has columns {sorted(columns)}, expected path and label, or path and caption"
+                f"{path} has columns {sorted(reader.fieldnames or ())}, expected path and label, or path and caption"
             )
-        rows = [
-            {("label" if key == "classname" else key): value or "" for key, value in row.items()} for row in reader
-        ]
+        rows = [{OTHER_NAMES.get(key, key): value or "" for key, value in row.items()} for row in reader]
     if not rows:
         raise DataSourceError(f"{path} has no rows, expected at least one sound")
     return rows
@@ -272,8 +281,17 @@ def values_by_path(rows: list[dict[str, str]], column: str) -> dict[str, list[st
     return by_path
 
 
-def _from_rows(task: Task, rows: list[dict[str, str]], locate: Callable[[str], Path]) -> TaskData:
-    """A task's data from rows of a CSV; rows with the same path are one clip."""
+def from_rows(task: Task, rows: list[dict[str, str]], locate: Callable[[str], Path]) -> TaskData:
+    """A task's data from rows of a CSV; rows with the same path are one clip.
+
+    Args:
+        task: The task.
+        rows: What `read_csv` gave.
+        locate: Gives the file of a path.
+
+    Raises:
+        DataSourceError: If they lack the task's column, or their labels are none of the task's.
+    """
     column = "label" if task.kind == "classification" else "caption"
     if column not in rows[0]:
         raise DataSourceError(f"the CSV has columns {sorted(rows[0])}, expected {column} for {task.name}")
@@ -282,25 +300,6 @@ def _from_rows(task: Task, rows: list[dict[str, str]], locate: Callable[[str], P
     if column == "caption":
         return TaskData(audio, list(range(len(audio))), captions=list(by_path.values()))
     return classified(task, audio, dict(enumerate(by_path.values())))
-
-
-def own_tasks(data_dir: Path) -> tuple[Task, ...]:
-    """A task for every CSV in a folder: classification for labels, retrieval in both directions for captions."""
-    tasks: list[Task] = []
-    for path in sorted(data_dir.glob("*.csv")):
-        rows = read_csv(path)
-        if "caption" in rows[0]:
-            for kind in ("audio-to-text", "text-to-audio"):
-                tasks.append(Task(f"{path.stem} {kind}", kind, "R@1", "own", {}, (), "ours", ()))
-            continue
-        counts = Counter(row["path"] for row in rows)
-        several = max(counts.values()) > 1 or any(SEPARATOR in row["label"] for row in rows)
-        metric = "mAP" if several else "accuracy"
-        template = ("this is a sound of {}",)
-        tasks.append(Task(path.stem, "classification", metric, "own", {}, template, "ours", ()))
-    if not tasks:
-        raise DataSourceError(f"{data_dir} holds no CSV, expected some with columns path,label or path,caption")
-    return tuple(tasks)
 
 
 # Hub data sets ------------------------------------------------------------------------------------------------------
@@ -449,7 +448,7 @@ def _from_files(task: Task, location: DataLocation, cache_dir: Path) -> TaskData
             raise DataSourceError(f"{source.repo}: {name} of its CSV is not among its files")
         return matches[0]
 
-    return _from_rows(task, rows, locate)
+    return from_rows(task, rows, locate)
 
 
 def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:

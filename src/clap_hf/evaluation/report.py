@@ -17,6 +17,15 @@ from ..cards.results import eval_results, markdown_table, rows_of
 from .loading import DataLocation, DataSourceError
 from .runner import EvaluationOptions, Job, TaskResult, bootstrap_settings, versions
 
+WIDEST_MATRIX = 20  # classes up to which results.md has the whole confusion matrix; the JSON has larger ones
+PAPER_REMARK = (
+    "Paper and benchmark: the two rows of its Table 2; the benchmark is the best figure in the literature, or chance "
+    "where there was none, and the paper chose the epoch with the best mean over these very test sets. Clips of your "
+    "own (`own data`) have no delta. Clips longer than the window are covered by several windows here; the released "
+    "code crops one at random. `data` is how near the clips are to the paper's (paper, subset, proxy), `prompt` "
+    "whether the wording is published. R@k is defined in docs/evaluate.md."
+)
+
 
 def size_text(size: int | None) -> str:
     """Bytes in words."""
@@ -71,19 +80,19 @@ def suite_score(results: Sequence[TaskResult]) -> dict[str, Any]:
 
     Returns:
         `score` (None without tasks), `tasks` it was taken over, `missing` scored ones, and `paper`, the mean of the
-        paper's Table 2 over the same tasks.
+        paper's Table 2 over the same tasks; None if clips of one's own are among them.
     """
     there = [r for r in results if r.result is not None and r.result["value"] is not None]
     scored = [r for r in there if r.task.scored]
     values = {row["task"]: row["value"] for r in scored for row in rows_of(r.result or {})}
     if not scored:
         values = {r.task.name: (r.result or {})["value"] for r in there}
-    published = [r.task.paper for r in scored or there if r.task.paper is not None]
+    published = [(r.result or {})["paper"] for r in scored or there]
     return {
         "score": float(np.mean(list(values.values()))) if values else None,
         "tasks": list(values),
         "missing": [r.task.name for r in results if r.task.scored and r not in there],
-        "paper": float(np.mean(published)) if published else None,
+        "paper": float(np.mean(published)) if published and None not in published else None,
     }
 
 
@@ -92,34 +101,54 @@ def _percent(value: float | None) -> str:
 
 
 def _rows(results: Sequence[TaskResult]) -> list[list[str]]:
+    """A row a task, and one of mAP@10 after the R@1 of retrieval."""
     rows = []
     for outcome in results:
         result, task = outcome.result, outcome.task
         if result is None:
-            rows.append([task.name, task.metric, outcome.status, "", _percent(task.paper), "", "", "", "", ""])
+            published = [_percent(task.paper), "", _percent(task.benchmark)]
+            rows.append([task.name, task.metric, outcome.status, "", *published, "", "", "", ""])
             continue
-        value = _percent(result["value"])
-        if result["value"] is None:  # SPIDEr without SPICE
-            value = f"none (CIDEr-D {result['cider_d']['value']:.3f})"
-        interval = "" if result.get("low") is None else f"{result['low']:.1%} – {result['high']:.1%}"
-        delta = "" if result["delta"] is None else f"{100 * result['delta']:+.1f}"
-        fidelity, prompt = result["settings"]["fidelity"], result["settings"]["prompt_status"]
         clips = f"{result['clips']}" + ("" if not result["skipped"] else f" ({len(result['skipped'])} skipped)")
-        rows.append(
-            [task.name, result["metric"], value, interval, _percent(task.paper), delta, _percent(result.get("chance")),
-             clips, fidelity, prompt]
-        )  # fmt: skip
+        measured = [(result["metric"], result, task.paper, task.benchmark)]
+        if "mAP@10" in result:
+            measured.append(("mAP@10", result["mAP@10"], task.paper_map, task.benchmark_map))
+        for metric, found, paper, benchmark in measured:
+            value = _percent(found["value"])
+            if found["value"] is None:  # SPIDEr without SPICE
+                value = f"none (CIDEr-D {result['cider_d']['value']:.3f})"
+            interval = "" if found.get("low") is None else f"{found['low']:.1%} – {found['high']:.1%}"
+            delta = ""
+            if result["paper"] is not None and paper is not None and found["value"] is not None:
+                delta = f"{100 * (found['value'] - paper):+.1f}"
+            rows.append(
+                [task.name, metric, value, interval, _percent(paper), delta, _percent(benchmark),
+                 _percent(found.get("chance")), clips, result["settings"]["fidelity"],
+                 result["settings"]["prompt_status"]]
+            )  # fmt: skip
     return rows
 
 
-_HEAD = ("task", "metric", "value", "95 % interval", "paper", "delta", "chance", "clips", "data", "prompt")
+_HEAD = (
+    "task",
+    "metric",
+    "value",
+    "95 % interval",
+    "paper",
+    "delta",
+    "benchmark",
+    "chance",
+    "clips",
+    "data",
+    "prompt",
+)
 
 
 def result_table(results: Sequence[TaskResult], title: str) -> Table:
-    """The paper's table with a column of ours: value, interval, the paper's figure and the difference in points."""
+    """The paper's Table 2 with a column of ours: value, interval, the difference in points, and its two rows."""
     table = Table(title=title)
     for name in _HEAD:
-        table.add_column(name, justify="right" if name in _HEAD[2:8] else "left")
+        table.add_column(name, justify="right" if name in _HEAD[2:9] else "left")
     for row in _rows(results):
         table.add_row(*map(escape, row))
     return table
@@ -128,13 +157,44 @@ def result_table(results: Sequence[TaskResult], title: str) -> Table:
 def markdown(results: Sequence[TaskResult], title: str) -> str:
     """The same table as Markdown, with remarks on its columns and tasks."""
     notes = [f"- {outcome.task.name}: {note}" for outcome in results if (note := _note(outcome))]
-    paper = (
-        "Paper: its Table 2; it chose the epoch with the best mean over these very test sets. Clips longer than "
-        "the window are covered by several windows here; the released code crops one at random. `data` is how near "
-        "the clips are to the paper's (paper, subset, proxy), `prompt` whether the wording is published."
-    )
-    parts = [f"# {title}", markdown_table(_HEAD, _rows(results)), score_line(results), paper, "\n".join(notes)]
-    return "\n\n".join(parts) + "\n"
+    remarks = []
+    if any(outcome.task.paper is not None for outcome in results):
+        remarks = [_domains(results), PAPER_REMARK]
+    tables = [text for outcome in results if (text := _classes_table(outcome))]
+    parts = [f"# {title}", markdown_table(_HEAD, _rows(results)), score_line(results), *remarks, *tables]
+    return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
+
+
+def _domains(results: Sequence[TaskResult]) -> str:
+    """Means by the domains of Table 2 (paper Section 4.3), over the tasks that have a value."""
+    rows = []
+    for domain in dict.fromkeys(outcome.task.domain for outcome in results):
+        own = [outcome for outcome in results if outcome.task.domain == domain]
+        there = [o for o in own if o.result is not None and o.result["value"] is not None]
+        if there:
+            columns = [[(o.result or {})["value"] for o in there], *([getattr(o.task, name) for o in there]
+                       for name in ("paper", "benchmark"))]  # fmt: skip
+            means = [_percent(float(np.mean(values)) if None not in values else None) for values in columns]
+            rows.append([domain, f"{len(there)} of {len(own)}", *means])
+    return "## By domain\n\n" + markdown_table(("domain", "tasks", "value", "paper", "benchmark"), rows)
+
+
+def _classes_table(outcome: TaskResult) -> str:
+    """Accuracy of every class and the confusion matrix of sounds of one's own; empty for other tasks."""
+    result = outcome.result or {}
+    if outcome.task.domain != "own" or "confusion" not in result:
+        return ""
+    names = list(result["per_class"])
+    shown = len(names) <= WIDEST_MATRIX
+    head = ["true class", "clips", "accuracy", *(names if shown else ["most often called instead"])]
+    rows = []
+    for i, (name, found) in enumerate(result["per_class"].items()):
+        counts: list[int] = result["confusion"][i]
+        wrong = sorted((c for c in range(len(names)) if c != i and counts[c]), key=lambda c: -counts[c])[:3]
+        others = [", ".join(f"{names[c]} ({counts[c]})" for c in wrong)]
+        rows.append([name, found["clips"], _percent(found["accuracy"]), *(counts if shown else others)])
+    columns = " Columns of classes count the clips that were given that class." if shown else ""
+    return f"## {outcome.task.name}: classes\n\n{markdown_table(head, rows)}\n\nRows are true classes.{columns}"
 
 
 def _note(outcome: TaskResult) -> str:

@@ -44,8 +44,8 @@ class EvaluationOptions:
         captioner: Folder or Hub id of a captioning model, for the captioning tasks.
         suite: `"paper"`, `"table1"`, `"sounds"`, `"own"` or `"maeb"`.
         tasks: Names of the suite's tasks to run; all when None.
-        data_dir: Folder with CSVs; folder or Hub id of the sound corpus for `sounds`.
-        split: Split of the sound corpus.
+        data_dir: Folder with CSVs; folder or Hub id of the sound corpus for `sounds`, see `own_jobs` for `own`.
+        split: Split of the sound corpus, or of a dataset of one's own.
         relabelled: JSON of clips of the sound corpus whose labels were corrected, see
             `model_cards/embedded.relabelled.json`: results by the labels before are added.
         output_dir: Gets the results.
@@ -96,11 +96,15 @@ class EvaluationOptions:
             raise ValueError(f"templates {wrong} have no {{}} for the label.")
         if self.suite in ("sounds", "own") and self.data_dir is None:
             expected = (
-                "the sound corpus" if self.suite == "sounds" else "a folder with CSVs path,label or path,caption"
+                "the sound corpus"
+                if self.suite == "sounds"
+                else "a folder with CSVs path,label or path,caption, with a folder of sounds a class, or a dataset"
             )
             raise ValueError(f"suite {self.suite} needs data_dir, {expected}.")
-        if self.suite != "sounds" and (self.relabelled is not None or self.split != "test"):
-            raise ValueError(f"relabelled and split are of the suite sounds, and the suite is {self.suite}.")
+        if self.suite != "sounds" and self.relabelled is not None:
+            raise ValueError(f"relabelled is of the suite sounds, and the suite is {self.suite}.")
+        if self.suite not in ("sounds", "own") and self.split != "test":
+            raise ValueError(f"split is of the suites sounds and own, and the suite is {self.suite}.")
 
 
 @dataclass(frozen=True)
@@ -360,12 +364,14 @@ def _measure(
             )
         else:
             result, details = score_retrieval(task, readable, audio, model.embed_texts)
+    comparable, value = location.source is not None, result["value"]
     record = {
         "task": task.name,
         **result,
-        "paper": task.paper,
-        "benchmark": task.benchmark,
-        "delta": None if task.paper is None or result["value"] is None else result["value"] - task.paper,
+        # Clips of one's own, under a name of the paper's, are not what the paper measured.
+        "paper": task.paper if comparable else None,
+        "benchmark": task.benchmark if comparable else None,
+        "delta": None if not comparable or task.paper is None or value is None else value - task.paper,
         "note": task.note,
         "skipped": skipped,
         "left_out_labels": data.left_out,

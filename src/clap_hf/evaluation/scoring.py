@@ -1,7 +1,7 @@
 """Scores of predictions as plain numpy functions: every number of an evaluation comes from here, with its interval.
 
-R@k, everywhere in this package: the share of queries that have at least one relevant item among their first k. Items
-that are as similar as a relevant one come before it, and items with equal texts are equally relevant.
+R@k, everywhere in this package (docs/evaluate.md): the share of queries that have at least one relevant item among
+their first k. Items that are as similar as a relevant one come before it, and equal texts are equal answers.
 """
 
 from __future__ import annotations

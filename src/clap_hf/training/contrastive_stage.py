@@ -207,14 +207,14 @@ class ContrastiveStage(TrainingStage):
 
     @torch.no_grad()
     def _metrics(self, logits: torch.Tensor, groups: torch.Tensor) -> Metrics:
-        """Both directions' cross-entropy and in-batch R@1, and the logit scale."""
+        """Both directions' cross-entropy and accuracy among the batch's own items, and the logit scale."""
         target = torch.arange(len(logits), device=logits.device)
         to_audio, to_text = groups[logits.argmax(dim=1)], groups[logits.argmax(dim=0)]
         return {
             "loss_text_to_audio": F.cross_entropy(logits, target),
             "loss_audio_to_text": F.cross_entropy(logits.t(), target),
-            "recall_at_1": (to_audio == groups).float().mean(),
-            "recall_at_1_audio_to_text": (to_text == groups).float().mean(),
+            "batch_accuracy_text_to_audio": (to_audio == groups).float().mean(),
+            "batch_accuracy_audio_to_text": (to_text == groups).float().mean(),
             "logit_scale": self.model.logit_scale.detach().float().exp(),
         }
 

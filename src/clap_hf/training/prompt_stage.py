@@ -9,6 +9,7 @@ import datasets
 import torch
 
 from ..data.prompts import PROMPT_STREAMS, PromptCollator, PromptDataset, PromptStream
+from ..data.splits import load_split
 from ..model.modeling_msclap_captioning import MSClapForConditionalGeneration
 from ..model.processing_msclap import MSClapProcessor
 from .captioning_stage import CaptioningStage, labels_of
@@ -44,9 +45,7 @@ def load_streams(recipe: PromptRecipe, split: str) -> list[tuple[PromptStream, d
             raise ValueError(f"prompts is {settings['prompts']!r}, expected one of {sorted(PROMPT_STREAMS)}.")
         stream = PROMPT_STREAMS[settings["prompts"]]
         name = settings.get("split" if split == "train" else "validation_split", split)
-        loaded = datasets.load_dataset(
-            settings["dataset"], settings.get("config"), split=name, revision=settings.get("revision")
-        )
+        loaded = load_split(settings["dataset"], name, settings.get("config"), settings.get("revision"))
         streams.append((replace(stream, weight=settings.get("weight", stream.weight)), loaded))
     return streams
 
