@@ -127,6 +127,7 @@ def timeline(
     if calibration is not None:
         default = false_alarm_thresholds(calibration, found.vectors, false_alarms)
     thresholds = [given.get(name, given.get("", float(own))) for name, own in zip(names, default, strict=True)]
+    del encoder, processor  # a picture takes their memory
     scores = smooth(found.scores, round(smooth_s / step_s), smoothing)
     spans = segments(scores, names, step_s, thresholds, release=release, duration_s=found.duration_s)
     if plot is not None:
