@@ -143,7 +143,7 @@ def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) 
     found["detections"] = {rate: float((probability[present] >= t).mean()) for rate, t in thresholds.items()}
     random = np.random.default_rng(0)
     found["none_of_these"] = []
-    for count in SETS:
+    for count in (count for count in SETS if count <= absent.sum(axis=1).min()):
         for rate in RATES[1:]:
             wrong, right = [], []
             for own, yes, no in zip(probability, present, absent, strict=True):
@@ -153,7 +153,7 @@ def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) 
             counted = {"labels": count, "stated": rate, "false_alarms": np.mean(wrong), "named": np.mean(right)}
             found["none_of_these"].append(counted)
     found["nothing_matches"] = []
-    for count in COLLECTIONS:
+    for count in (count for count in COLLECTIONS if count <= absent.sum(axis=0).min()):
         wrong, right = [], []
         for own, yes, no in zip(probability.T, present.T, absent.T, strict=True):
             others = random.choice(np.flatnonzero(no), count, replace=False)
@@ -216,7 +216,7 @@ def main(
     calibration = Calibration.fit(fitted.vectors, text, present, absent, list(fitted.sources), facts)
     calibration.save(output)
     if kept_out.any():
-        measured = measure(calibration, found.select(kept_out), embed, float(loaded.logit_scale.exp()))
+        measured = measure(calibration, found.select(kept_out), embed, float(loaded.logit_scale.detach().exp()))
         if record:
             write_json(record, {"fitted": facts, "held_out": measured})
         if plot:

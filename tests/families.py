@@ -37,8 +37,8 @@ def randomised(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def laion(fused: bool) -> tuple[PreTrainedModel, ClapFeatureExtractor]:
-    """LAION's CLAP with windows of 1 s."""
+def laion(fused: bool, rate: int = RATE, window_s: int = 1) -> tuple[PreTrainedModel, ClapFeatureExtractor]:
+    """LAION's CLAP, 100 frames a window."""
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     audio = {
         **{"spec_size": 128, "patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": [1, 1], "window_size": 4},
@@ -49,7 +49,11 @@ def laion(fused: bool) -> tuple[PreTrainedModel, ClapFeatureExtractor]:
     config = ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
     truncation = "fusion" if fused else "rand_trunc"
     extractor = ClapFeatureExtractor(
-        sampling_rate=RATE, max_length_s=1, hop_length=160, frequency_max=8_000, truncation=truncation
+        sampling_rate=rate,
+        max_length_s=window_s,
+        hop_length=rate * window_s // 100,
+        frequency_max=8_000,
+        truncation=truncation,
     )
     return ClapModel(config), extractor
 
@@ -75,12 +79,13 @@ def byte_tokenizer(pad_id: int) -> PreTrainedTokenizerFast:
     )
 
 
-def save_family(name: str, folder: Path) -> Path:
+def save_family(name: str, folder: Path, **front_end: int) -> Path:
     """Save a tiny model.
 
     Args:
         name: One of `NAMES`.
         folder: Where to.
+        front_end: Arguments of `laion`.
     """
     torch.manual_seed(0)
     words = byte_tokenizer(0 if name.startswith("pe") else 1)
@@ -88,7 +93,7 @@ def save_family(name: str, folder: Path) -> Path:
         model, extractor = pe_audio(PeAudioFrameLevelModel if name == "pe-frames" else PeAudioModel)
         processor = PeAudioProcessor(extractor, words)
     else:
-        model, extractor = laion(fused=name == "laion-fused")
+        model, extractor = laion(fused=name == "laion-fused", **front_end)
         processor = ClapProcessor(extractor, words)
     randomised(model).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -111,7 +111,7 @@ def update(names: list[str]) -> None:
 
         def fresh(match: re.Match, page: str = relative) -> str:
             block = Block(page, *match.groups())
-            if block.output is None:
+            if block.output is None or "my-sounds" in block.code:  # test_finetune_page.py runs the latter
                 return match.group(0)
             return f"```{block.language}\n{block.code}```\n\n```text\n{run(block)}```\n"
 

@@ -23,10 +23,14 @@ from conftest import EXAMPLES, sound
 from families import NAMES, RATE, save_family
 
 SECONDS = (0.7, 1.0, 0.35)  # of the windows of LAION's tiny CLAP: shorter, and one whole
+VARIANTS = ("laion-fused", "pe-frames")  # of families that are tested without them, too
 TEXTS = ["a dog barks", "rain on a tin roof", "rain"]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in NAMES]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def family(request, tmp_path_factory) -> tuple[str, Path]:
     """Name and folder of a tiny model."""
     return request.param, save_family(request.param, tmp_path_factory.mktemp(request.param))

@@ -20,7 +20,7 @@ from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_
 from clap_hf.cards.results import measured
 from clap_hf.evaluation.captioner import score_captions
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_model
-from readme import run_python
+from pages import Block, run_python
 
 ROOT = Path(__file__).parent.parent
 STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
@@ -151,7 +151,7 @@ def test_the_hubs_checks_take_it(hub, embedded_card):
 
 def test_the_embedded_cards_snippet_runs(embedded_card):
     (snippet,) = SNIPPET.findall(embedded_card)
-    printed = run_python(snippet)
+    printed = run_python(Block("card", "python", snippet, None))
     assert all(f"'label': '{label}'" in printed for label in ("dog", "rain", "music"))
 
 

@@ -15,9 +15,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clap_hf.audio import open_audio
+from clap_hf.calibration import Calibration
 from clap_hf.cli import app
 from clap_hf.embedding import embed_texts
-from clap_hf.moments import Spectrogram, audacity_labels, ranked_spans, score_timeline, segments, smooth, web_vtt
+from clap_hf.moments import (
+    Spectrogram,
+    audacity_labels,
+    false_alarm_thresholds,
+    ranked_spans,
+    score_timeline,
+    segments,
+    smooth,
+    web_vtt,
+)
 from clap_hf.moments.segments import Segment
 from clap_hf.moments.timeline import COLUMNS
 from clap_hf.streaming import map_windows
@@ -124,7 +134,7 @@ def test_segments_need_the_upper_threshold_and_end_at_the_lower():
     dog = [0.0, 0.36, 0.5, 0.36, 0.2, 0.36, 0.37, 0.1, 0.4]
     rain = [0.4] * 9
     scores = np.array([dog, rain]).T
-    found = segments(scores, ["dog", "rain"], 0.5, [0.4, 0.45], release=0.05, duration_s=4.3)
+    found = segments(scores, ["dog", "rain"], 0.5, [0.4, 0.45], release=0.126, duration_s=4.3)  # to 0.3496
     assert found == [Segment("dog", 0.5, 2.0, 0.5), Segment("dog", 4.0, 4.3, 0.4)]
     assert segments(scores, ["dog", "rain"], 0.5, [0.9, 0.4])[0] == Segment("rain", 0.0, 4.5, 0.4)
 
@@ -141,6 +151,16 @@ def test_spans_are_ranked_and_do_not_overlap():
     assert [span.start_s for span in ranked_spans(valley, "it", 1.0, share=0.4)] == [4]
     flat = ranked_spans(np.full(4, 0.3, np.float32), "it", 2.0, duration_s=7.5)
     assert [(span.start_s, span.end_s) for span in flat] == [(0.0, 7.5)] and flat[0].score == pytest.approx(0.3)
+
+
+def test_thresholds_are_exceeded_by_a_share_of_the_background():
+    sounds = np.stack([np.cos(np.linspace(0, np.pi, 101)), np.sin(np.linspace(0, np.pi, 101))], axis=1)
+    calibration = Calibration(sounds, sounds, np.zeros(3), np.zeros(64), {})
+    vectors = np.array([[1.0, 0.0], [0.0, 1.0]])
+    found = false_alarm_thresholds(calibration, vectors, 0.1)
+    assert ((sounds @ vectors.T) > found).mean(axis=0) == pytest.approx([0.1, 0.1], abs=0.011)
+    with pytest.raises(ValueError, match="rate of false alarms is 1"):
+        false_alarm_thresholds(calibration, vectors, 1.0)
 
 
 def test_files_of_other_programs():
@@ -164,7 +184,7 @@ def test_the_timeline_command(checkpoint, recording, tmp_path):
     assert {dog["label"], rain["label"]} == {"dog", "rain"}
     assert (float(dog["start_s"]), float(dog["end_s"])) == (0.0, pytest.approx(7.3))
     found = json.loads(report.read_text())
-    assert found["thresholds"] == [-1.0, -1.0] and found["damage"] == [] and len(found["segments"]) == 2
+    assert found["thresholds"] == {"dog": -1.0, "rain": -1.0} and found["damage"] == [] and len(found["segments"]) == 2
     times, *scores = zip(*csv.reader(io.StringIO(every_step.read_text())), strict=True)
     assert times[:2] == ("start_s", "0.000") and times[-1] == "7.250" and [own[0] for own in scores] == ["dog", "rain"]
     assert max(map(float, scores[0][1:])) == pytest.approx(float(dog["score"]), abs=1e-4)

@@ -22,13 +22,14 @@ from transformers import (
     PeAudioModel,
     PreTrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .embedding import NO_EFFECT
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel, mean_over_windows, unpad_windows
-from .pretrained import check_finite, load_checked, load_config, model_type
+from .pretrained import SAVE_AGAIN, check_finite, load_checked, load_config, model_type
 
 WINDOW_S = 10.0  # of families that take any length
 LOGIT_SCALE = 100.0  # of families that have none
@@ -62,7 +63,7 @@ class LaionClap(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.model = ClapModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        self.model = _loaded(ClapModel, name)
         processor = AutoProcessor.from_pretrained(name)
         self.front_end, self.tokenizer = processor.feature_extractor, processor.tokenizer
         self.sampling_rate, self.window_s = self.front_end.sampling_rate, float(self.front_end.max_length_s)
@@ -91,7 +92,7 @@ class PeAudio(nn.Module):
         super().__init__()
         frames = "PeAudioFrameLevelModel" in (load_config(name).architectures or [])
         cls = PeAudioFrameLevelModel if frames else PeAudioModel
-        self.model = cls.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        self.model = _loaded(cls, name)
         processor = AutoProcessor.from_pretrained(name)
         self.front_end, self.tokenizer = processor.feature_extractor, processor.tokenizer
         self.sampling_rate, self.window_s = self.front_end.sampling_rate, WINDOW_S
@@ -124,7 +125,12 @@ class SentenceTransformerAudio(nn.Module):
     """Any model of sentence-transformers that encodes sounds and texts, by its own `encode`."""
 
     def __init__(self, name: str):
-        from sentence_transformers import SentenceTransformer
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                f"{name} needs sentence-transformers, which is not installed: pip install sentence-transformers"
+            ) from error
 
         super().__init__()
         self.model = SentenceTransformer(name, device="cpu", model_kwargs={"use_safetensors": True})
@@ -134,7 +140,7 @@ class SentenceTransformerAudio(nn.Module):
                 "audio and text."
             )
         processor = self.model.processor
-        self.front_end = getattr(processor, "feature_extractor", processor)
+        self.front_end = processor.feature_extractor if isinstance(processor, ProcessorMixin) else processor
         settings = self.front_end.to_dict()
         lengths = (settings.get(key) for key in ("max_length_s", "duration_s", "chunk_length"))
         self.sampling_rate = settings["sampling_rate"]
@@ -178,7 +184,9 @@ class TextBytes:
     unk_token_id: int | None = None
     model_max_length: int = 100_000
 
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+    def __call__(
+        self, texts: Sequence[str], truncation: bool = False, add_special_tokens: bool = True
+    ) -> dict[str, list[list[int]]]:
         return {"input_ids": [list(text.encode()) or [32] for text in texts]}
 
     def pad(self, encoded: dict[str, list[list[int]]], return_tensors: str = "pt") -> Tokens:
@@ -244,9 +252,13 @@ class AdaptedExtractor(MSClapFeatureExtractor):
     def _cut(self, samples: torch.Tensor, *policies: Any) -> list[torch.Tensor]:
         return [samples] if samples.shape[0] < self.window_samples else super()._cut(samples, *policies)
 
+    def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
+        """The family's features of a window `[samples]`, `[rows, columns]`."""
+        return self.family.features(samples).to(samples.device)
+
     def log_mels(self, windows: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Features `[windows, rows, columns]` of windows `[samples]`."""
-        return torch.stack([self.family.features(window).to(window.device) for window in windows])
+        """The family's features of windows, `[windows, rows, columns]`."""
+        return torch.stack([self.log_mel(window) for window in windows])
 
 
 class AdaptedConfig(PreTrainedConfig):
@@ -331,6 +343,17 @@ def load_model(name: str, **options: Any) -> tuple[Any, Any]:
     model = AdaptedModel(family, name).eval()
     check_finite(model, name)
     return model, AdaptedProcessor(AdaptedExtractor(family), family.tokenizer)
+
+
+def _loaded(cls: Any, name: str) -> PreTrainedModel:
+    """A model of transformers in float32, with all of its weights."""
+    model, found = cls.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    if found["missing_keys"]:
+        raise ValueError(
+            f"{name} misses {len(found['missing_keys'])} weights of {cls.__name__}, such as "
+            f"{min(found['missing_keys'])!r}, expected all of them. {SAVE_AGAIN}"
+        )
+    return model
 
 
 def _stable(settings: dict[str, Any]) -> dict[str, Any]:

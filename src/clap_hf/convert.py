@@ -84,6 +84,7 @@ def convert_checkpoint(
     }
     if isinstance(model, MSClapModel):
         report["mean_text_cosine"] = round(mean_text_cosine(model, processor), 4)
+        report["temperature"] = round(float(torch.exp(-model.logit_scale.detach())), 5)
     write_json(folder / CONVERSION, report)
     if not report["reload_is_bit_equal"]:
         raise RuntimeError(f"{folder} does not load with the weights that were saved; it is left for inspection.")

@@ -14,10 +14,13 @@ from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
+from clap_hf.data.batches import EpochDraws, PairRows
 from clap_hf.data.own import read_pairs, read_table
 from clap_hf.data.source import NoSuchSplit, StreamSource
+from clap_hf.data.stream import CROP_ONLY
 from clap_hf.training.run import train_recipe
 from clips import FORMS, as_dataset, write_clips, write_csv, write_form, write_tar
+from conftest import EXAMPLES
 from training.kill_and_resume import short_recipe
 
 
@@ -111,6 +114,19 @@ def test_captions_of_one_file_are_one_row(tmp_path):
     write_csv(tmp_path / "metadata.csv", ("file_name", "caption"), captions)
     pairs = read_pairs(StreamSource(str(tmp_path)))
     assert len(pairs) == 3 and pairs.texts()[1] == [f"{rows[1][1]}, {i}" for i in range(5)]
+
+
+def test_an_epoch_goes_over_all_captions_of_a_file(processor, tmp_path):
+    rows = [(EXAMPLES / "dog.ogg", f"caption {i}") for i in range(5)] + [(EXAMPLES / "bird.wav", "a bird")]
+    write_csv(tmp_path / "sounds.csv", ("path", "caption"), [(str(file), text) for file, text in rows])
+    source = StreamSource(str(tmp_path / "sounds.csv"))
+    for every, pairs in ((True, 6), (False, 2)):
+        own = read_pairs(replace(source, every_text=every))
+        dataset = PairRows([own], processor.feature_extractor, CROP_ONLY, seed=0)
+        draws = EpochDraws(dataset.text_counts(), [1.0], seed=0)
+        texts = [dataset[key][0].text for key in draws]
+        assert len(texts) == len(draws) == pairs == len(set(texts)), texts
+        assert len(EpochDraws(dataset.text_counts(), [2.0], seed=0)) == 2 * pairs
 
 
 def test_splits_by_folder_file_and_column(tmp_path):

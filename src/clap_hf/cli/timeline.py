@@ -6,10 +6,9 @@ import json
 import math
 import sys
 from collections import defaultdict
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
@@ -17,12 +16,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from .io import STDIN, Format, Output, candidate_labels, one_line, read_text
-from .models import load_dual_encoder
+from .models import checked_checkpoint, load_dual_encoder
 from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
+
+if TYPE_CHECKING:
+    from ..calibration import Calibration
+    from ..model.modeling_msclap import MSClapModel
+    from ..model.processing_msclap import MSClapProcessor
 
 app = typer.Typer()
 
-THRESHOLD, RELEASE = 0.35, 0.05
+THRESHOLD, RELEASE, FALSE_ALARMS = 0.35, 0.15, 0.01
 
 
 class TimelineFormat(StrEnum):
@@ -63,11 +67,18 @@ def timeline(
     labels_file: Annotated[Path | None, typer.Option(help="Text file with a label per line.")] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(help=f"Cosine that a segment reaches, or LABEL=COSINE; {THRESHOLD} by default."),
+        typer.Option(
+            help=f"Score that a segment reaches, or LABEL=SCORE; by --false-alarms or {THRESHOLD} by default."
+        ),
     ] = None,
-    release: Annotated[float, typer.Option(min=0, help="How far below the threshold a segment goes on.")] = RELEASE,
+    release: Annotated[
+        float, typer.Option(min=0, help="How far below the threshold a segment goes on, as a share of it.")
+    ] = RELEASE,
     smooth_s: Annotated[float, typer.Option("--smooth", min=0, help="Seconds to smooth over; 0 for none.")] = 0.0,
     smoothing: Annotated[str, typer.Option(help="median or mean.")] = "median",
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of background sounds that exceed the threshold of a label by default.")
+    ] = FALSE_ALARMS,
     step_s: Step = 0.25,
     hop_s: Hop = None,
     frames: Frames = True,
@@ -84,14 +95,24 @@ def timeline(
     Without --labels, a list of everyday sounds. Memory does not grow with the recording, apart from the scores: 4
     bytes for every step and label.
     """
-    from ..moments import audacity_labels, score_timeline, segments, smooth, web_vtt, write_scores
+    import numpy as np
+
+    from ..moments import (
+        audacity_labels,
+        false_alarm_thresholds,
+        score_timeline,
+        segments,
+        smooth,
+        web_vtt,
+        write_scores,
+    )
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE
 
     output = Output(Format(format) if format in list(Format) else Format.table, json_path)
     output.check()
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
-    thresholds = label_thresholds(threshold or [], names)
-    encoder, processor, *_ = load_dual_encoder(model, device)
+    given = given_thresholds(threshold or [], names)
+    encoder, processor, calibration = load_clap(model, device)
     found = score_timeline(
         encoder,
         processor,
@@ -102,6 +123,10 @@ def timeline(
         frames=frames,
         templates=template or [DEFAULT_TEMPLATE],
     )
+    default = np.full(len(names), THRESHOLD)
+    if calibration is not None:
+        default = false_alarm_thresholds(calibration, found.vectors, false_alarms)
+    thresholds = [given.get(name, given.get("", float(own))) for name, own in zip(names, default, strict=True)]
     scores = smooth(found.scores, round(smooth_s / step_s), smoothing)
     spans = segments(scores, names, step_s, thresholds, release=release, duration_s=found.duration_s)
     if plot is not None:
@@ -110,14 +135,17 @@ def timeline(
         draw_timeline(found, spans, plot)
     if scores_path is not None:
         write_scores(scores, names, step_s, scores_path)
-    rows = [asdict(span) for span in spans]
+    rows = [
+        {"label": span.label, "start_s": round(span.start_s, 3), "end_s": round(span.end_s, 3), "score": span.score}
+        for span in spans
+    ]
     report = {
         "file": str(file),
         "duration_s": found.duration_s,
         "damage": found.damage,
         "model": model,
         "labels": names,
-        "thresholds": thresholds,
+        "thresholds": dict(zip(names, thresholds, strict=True)),
         "segments": rows,
     }
 
@@ -162,11 +190,19 @@ def moments(
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
     asked = queries_of(path, queries or [], queries_file)
-    encoder, processor, *_ = load_dual_encoder(model, device)
+    encoder, processor, _ = load_clap(model, device)
     rows: list[dict[str, Any]] = []
     for file, own in asked.items():
         texts = list(dict.fromkeys(row["query"] for row in own))
-        found = score_timeline(encoder, processor, recording(file), texts, step_s=step_s, hop_s=hop_s, frames=frames)
+        found = score_timeline(
+            encoder,
+            processor,
+            recording(file),
+            texts,
+            step_s=step_s,
+            hop_s=hop_s,
+            frames=frames,
+        )
         warn_of_damage(file, found.damage)
         for row in own:
             scores = found.scores[:, texts.index(row["query"])]
@@ -193,10 +229,17 @@ def recording(file: Path) -> Path | BinaryIO:
     return sys.stdin.buffer if file == STDIN else file
 
 
-def label_thresholds(given: list[str], labels: list[str]) -> list[float]:
-    """Threshold of every label, of options `0.3` for all and `dog=0.4` for one."""
-    values = {"": THRESHOLD}
-    for option in given:
+def load_clap(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, Calibration | None]:
+    """A model of this package, whose input is a log-mel, its processor, and its calibration if any."""
+    checked_checkpoint(model, ("msclap",))
+    loaded, processor, _, calibration = load_dual_encoder(model, device)
+    return loaded, processor, calibration
+
+
+def given_thresholds(options: list[str], labels: list[str]) -> dict[str, float]:
+    """Thresholds by label, of options `0.3`, which is for all and has the label "", and `dog=0.4`."""
+    values: dict[str, float] = {}
+    for option in options:
         label, _, number = option.rpartition("=")
         try:
             value = float(number)
@@ -205,7 +248,7 @@ def label_thresholds(given: list[str], labels: list[str]) -> list[float]:
         if not math.isfinite(value) or (label and label not in labels):
             raise ValueError(f"--threshold is {option!r}, expected a number, or one of {labels}, = and a number.")
         values[label] = value
-    return [values.get(label, values[""]) for label in labels]
+    return values
 
 
 def queries_of(path: Path, queries: list[str], queries_file: Path | None) -> dict[Path, list[dict[str, Any]]]:

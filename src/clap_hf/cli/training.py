@@ -23,7 +23,12 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe of any stage, see configs/.")],
     output_dir: Annotated[Path, typer.Option(help="Gets run.jsonl, last/ and best/; folds of a classifier.")],
     combination: Annotated[str | None, typer.Option(help="Pair of encoders, where the recipe lists several.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Folder or Hub id, instead of the recipe's data.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Sound corpus: folder or Hub id, instead of the data.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Option(help="Sounds of your own instead, as finetune takes them; by commas.")
+    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Dataset with a split validation, with --sources.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the sources held out instead.")] = None,
     audio_tower: Annotated[str | None, typer.Option(help="Model whose trained audio tower is taken.")] = None,
     weights: Annotated[str | None, typer.Option(help="Trained model to go on from.")] = None,
     clap: Annotated[str | None, typer.Option(help="CLAP of a captioner: 'embedded', a folder, or a Hub id.")] = None,
@@ -56,6 +61,7 @@ def train(
 
     overrides = {
         "dataset": dataset,
+        **_own_data(sources, validation, held_out),
         "audio_tower": audio_tower,
         "weights": weights,
         "clap": clap,
@@ -66,6 +72,8 @@ def train(
         "checkpoint_steps": checkpoint_steps,
     }
     try:
+        if sources is None and (validation or held_out is not None):
+            raise ValueError("--validation and --held-out have no effect without --sources. Leave them out.")
         loaded = load_recipe(recipe, combination, settings_of(settings or []), **overrides)
         if isinstance(loaded, ClassificationRecipe):
             unused = {
@@ -139,10 +147,7 @@ def compare(
         "batch_size": batch_size,
         "audio_tower": "" if from_scratch else audio_tower,
     }
-    names = split_commas(sources)
-    if names:
-        overrides["sources"] = [{"dataset": name} for name in names]
-        overrides["validation"] = {"dataset": validation or names[0]}
+    overrides |= _own_data(sources, validation, None)
     try:
         results = compare_encoders(
             recipe,
@@ -167,6 +172,17 @@ def _cross_validate(recipe: ClassificationRecipe, output_dir: Path, num_workers:
     print(f"accuracy {found['accuracy']:.2%} ± {found['std']:.2%} over {len(found['folds'])} folds;", end=" ")
     print(f"all clips {found['pooled']:.2%} (95 % interval {found['low']:.1%} – {found['high']:.1%})")
     print(f"skipped: {len(found['skipped'])}; results and models in {output_dir}")
+
+
+def _own_data(sources: list[str] | None, validation: str | None, held_out: float | None) -> dict[str, Any]:
+    """Settings of a recipe for sounds that are named on the command line."""
+    names = split_commas(sources)
+    if not names:
+        return {}
+    data: dict[str, Any] = {"sources": [{"dataset": name} for name in names]}
+    if held_out is not None:
+        return data | {"held_out": held_out, "validation": {}}
+    return data | {"validation": {"dataset": validation or names[0]}, "held_out": 0.0}
 
 
 def settings_of(assignments: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # What is covered: path below an instance, or below the class -> how it differs by default from msclap.
 COVERED = {
-    "CLAP": "also takes msclap_quirks= and tokenizer=",
+    "CLAP": "",
     "model_repo": "",
     "model_name": "",
     "supported_versions": "",

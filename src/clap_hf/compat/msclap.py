@@ -1,8 +1,8 @@
 """msclap 1.3.4's interface on this package's models: `from clap_hf.compat.msclap import CLAP`.
 
-Values equal msclap's to 1e-5 of the largest (`docs/migrate.md` has the table), but for three of its properties, which
-`msclap_quirks=True` brings back: a random crop of longer clips, channels laid end to end, and texts pooled at the
-number of their ids that are not 0, which is "!" and padding.
+Values equal msclap's within 1e-5 (`docs/migrate.md` has the table), except where `msclap_quirks=True` is asked for: a
+random crop of longer clips, channels laid end to end, and texts pooled by their count of ids that are not 0, the id of
+"!" and of padding.
 """
 
 from __future__ import annotations
@@ -111,13 +111,14 @@ class CLAP:
         """msclap's settings of a version, with those of the loaded model."""
         extractor, config = self.processor.feature_extractor, self._model.config
         tower, text = config.audio_config.architecture, config.text_config
+        duration = float(extractor.duration_s)
         found = {
             "text_model": TOWER_NAMES.get(text.model_type, text.model_type),
             "transformer_embed_dim": text.hidden_size,
             "audioenc_name": TOWER_NAMES[tower],
             "out_emb": config.audio_config.hidden_size,
             "sampling_rate": extractor.sampling_rate,
-            "duration": int(extractor.duration_s) if extractor.duration_s.is_integer() else extractor.duration_s,
+            "duration": int(duration) if duration.is_integer() else duration,
             "hop_size": extractor.hop_length,
             "mel_bins": extractor.feature_size,
             "window_size": extractor.n_fft,

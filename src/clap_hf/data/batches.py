@@ -78,7 +78,7 @@ class _Lists:
 
 
 class PairRows(Dataset):
-    """Decoded pairs of several sources by (row, copy, epoch), which is also what all random choices come from.
+    """Decoded pairs of several sources by (row, text, copy, epoch), which is also what all random choices come from.
 
     Args:
         pairs: The sources; their rows are numbered on.
@@ -101,9 +101,13 @@ class PairRows(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Example, list[dict[str, str]], int]:
+    def text_counts(self) -> list[np.ndarray]:
+        """Pairs of every row of every source: its texts, or 1 where a visit draws one of them, or there are none."""
+        return [np.array(pairs.text_counts()) for pairs in self.pairs]
+
+    def __getitem__(self, key: tuple[int, int, int, int]) -> tuple[Example, list[dict[str, str]], int]:
         """The example of a row, or of the next one that can be read; the rows left out for it; the epoch."""
-        row, copy, epoch = key
+        row, text, copy, epoch = key
         skipped: list[dict[str, str]] = []
         for attempt in range(min(len(self), ATTEMPTS)):
             number = (row + attempt) % len(self)
@@ -111,12 +115,15 @@ class PairRows(Dataset):
             pairs, place = self.pairs[source], number - int(self.starts[source])
             values = pairs[place]
             name = f"{pairs.source.dataset}:{pairs.source.name_of(values, int(pairs.kept[place]))}"
-            rng = np.random.default_rng([self.seed, epoch, copy, number])
+            rng = np.random.default_rng([self.seed, epoch, copy, number, *([text] if text else [])])
+            which = text if pairs.source.lists_pairs and attempt == 0 else None
             try:
-                example = make_example(values, name, pairs.source, self.feature_extractor, self.augmentation, rng)
+                example = make_example(
+                    values, name, pairs.source, self.feature_extractor, self.augmentation, rng, which
+                )
                 return example, skipped, epoch
             except RowError as error:
-                if attempt == 0:  # a replacement that fails too is listed at its own place
+                if attempt == 0 and not text:  # once a row; a replacement that fails too is listed at its own place
                     skipped.append({"id": name, "epoch": str(epoch), "reason": str(error)})
         raise RuntimeError(f"None of {ATTEMPTS} rows from {skipped[0]['id']} on can be read: {skipped[0]['reason']}")
 
@@ -125,27 +132,28 @@ class EpochDraws:
     """Keys of an epoch over several sources, in an order from (seed, epoch).
 
     Args:
-        counts: Rows of every source.
-        weights: How often an epoch passes over each; 0.5 is half of its rows, others in every epoch.
+        texts: Pairs of every row of every source, see `PairRows.text_counts`.
+        weights: How often an epoch passes over each; 0.5 is half of its pairs, others in every epoch.
         seed: Source of the order.
     """
 
-    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int):
-        self.counts, self.seed, self.epoch = counts, seed, 0
-        self.wanted = [round(weight * count) for weight, count in zip(weights, counts, strict=True)]
+    def __init__(self, texts: Sequence[np.ndarray], weights: Sequence[float], seed: int):
+        self.texts, self.seed, self.epoch = texts, seed, 0
+        self.wanted = [round(weight * int(own.sum())) for weight, own in zip(weights, texts, strict=True)]
 
     def __len__(self) -> int:
         return sum(self.wanted)
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        keys: list[tuple[int, int, int]] = []
+        keys: list[tuple[int, int, int, int]] = []
         start = 0
-        for count, wanted in zip(self.counts, self.wanted, strict=True):
-            passes = [rng.permutation(count) for _ in range(-(-wanted // count))]
-            rows = [(start + int(row), copy) for copy, order in enumerate(passes) for row in order]
-            keys += [(row, copy, self.epoch) for row, copy in rows[:wanted]]
-            start += count
+        for own, wanted in zip(self.texts, self.wanted, strict=True):
+            pairs = [(start + row, text) for row, count in enumerate(own) for text in range(count)]
+            passes = [rng.permutation(len(pairs)) for _ in range(-(-wanted // len(pairs)))]
+            drawn = [(*pairs[i], copy) for copy, order in enumerate(passes) for i in order]
+            keys += [(row, text, copy, self.epoch) for row, text, copy in drawn[:wanted]]
+            start += len(own)
         return (keys[i] for i in rng.permutation(len(keys)))
 
 

@@ -23,7 +23,16 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..audio import AUDIO_EXTENSIONS, audio_files, open_audio, read_ahead
 from ..pretrained import HUB_ID
-from .source import AUDIO_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, NoSuchSplit, StreamSource, number_of, resolve_columns
+from .source import (
+    AUDIO_COLUMNS,
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    NoSuchSplit,
+    RowError,
+    StreamSource,
+    number_of,
+    resolve_columns,
+)
 
 SPLITS = {
     "train": ("train", "training"),
@@ -76,6 +85,19 @@ class Pairs:
         """Texts of all kept rows."""
         rows = self.rows.select_columns(self.source.text_side).select(self.kept)
         return [self.source.read_texts(row) for row in rows]
+
+    def text_counts(self) -> list[int]:
+        """Pairs of every kept row: its texts, or 1 where a visit draws one of them or the row has none."""
+        if not self.source.lists_pairs:
+            return [1] * len(self)
+
+        def count(row: dict[str, Any]) -> int:
+            try:
+                return len(self.source.read_texts(row))
+            except RowError:
+                return 1
+
+        return [count(row) for row in self.rows.select_columns(self.source.text_side).select(self.kept)]
 
     def hold_out(self, share: float, seed: int) -> tuple[Pairs, Pairs]:
         """Divide into pairs to train on and held-out ones.

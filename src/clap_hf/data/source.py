@@ -11,7 +11,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import soundfile
 
 AUDIO_COLUMNS = ("audio", "file_name", "path", "file", "filename")
@@ -83,6 +82,11 @@ class StreamSource:
         return [*self.text_columns] if self.texts else [self.text or TEXT_COLUMNS[0]]
 
     @property
+    def lists_pairs(self) -> bool:
+        """Whether each text of a row is a pair of its own."""
+        return self.every_text and self.texts is None
+
+    @property
     def labelled(self) -> bool:
         """Whether the texts are labels in a template; known once the columns are (`resolve_columns`)."""
         return self.template is not None
@@ -92,13 +96,6 @@ class StreamSource:
         """Columns to read."""
         own = (self.id, self.duration, self.group)
         return list(dict.fromkeys([self.sound_column, *self.text_side, *filter(None, own)]))
-
-    def lists_pairs(self, schema: pa.Schema) -> bool:
-        """Whether a row holds a pair for each text of its list."""
-        if self.texts is not None or not self.every_text:
-            return False
-        kind = schema.field(self.text_side[0]).type
-        return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
     def read(self, row: dict[str, Any]) -> tuple[list[str], str | bytes]:
         """Texts and encoded audio of a row, the latter as the path of its file or as bytes.

@@ -74,15 +74,15 @@ def make_example(
         feature_extractor: Has the model's rate and window.
         augmentation: Random changes of the samples.
         rng: Source of every choice.
-        text_number: Which of the texts in the row's list; one is drawn when None.
+        text_number: Which of the row's texts; one is drawn when None.
 
     Raises:
         RowError: If the row has no such text, or its audio cannot be decoded.
     """
-    if text_number is not None:
-        row = {**row, source.text_side[0]: (row[source.text_side[0]] or [None])[text_number]}
     texts, encoded = source.read(row)
-    text = texts[int(rng.integers(len(texts)))]
+    if text_number is not None and text_number >= len(texts):
+        raise RowError(f"{len(texts)} texts, expected {text_number + 1}")
+    text = texts[int(rng.integers(len(texts))) if text_number is None else text_number]
     try:
         total_s = row[source.duration] if source.duration else None
         total_s = total_s or _duration_s(encoded)
@@ -150,9 +150,15 @@ class RowGroupReader:
         return self.open[key]
 
 
+def _lists_pairs(source: StreamSource, schema: pa.Schema) -> bool:
+    """Whether a row holds a pair for each text of its list."""
+    kind = schema.field(source.text_side[0]).type if source.lists_pairs else None
+    return kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _pairs(table: pa.Table, source: StreamSource) -> list[tuple[pa.Table, int, int | None]]:
     """Pairs of a row group; a row without texts counts as one, which is skipped when it is read."""
-    if not source.lists_pairs(table.schema):
+    if not _lists_pairs(source, table.schema):
         return [(table, row, None) for row in range(table.num_rows)]
     counts = pc.list_value_length(table[source.text_side[0]]).to_pylist()
     return [(table, row, number) for row, count in enumerate(counts) for number in range(max(count or 0, 1))]
@@ -297,7 +303,7 @@ def _row_groups(number: int, source: StreamSource, files: list[str]) -> list[Row
             )
         groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
         counts = [group.num_rows for group in groups]
-        if groups and source.lists_pairs(parquet.schema_arrow):
+        if groups and _lists_pairs(source, parquet.schema_arrow):
             # The footer counts the values of a list column; a row without any counts as one.
             paths = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)]
             column = next(i for i, path in enumerate(paths) if path.startswith(f"{source.text_side[0]}."))

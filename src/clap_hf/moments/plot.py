@@ -15,6 +15,7 @@ from .timeline import SILENT_SCORE, Timeline
 COLUMNS = 1600  # of the picture; more steps are shown by the highest score of each column
 KILOHERTZ = (0.1, 0.5, 1, 2, 5, 10)
 LONGEST_NAME = 40
+TICKS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400)
 
 
 def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path) -> None:
@@ -46,14 +47,17 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path) -
     columns = np.where(columns > SILENT_SCORE, columns, np.nan)
     extent = (0, columns.shape[1] * width * timeline.step_s, rows - 0.5, -0.5)
     heat = below.imshow(columns, extent=extent, aspect="auto", cmap="Greys", interpolation="nearest")
-    for found in segments:
-        row = labels.index(found.label)
-        shortest_s = duration_s / COLUMNS  # so that it is seen
-        length_s = max(found.end_s - found.start_s, shortest_s)
-        below.broken_barh([(found.start_s, length_s)], (row - 0.42, 0.84), facecolors=(0.1, 0.45, 0.85, 0.65))
+    shortest_s = duration_s / COLUMNS  # so that it is seen
+    for row, label in enumerate(labels):  # one artist for all segments of a label: a long recording has thousands
+        own = [found for found in segments if found.label == label]
+        spans = [(found.start_s, max(found.end_s - found.start_s, shortest_s)) for found in own]
+        below.broken_barh(spans, (row - 0.42, 0.84), facecolors=(0.1, 0.45, 0.85, 0.65))
     names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..." for name in labels]
     below.set_yticks(range(rows), names)
     below.set_xlim(0, duration_s)
+    below.set_xticks(
+        np.arange(0, duration_s, next((step for step in TICKS_S if duration_s / step < 15), duration_s / 10))
+    )
     below.xaxis.set_major_formatter(lambda seconds, _: _time(seconds, duration_s))
     figure.colorbar(heat, ax=below, label="cosine", fraction=0.03, pad=0.01)
     with replacing(path) as fresh:

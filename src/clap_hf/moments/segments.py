@@ -47,7 +47,7 @@ def segments(
     step_s: float,
     thresholds: Sequence[float],
     *,
-    release: float = 0.05,
+    release: float = 0.15,
     duration_s: float | None = None,
 ) -> list[Segment]:
     """Segments by hysteresis: from where a score falls below a lower threshold to where it does so again.
@@ -59,7 +59,7 @@ def segments(
         labels: The labels.
         step_s: Length of a step, s.
         thresholds: Upper threshold of every label.
-        release: How far below it the lower threshold is.
+        release: How far below it the lower threshold is, as a share of it.
         duration_s: Where the recording ends, s; no segment ends later.
 
     Returns:
@@ -67,7 +67,7 @@ def segments(
     """
     found = []
     for label, own, threshold in zip(labels, scores.T, thresholds, strict=True):
-        for first, end in _runs(own >= threshold - release):
+        for first, end in _runs(own >= threshold - release * abs(threshold)):
             if (score := float(own[first:end].max())) >= threshold:
                 found.append(_segment(label, first, end, step_s, score, duration_s))
     return sorted(found, key=lambda segment: (segment.start_s, segment.end_s, segment.label))

@@ -11,6 +11,7 @@ import torch
 
 from ..audio import AudioReader
 from ..audio.reader import Source
+from ..calibration import Calibration
 from ..embedding import WINDOWS_PER_BATCH, embed_classes
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
@@ -27,6 +28,7 @@ class Timeline:
 
     Attributes:
         labels: The labels.
+        vectors: Their unit vectors `[labels, dim]`.
         step_s: Length of a step, s; step `i` begins at `i * step_s`.
         scores: Cosine similarity of every step and label `[steps, labels]`, float32; -1 where all is silent.
         duration_s: Length of the recording, s.
@@ -35,6 +37,7 @@ class Timeline:
     """
 
     labels: list[str]
+    vectors: np.ndarray
     step_s: float
     scores: np.ndarray
     duration_s: float
@@ -165,4 +168,21 @@ def score_timeline(
     steps = max(math.ceil(end_s / step_s - 1e-6), 1)
     covered = found.counts[:steps, None]
     scores = np.where(covered > 0, found.sums[:steps] / np.maximum(covered, 1), SILENT_SCORE)
-    return Timeline(list(labels), step_s, scores, end_s, reader.damage, spectrogram)
+    vectors = classes.cpu().numpy()
+    return Timeline(list(labels), vectors, step_s, scores, end_s, reader.damage, spectrogram)
+
+
+def false_alarm_thresholds(calibration: Calibration, vectors: np.ndarray, rate: float) -> np.ndarray:
+    """The cosine of every label that a share of a checkpoint's background sounds exceeds.
+
+    Args:
+        calibration: Of the checkpoint; its background sounds are a few hundred, so that rates below 1 % are rough.
+        vectors: Unit vectors of the labels `[labels, dim]`.
+        rate: The share, 0 to 1.
+
+    Returns:
+        `[labels]`.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"The rate of false alarms is {rate}, expected more than 0 and less than 1.")
+    return np.quantile(calibration.sounds @ vectors.T, 1 - rate, axis=0)

@@ -389,8 +389,8 @@ class SoundCollection:
                     similarity=score,
                     changed=(found.st_size, found.st_mtime_ns) != (vectors.sizes[number], vectors.times[number]),
                     damage=vectors.damage[number],
-                    start_s=None if np.isnan(vectors.starts[row]) else float(vectors.starts[row]),
-                    end_s=None if np.isnan(vectors.ends[row]) else float(vectors.ends[row]),
+                    start_s=None if np.isnan(vectors.starts[row]) else round(float(vectors.starts[row]), 3),
+                    end_s=None if np.isnan(vectors.ends[row]) else round(float(vectors.ends[row]), 3),
                     probability=probability,
                 )
             )

@@ -17,6 +17,8 @@ from .recipe import ContrastiveRecipe, combinations_of, load_recipe
 from .records import RECORD
 from .run import LOG_MELS, train_recipe
 
+ZERO_SHOT = "zero_shot_score"
+
 
 def compare_encoders(
     recipe: Path,
@@ -55,12 +57,14 @@ def compare_encoders(
         raise ValueError(f"{recipe} has no combinations {unknown}, expected some of {combinations_of(recipe)}.")
     results: dict[str, Any] = {}
     for name in combinations:
+        metric = ""
         scores: dict[int, float] = {}
         by_task: list[dict[str, float]] = []
         for seed in seeds:
             folder = output_dir / f"{name.lower().replace('+', '-')}-{seed}"
             settings = load_recipe(recipe, name, **(overrides | {"seed": seed}))
             assert isinstance(settings, ContrastiveRecipe)  # no other stage has combinations
+            metric = settings.best_metric
             epochs = None if settings.steps_per_epoch is None else settings.num_epochs(settings.steps_per_epoch)
             if train and not _is_finished(folder, epochs or settings.epochs):
                 train_recipe(
@@ -76,10 +80,11 @@ def compare_encoders(
                 scores[seed] = found[settings.best_metric]
                 by_task.append(found.get("tasks", {}))
         results[name] = {
+            "metric": metric,
             "scores": scores,
             "mean": float(np.mean(list(scores.values()))) if scores else None,
-            "paper": TABLE1_SCORES.get(name),
-            "tasks": _tasks(by_task, TABLE1_ROWS.get(name)),
+            "paper": TABLE1_SCORES.get(name) if metric == ZERO_SHOT else None,
+            "tasks": _tasks(by_task, TABLE1_ROWS.get(name) if metric == ZERO_SHOT else None),
         }
         write_json(output_dir / "comparison.json", {"recipe": str(recipe), "combinations": results})
     write_text(output_dir / "comparison.md", as_markdown(results))
@@ -119,12 +124,16 @@ def _row(name: str, result: dict[str, Any]) -> list[str]:
     ]
 
 
-HEADERS = ("encoders", "zero-shot score here", "seeds", "paper (16 tasks)")
+def _headers(results: dict[str, Any]) -> tuple[str, ...]:
+    """Column heads; the metric is the recipe's, which another than the zero-shot score is not compared with."""
+    metric = next((result["metric"] for result in results.values()), ZERO_SHOT)
+    name = "zero-shot score" if metric == ZERO_SHOT else metric.replace("_", " ")
+    return ("encoders", f"{name} here", "seeds", "paper (16 tasks)")
 
 
 def as_table(results: dict[str, Any]) -> Table:
     """The comparison for a terminal."""
-    table = Table(*HEADERS, title="Encoders compared (paper Table 1)")
+    table = Table(*_headers(results), title="Encoders compared (paper Table 1)")
     for name, result in results.items():
         table.add_row(*_row(name, result))
     return table
@@ -135,7 +144,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
     Scores on other tasks than the paper's compare in order only.
     """
-    parts = [markdown_table(HEADERS, [_row(name, result) for name, result in results.items()])]
+    parts = [markdown_table(_headers(results), [_row(name, result) for name, result in results.items()])]
     tasks = [task for task in SUITES["table1"] if any(task.name in result["tasks"] for result in results.values())]
     if tasks:
         rows, domains = [], []

@@ -14,7 +14,8 @@ from ..cards import write_card
 from ..cards.records import epochs_of, read_records, starts_of
 from ..convert import convert_checkpoint
 from ..data.source import NoSuchSplit
-from ..pretrained import checkpoint_path
+from ..pretrained import checkpoint_path, load_config
+from .factory import resolve
 from .inputs import OpenPairs, open_pairs
 from .loop import BEST, make_accelerator
 from .recipe import ContrastiveRecipe, load_recipe
@@ -105,7 +106,9 @@ def finetune(
         except NoSuchSplit:
             draft = recipe_of(split, "package:clap_hf/embedded")
     opened = opened or open_pairs(draft, given)
-    recipe = recipe_of(split | _sizes(draft, opened.facts["pairs"], chosen), _weights(model, output_dir))
+    weights = _weights(model, output_dir)
+    tower = {} if "batch_norm" in chosen else {"batch_norm": _batch_norm(weights)}
+    recipe = recipe_of(split | tower | _sizes(draft, opened.facts["pairs"], chosen), weights)
     train_recipe(
         recipe,
         output_dir,
@@ -135,16 +138,36 @@ def _weights(model: str, output_dir: Path) -> str:
     return str(folder)
 
 
+def _batch_norm(weights: str) -> str:
+    """How a model's BatchNorm layers are treated: CNN14's stay as they are, HTSAT has none but its first.
+
+    Raises:
+        ValueError: If it is no CLAP model of two towers.
+    """
+    config = load_config(resolve(weights))
+    if config.model_type != "msclap":
+        raise ValueError(
+            f"The model {weights!r} is of the type {config.model_type!r}, expected a CLAP model of two towers, such "
+            "as 'embedded'."
+        )
+    return "frozen" if config.audio_config.architecture == "cnn14" else "exact"
+
+
 def _sizes(draft: ContrastiveRecipe, pairs: int | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that fit the number of pairs, where they were not chosen.
 
     A batch is a quarter of the pairs at most, in whole eighths; an epoch passes over few pairs several times, so that
     it has some steps; a run is at least an epoch.
+
+    Raises:
+        ValueError: If there are fewer pairs than a batch.
     """
     if pairs is None:  # parquet files that are streamed: the plan counts their rows
         return {}
     batch = min(draft.batch_size, max(8, pairs // 4 // 8 * 8), pairs)
     batch = int(chosen.get("batch_size", batch))
+    if batch > pairs:
+        raise ValueError(f"batch_size is {batch}, expected at most the number of pairs for training, {pairs}.")
     steps = chosen.get("steps")
     epoch = max(pairs // batch, FEWEST_STEPS) if steps is None else min(max(pairs // batch, FEWEST_STEPS), steps)
     passes = max(1.0, -(-epoch * batch // pairs))

@@ -112,14 +112,13 @@ def pair_batches(
             return SimpleStream(sources[0], *shared, given)
         return PairStream(sources, *shared, settings.lanes, settings.shuffle_block)
     refuse_unused(settings, ("lanes", "shuffle_block"), f"{rows[0].source.dataset}, whose rows are not streamed")
-    draws = EpochDraws(
-        [len(pairs) for pairs in rows], [source.get("weight", 1.0) for source in settings.sources], settings.seed
-    )
+    dataset = PairRows(rows, processor.feature_extractor, settings.augmentation or CROP_ONLY, settings.seed)
+    weights = [source.get("weight", 1.0) for source in settings.sources]
+    draws = EpochDraws(dataset.text_counts(), weights, settings.seed)
     if len(draws) < settings.batch_size:
         raise ValueError(
             f"An epoch has {len(draws)} pairs, expected at least a batch of {settings.batch_size}. Lower batch_size."
         )
-    dataset = PairRows(rows, processor.feature_extractor, settings.augmentation or CROP_ONLY, settings.seed)
     return SampledBatches(dataset, draws, PairRowCollator(processor.tokenizer), settings.batch_size, num_workers)
 
 

@@ -13,10 +13,11 @@ from accelerate import PartialState
 
 from ..atomic_io import write_json, write_text
 from ..cards import BASE, EARLIER, base_facts
-from ..data.own import Given
+from ..data.own import Given, is_parquet
 from ..data.prompts import PromptCollator, PromptDataset
 from ..data.registry import source_of
 from ..data.simple_stream import stream_rows
+from ..data.source import StreamSource
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
@@ -169,11 +170,13 @@ def _pair_batches(
     """Batches of the recipe's `dataset` or `sources`."""
     if opened is not None:
         return pair_batches(recipe, opened, processor, num_workers, given)
-    rows = datasets.load_dataset(recipe.dataset, split=recipe.split)
-    if missing := sorted({"audio", "captions", "label", "category", "source"} - set(rows.column_names)):
+    is_corpus = is_parquet(StreamSource(recipe.dataset))
+    rows = datasets.load_dataset(recipe.dataset, split=recipe.split) if is_corpus else None
+    columns = {"audio", "captions", "label", "category", "source"}
+    if rows is None or columns - set(rows.column_names):
         raise ValueError(
-            f"dataset is {recipe.dataset!r}, which misses the columns {missing} of the sound corpus. Name pairs of "
-            "your own under 'sources' (--sources), or pass them to clap-hf finetune."
+            f"dataset is {recipe.dataset!r}, expected a sound corpus: parquet files with the columns "
+            f"{sorted(columns)}. Name pairs of your own under 'sources' (--sources), or pass them to clap-hf finetune."
         )
     return corpus_batches(
         rows,

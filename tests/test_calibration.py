@@ -1,0 +1,191 @@
+"""Calibration: what it states holds on other sounds; damaged files; classify, the pipeline and search by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+import clap_hf
+from clap_hf import SoundCollection, load_audio
+from clap_hf.calibration import FILE, RATES, Calibration
+from clap_hf.cli import app
+from clap_hf.embedding import ClapEncoder
+from clap_hf.pretrained import load_checked
+from conftest import EXAMPLES, make_model, sound
+
+DIM, CLASSES = 32, 24
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def made_up(seed, sounds=600):
+    """Sounds and texts of classes: texts are close to all sounds to different extents, as those of a model are."""
+    random = np.random.default_rng(seed)
+    shared = np.random.default_rng(0)
+    classes = shared.normal(size=(CLASSES, DIM))
+    texts = unit(classes + 2 * shared.uniform(size=(CLASSES, 1)) * shared.normal(size=DIM))
+    of_sound = random.integers(CLASSES, size=sounds)
+    audio = unit(
+        classes[of_sound] + 1.5 * random.normal(size=(sounds, DIM)) + 0.5 * np.random.default_rng(1).normal(size=DIM)
+    )
+    return audio.astype(np.float32), texts.astype(np.float32), of_sound[:, None] == np.arange(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    audio, text, present = made_up(seed=1)
+    return Calibration.fit(audio, text, present, ~present, [str(i % 6) for i in range(len(audio))], {"model": "none"})
+
+
+def test_what_is_stated_holds_on_other_sounds(calibration):
+    audio, text, present = made_up(seed=2)
+    probability = calibration.probabilities(audio, text)
+    for rate in (0.01, 0.05, 0.2):
+        assert (probability[~present] >= calibration.threshold(rate)).mean() == pytest.approx(rate, rel=0.35)
+    odds = np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum())
+    for low in (0.0, 0.25, 0.5, 0.75):
+        inside = (probability >= low) & (probability < low + 0.25)
+        stated, share = ((odds * value)[inside].sum() / odds[inside].sum() for value in (probability, present))
+        assert stated == pytest.approx(share, abs=0.1)
+    assert probability[present].mean() > probability[~present].mean() + 0.4
+
+
+def test_a_threshold_of_many_pairs_is_of_any_of_them(calibration):
+    audio, text, present = made_up(seed=3)
+    probability = np.where(present, 0, calibration.probabilities(audio, text))
+    named = (probability.max(axis=1) >= calibration.threshold(0.2, count=CLASSES - 1)).mean()
+    assert 0.1 < named < 0.3
+    thresholds = [calibration.threshold(rate) for rate in (0.5, 0.1, RATES[-1], RATES[-1] / 10, RATES[-1] / 1000)]
+    assert thresholds == sorted(thresholds) and thresholds[-1] > thresholds[-2]
+    prior = calibration.probabilities(audio[:5], text, prior=0.1)
+    assert (prior < calibration.probabilities(audio[:5], text)).all()
+    for wrong in ({"rate": 0.0}, {"rate": 1.0}, {"rate": 0.1, "count": 0}):
+        with pytest.raises(ValueError, match="expected more than 0"):
+            calibration.threshold(**wrong)
+
+
+def test_files(calibration, tmp_path):
+    calibration.save(tmp_path / FILE)
+    found = Calibration.beside(str(tmp_path))
+    audio, text, _ = made_up(seed=4)
+    np.testing.assert_allclose(found.logits(audio, text), calibration.logits(audio, text), atol=0.05)
+    assert found.facts == {"model": "none"} and Calibration.beside(str(tmp_path / "nowhere")) is None
+    content = (tmp_path / FILE).read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"text"):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(ValueError, match="no calibration .*Make it again"):
+            Calibration.beside(str(tmp_path))
+    with pytest.raises(ValueError, match="0 do not, expected some of both"):
+        Calibration.fit(audio, text, np.ones((600, 24), bool), np.zeros((600, 24), bool), [""] * 600, {})
+
+
+def test_the_embedded_checkpoint_is_calibrated():
+    model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()), dtype=torch.float32)
+    calibration = Calibration.beside(str(clap_hf.embedded_checkpoint()))
+    held_out = {"openttd-opensfx", "lugaru-data", "minetest-data", "sonic-pi-samples", "pocketsphinx-testdata"}
+    assert not held_out & set(calibration.facts["sources"]), "the sounds of examples/"
+    encoder = ClapEncoder(model, processor)
+    names = {
+        "dog.ogg": "a dog",
+        "sheep.wav": "sheep",
+        "glass_break.ogg": "glass breaking",
+        "snare_drum.flac": "a snare drum",
+    }
+    audio = encoder.embed_audio([encoder.prepare(EXAMPLES / name) for name in names]).numpy()
+    text = encoder.embed_texts(list(names.values())).numpy()
+    probability = calibration.probabilities(audio, text)
+    present = np.eye(len(names), dtype=bool)
+    assert probability[present].min() > 0.9 and probability[~present].max() < 0.6
+
+
+def test_classify_answers_none_of_these():
+    def run(*options):
+        arguments = [
+            "classify",
+            str(EXAMPLES / "dog.ogg"),
+            "--labels",
+            "violin,rain,speech",
+            "--format",
+            "json",
+            *options,
+        ]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["results"][0]
+
+    found = run()
+    assert found["none_of_these"] and max(score["probability"] for score in found["scores"]) < 0.5
+    raw = run("--raw")
+    assert "none_of_these" not in raw and {key for score in raw["scores"] for key in score} == {"score", "label"}
+    assert [(s["label"], s["score"]) for s in raw["scores"]] == [(s["label"], s["score"]) for s in found["scores"]]
+    result = CliRunner().invoke(app, ["classify", str(EXAMPLES / "dog.ogg"), "--labels", "violin,rain,speech"])
+    assert "none of these" in " ".join(result.stdout.split())
+
+
+def test_the_pipeline_scores_every_label_by_itself():
+    classify = clap_hf.MSClapZeroShotAudioClassificationPipeline
+    model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()))
+    parts = {"model": model, "tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
+    pipeline = classify(**parts)
+    labels = {"candidate_labels": ["a dog", "an animal", "violin"]}
+    found = pipeline(EXAMPLES / "dog.ogg", multi_label=True, **labels)
+    scores = {entry["label"]: entry["score"] for entry in found}
+    assert scores["a dog"] > 0.9 and scores["violin"] < 0.3
+    assert all(entry["score"] == entry["probability"] for entry in found)
+    relative = pipeline(EXAMPLES / "dog.ogg", **labels)
+    assert sum(entry["score"] for entry in relative) == pytest.approx(1)
+    assert {entry["label"]: entry["probability"] for entry in relative} == pytest.approx(scores)
+    with pytest.raises(ValueError, match="this one has no calibration"):
+        classify(**parts, calibration=False)(EXAMPLES / "dog.ogg", multi_label=True, **labels)
+
+
+def test_search_states_that_nothing_matches(tmp_path):
+    index, arguments = tmp_path / "index", ["--format", "json"]
+    files = [str(EXAMPLES / name) for name in ("dog.ogg", "fire.ogg", "snare_drum.flac")]
+    assert CliRunner().invoke(app, ["embed", *files, "--output", str(index)]).exit_code == 0
+    found, missing, raw = (
+        json.loads(CliRunner().invoke(app, ["search", str(index), *words, *arguments]).stdout)
+        for words in (["a dog barking"], ["a violin"], ["a violin", "--raw"])
+    )
+    assert found["matches"] is True and found["hits"][0]["file"].endswith("dog.ogg")
+    assert found["hits"][0]["probability"] > 0.9
+    assert missing["matches"] is False and len(missing["hits"]) == 3
+    assert raw["matches"] is None and raw["hits"][0]["probability"] is None
+    table = CliRunner().invoke(app, ["search", str(index), "a violin"]).stdout
+    assert "Nothing in this collection matches 'a violin'. The closest:" in table
+    model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()))
+    calibration = Calibration.beside(str(clap_hf.embedded_checkpoint()))
+    collection = SoundCollection(index, model, processor, "embedded", calibration=calibration)
+    assert [hit.file.name for hit in collection.search("a dog barking", false_alarm_rate=0.01)] == ["dog.ogg"]
+    assert collection.search("a violin", false_alarm_rate=0.01) == []
+    with pytest.raises(ValueError, match="no words and a calibration of the model, expected words"):
+        collection.search(load_audio(EXAMPLES / "dog.ogg"), false_alarm_rate=0.01)
+
+
+@pytest.mark.slow
+def test_any_checkpoint_can_be_calibrated(processor, tmp_path):
+    from test_scripts import run
+
+    make_model().save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "label", "source"])
+        for i in range(24):
+            soundfile.write(tmp_path / f"{i}.wav", sound(0.5, seed=i), 16_000)
+            rows.writerow([f"{i}.wav", ("dog", "rain", "bell")[i % 3], ("one", "two")[i % 2]])
+    options = ["--output", tmp_path / "model" / FILE, "--held-out", "two", "--record", tmp_path / "record.json"]
+    result = run("calibrate", tmp_path / "model", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    calibration = Calibration.beside(str(tmp_path / "model"))
+    assert calibration.sounds.shape == (12, 24) and calibration.facts["sources"] == ["one"]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["held_out"]["sounds"] == 12 and 0 <= record["held_out"]["with"]["auroc"] <= 1
