@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 
 from ..atomic_io import replace_folder
+from ..data.own import read_table
 from .benchmarks import Source, Task
 
 ACTIONS_CSV = "actionvector_one_per_audiofile_sum.csv"
@@ -254,16 +255,13 @@ def classified(
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows with `path` and `label` or `caption`, also by the names in `OTHER_NAMES`."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = {OTHER_NAMES.get(name, name) for name in reader.fieldnames or ()}
-        if "path" not in columns or not columns & {"label", "caption"}:
-            raise DataSourceError(
-                f"{path} has columns {sorted(reader.fieldnames or ())}, expected path and label, or path and caption"
-            )
-        rows = [{OTHER_NAMES.get(key, key): value or "" for key, value in row.items()} for row in reader]
-    if not rows:
-        raise DataSourceError(f"{path} has no rows, expected at least one sound")
+    try:
+        table = read_table(path)
+    except ValueError as error:
+        raise DataSourceError(str(error)) from error
+    rows = [{OTHER_NAMES.get(name, name): str(value) for name, value in row.items()} for row in table]
+    if "path" not in rows[0] or not rows[0].keys() & {"label", "caption"}:
+        raise DataSourceError(f"{path} has columns {sorted(table[0])}, expected path and label, or path and caption")
     return rows
 
 
