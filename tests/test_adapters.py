@@ -122,7 +122,7 @@ def test_identity_is_that_of_the_weights_and_the_front_end(family, loaded):
 
 
 def test_commands(family, sounds, tmp_path, monkeypatch):
-    """classify, embed, search and evaluate."""
+    """classify, embed, search, timeline and evaluate."""
     folder = family[1]
     monkeypatch.setenv("COLUMNS", "300")
 
@@ -135,6 +135,10 @@ def test_commands(family, sounds, tmp_path, monkeypatch):
     output = json.loads(run("classify", data, "--model", folder, "--format", "json", "--device", "cpu"))
     assert [len(result["scores"]) for result in output["results"]] == [2] * 4
     assert sum(score["score"] for score in output["results"][0]["scores"]) == pytest.approx(1.0)
+    shown = run(
+        "timeline", sounds[3], "--labels", "a dog,rain", "--model", folder, "--format", "json", "--threshold", -1
+    )
+    assert json.loads(shown)
     collection = tmp_path / "collection"
     run("embed", data, "--output", collection, "--model", folder, "--device", "cpu")
     hits = json.loads(run("search", collection, "--like", sounds[1], "--format", "json", "--device", "cpu"))["hits"]

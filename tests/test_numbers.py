@@ -27,7 +27,7 @@ SKIPPED = re.compile(
 )
 UNRECORDED = "No record of these"  # in a section: its figures have no record, and it says so
 COMPUTED = "*computed*"  # in a paragraph or table: its figures were not measured
-TIME, SIZE = r"second|hours|time|_s$|median|low|high", r"byte|size|memory|kB|MiB"
+TIME, SIZE = r"second|hours|time|_s\b|median|low|high", r"byte|size|memory|kB|MiB"
 UNITS: dict[str, tuple[tuple[float, ...], str]] = {  # unit -> factors of a record's number, and what its key holds
     "%": ((100, 1), ""), "×": ((1,), ""), "times": ((1,), ""), "points": ((100, 1), ""),
     "ms": ((1000, 1), TIME), "s": ((1,), TIME), "min": ((1 / 60,), TIME), "minutes": ((1 / 60,), TIME),
@@ -104,7 +104,8 @@ def is_recorded(shown: str, records: list[str]) -> bool:
     runs = [dict(recorded(name)) for name in records if name.endswith(".jsonl")]
     values += [sum(run["all/seconds"] for run in runs)] if re.search(keys, "seconds") else []
     if "e" in text:
-        return any(f"{value:.1e}".replace("e-0", "e-") == text for value in values)
+        digits = len(text.partition("e")[0].partition(".")[2])
+        return any(float(f"{value:.{digits}e}") == float(text) for value in values)
     half = 0.5 * 10.0 ** -len(text.partition(".")[2]) * (1 + 1e-9)
     return any(abs(value * factor - float(text)) <= half for value in values for factor in factors)
 

@@ -380,7 +380,7 @@ ready.promise.then(
     await applyLabels();
     find("loading").hidden = true;
     document.body.dataset.ready = "true";
-    if (!sounds.length) write("status", "The model is ready.");
+    if (!sounds.length && !working) write("status", "The model is ready.");
   },
   (error) => {
     find("loading").hidden = true;

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,9 +45,11 @@ class Family(Protocol):
     logit_scale: float  # what cosines are multiplied with
     tokenizer: Any
     settings: dict[str, Any]  # what shapes a vector beside weights: configuration and front end
+    hop_length: int  # samples from a row of `features` to the next
+    mel_filters: np.ndarray  # `[bins, columns]`, whose peaks are the columns' frequencies
 
     def features(self, samples: torch.Tensor) -> torch.Tensor:
-        """What the model takes of a window `[samples]` of at most `window_s`: a matrix of one shape for all."""
+        """What the model takes of a window `[samples]` of at most `window_s`: rows over time, of one shape for all."""
 
     def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
         """Vectors `[windows, dim]` of `features` `[windows, rows, columns]`."""
@@ -55,7 +58,19 @@ class Family(Protocol):
         """Vectors `[texts, dim]` of what `tokenizer` makes of them, `[texts, tokens]`."""
 
 
-class LaionClap(nn.Module):
+class WindowModule(nn.Module):
+    """A family's model that has one vector for a window, and by default takes its samples."""
+
+    hop_length = 1
+    mel_filters = np.eye(2)
+
+    @staticmethod
+    def frames_per_position(frames: int) -> int:
+        """Rows of a window's features that a vector stands for: all."""
+        return frames
+
+
+class LaionClap(WindowModule):
     """LAION's CLAP, `transformers.ClapModel`. A clip of more than a window is covered by several, not cropped.
 
     A fused model gets what its feature extractor makes of a short clip by itself: four equal log-mels, marked longer.
@@ -67,6 +82,7 @@ class LaionClap(nn.Module):
         processor = AutoProcessor.from_pretrained(name)
         self.front_end, self.tokenizer = processor.feature_extractor, processor.tokenizer
         self.sampling_rate, self.window_s = self.front_end.sampling_rate, float(self.front_end.max_length_s)
+        self.hop_length, self.mel_filters = self.front_end.hop_length, self.front_end.mel_filters_slaney
         self.dim = self.model.config.projection_dim
         self.logit_scale = float(self.model.logit_scale_a.detach().exp())
         self.settings = {"model": self.model.config.to_dict(), "front_end": self.front_end.to_dict()}
@@ -85,7 +101,7 @@ class LaionClap(nn.Module):
         return self.model.get_text_features(input_ids, attention_mask).pooler_output
 
 
-class PeAudio(nn.Module):
+class PeAudio(WindowModule):
     """PE-AV's audio model and PE-A-Frame, whose vector of a window is the mean of its frames' unit vectors."""
 
     def __init__(self, name: str):
@@ -121,7 +137,7 @@ class PeAudio(nn.Module):
         return self.model.text_audio_head(states)
 
 
-class SentenceTransformerAudio(nn.Module):
+class SentenceTransformerAudio(WindowModule):
     """Any model of sentence-transformers that encodes sounds and texts, by its own `encode`."""
 
     def __init__(self, name: str):
@@ -217,17 +233,17 @@ class Tokens(dict[str, torch.Tensor]):
 
 
 def _marked(samples: torch.Tensor, length: int) -> torch.Tensor:
-    """A window with zeros up to `length`, and a row of ones where it has samples, `[2, length]`."""
-    return F.pad(torch.stack([samples, torch.ones_like(samples)]), (0, length - samples.shape[0]))
+    """A window with zeros up to `length`, and a column of ones where it has samples, `[length, 2]`."""
+    return F.pad(torch.stack([samples, torch.ones_like(samples)], dim=1), (0, 0, 0, length - samples.shape[0]))
 
 
 def _by_length(marked: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Vectors of marked windows `[windows, 2, length]`, of equally long ones together, so that nothing is padded."""
-    lengths = marked[:, 1].sum(dim=-1).long()
+    """Vectors of marked windows `[windows, length, 2]`, of equally long ones together, so that nothing is padded."""
+    lengths = marked[..., 1].sum(dim=-1).long()
     vectors: dict[int, torch.Tensor] = {}
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
-        vectors |= dict(zip(rows.tolist(), embed(marked[rows, 0, :length]), strict=True))
+        vectors |= dict(zip(rows.tolist(), embed(marked[rows, :length, 0]), strict=True))
     return torch.stack([vectors[row] for row in range(len(marked))])
 
 
@@ -241,8 +257,9 @@ class AdaptedExtractor(MSClapFeatureExtractor):
     def __init__(self, family: Family):
         super().__init__(sampling_rate=family.sampling_rate, duration_s=family.window_s, fmax=family.sampling_rate / 2)
         self.family, self.short_audio = family, "own"
-        # The family's own settings are in the configuration.
-        for name in ("feature_size", "n_fft", "hop_length", "fmin", "fmax", "mel_sampling_rate"):
+        self.hop_length, self.mel_filters = family.hop_length, family.mel_filters
+        self.n_fft = 2 * (family.mel_filters.shape[0] - 1)
+        for name in ("feature_size", "fmin", "fmax"):  # the family's own settings are in the configuration
             setattr(self, name, None)
 
     @staticmethod
@@ -295,6 +312,10 @@ class AdaptedModel(PreTrainedModel):
         windows = F.normalize(vectors.float(), dim=-1)
         pooled = mean_over_windows(windows, num_windows, input_features.shape[0])
         return BaseModelOutputWithPooling(pooler_output=F.normalize(pooled, dim=-1))
+
+    def get_audio_frame_features(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Unit vectors `[windows, 1, dim]`: a window is one position."""
+        return self.get_audio_features(input_features).pooler_output[:, None]
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None

@@ -420,8 +420,9 @@ class SoundCollection:
         best, rows = vectors.best(query)
         kept = np.ones(len(best), dtype=bool)
         if where != EVERYTHING:
-            folder = None if where.folder is None else self._stored(os.path.abspath(where.folder))
-            chosen = self._index.chosen(where, folder)
+            folder = None if where.folder is None else os.path.abspath(where.folder)
+            below = folder is not None and self._root.is_relative_to(folder)
+            chosen = self._index.chosen(where, folder and self._stored(folder), below)
             kept = np.array([file in chosen for file in vectors.files], dtype=bool)
         if against is not None:
             kept &= vectors.best(against)[0] < best

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pyarrow as pa
@@ -55,18 +56,17 @@ class Filter:
     max_s: float = float("inf")
     tags: tuple[str, ...] = ()
 
-    def condition(self, folder: str | None) -> tuple[str, list[Any]]:
+    def condition(self, folder: str | None, relative: bool) -> tuple[str, list[Any]]:
         """The filter in SQL, and its values.
 
         Args:
-            folder: `folder` as the collection stores paths, without a slash at its end; "." is the collection's own.
+            folder: `folder` as the collection stores paths, without a slash at its end.
+            relative: Whether all paths that the collection stores as relative ones are below it.
         """
         clauses: list[str] = []
         values: list[Any] = []
-        if folder == ".":
-            clauses.append("substr(file, 1, 1) != '/'")
-        elif folder is not None:
-            clauses.append("substr(file, 1, ?) = ?")
+        if folder is not None:
+            clauses.append("(substr(file, 1, ?) = ?" + (" OR substr(file, 1, 1) != '/')" if relative else ")"))
             values += [len(folder) + 1, folder + "/"]
         if self.min_s > 0 or self.max_s < float("inf"):
             clauses.append("duration_s BETWEEN ? AND ?")
@@ -141,9 +141,9 @@ class Index:
             self._refresh()
             return int(self._execute("SELECT COUNT(DISTINCT file) FROM sounds")[0][0])
 
-    def chosen(self, where: Filter, folder: str | None) -> set[str]:
+    def chosen(self, where: Filter, folder: str | None, relative: bool) -> set[str]:
         """Stored paths of the files that a filter leaves, see `Filter.condition`."""
-        condition, values = where.condition(folder)
+        condition, values = where.condition(folder, relative)
         with self._lock:
             self._refresh()
             found = self._execute(f"SELECT file FROM ({NEWEST} GROUP BY file) WHERE {condition}", values)
@@ -179,17 +179,20 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         path = self._store.folder / DATABASE
         for name in (str(path), str(path), ":memory:"):
-            try:
+            with suppress(sqlite3.Error):  # in a folder that cannot be written to
                 database = sqlite3.connect(name, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-                database.row_factory = sqlite3.Row
-                if database.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
-                    raise sqlite3.DatabaseError("of another version")
-                database.executescript(TABLES)
-                database.execute(f"PRAGMA user_version = {VERSION}")
-                return database
-            except sqlite3.Error:  # damaged, or in a folder that cannot be written to
-                with suppress(OSError):
-                    path.unlink()
+                finalize(self, database.close)
+                try:
+                    database.row_factory = sqlite3.Row
+                    if database.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
+                        raise sqlite3.DatabaseError("of another version")
+                    database.executescript(TABLES)
+                    database.execute(f"PRAGMA user_version = {VERSION}")
+                    return database
+                except sqlite3.Error:  # damaged
+                    database.close()
+                    with suppress(OSError):
+                        path.unlink()
         raise AssertionError("SQLite opens no database in memory")
 
     def _refresh(self) -> frozenset[tuple[str, int, int]]:
