@@ -64,7 +64,7 @@ def test_a_tokenizer_is_trained_on_captions(tmp_path):
 
 def test_a_training_sets_terms_are_listed_and_unknown_sets_refused(tmp_path):
     result = run("build_dataset", "--list")
-    assert result.exit_code == 0 and "clotho: Clotho v2" in result.output and result.output.count("layout:") == 20
+    assert result.exit_code == 0 and "clotho: Clotho v2" in result.output and result.output.count("layout:") == 22
     result = run("build_dataset", "esc50", "--root", tmp_path, "--output", tmp_path / "out")
     assert result.exit_code == 2 and "esc50" in result.output
     result = run("build_dataset", "clotho")
