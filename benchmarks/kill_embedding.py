@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill trials of `clap-hf embed --engine ray`: workers and drivers die at random moments, and nothing is lost or doubled.
+"""Kill trials of `clap-hf embed --engine ray`: workers and drivers die at random moments; what is lost or doubled.
 
     python benchmarks/kill_embedding.py FOLDER --output benchmarks/kill_embedding.json
 

@@ -3,8 +3,8 @@
 
     python benchmarks/vector_index.py --corpus CORPUS --output benchmarks/vector_index.json
 
-The real vectors are those of a sound corpus (parquet files with a column `audio`) by the embedded checkpoint. The others
-are drawn around them: two real ones mixed by a random share, and noise. Queries are real vectors of clips that
+The real vectors are those of a sound corpus (parquet files with a column `audio`) by the embedded checkpoint. The
+others are drawn around them: two real ones mixed by a random share, and noise. Queries are real vectors of clips that
 are not indexed, and vectors of their captions. What is found is compared with an exact search.
 """
 

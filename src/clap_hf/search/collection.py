@@ -271,8 +271,8 @@ class SoundCollection:
             files_per_part: Files of a shard at most.
 
         Returns:
-            How many files were asked for; and of every shard with missing files the name of its `part`, its `files`,
-            and what is `stored` as their names and `tags`.
+            How many files were asked for; and of every shard with missing files the name of its `part`, and as `rows`
+            the lists of their paths, of these as the collection stores them, and of their tags.
         """
         wanted, new_tags = _wanted(files), _checked(tags)
         self._check_identity()
@@ -288,7 +288,7 @@ class SoundCollection:
             own = [known[name].tags | new_tags if name in known else new_tags for name in stored]
             digest = hashlib.sha256("\0".join(stored).encode(errors="surrogateescape")).hexdigest()[:8]
             part = f"part-{number + len(shards):06d}-{digest}"
-            shards.append({"part": part, "files": missing, "stored": stored, "tags": [sorted(tags) for tags in own]})
+            shards.append({"part": part, "rows": [missing, stored, [sorted(tags) for tags in own]]})
         return len(wanted), shards
 
     def prune(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ class ShardWriter:
         return {"report": [json.dumps(self.write(json.loads(shard))) for shard in batch["shard"]]}
 
     def write(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Embed a shard: `files` with their `stored` names and `tags`, to the part of the name `part`.
+        """Embed a shard, see `SoundCollection.shards`, and write its part.
 
         Returns:
-            `embedded`, how many of the `files` there are; `skipped` and `damaged`, by file.
+            `embedded`, how many of how many `files`; `skipped` and `damaged`, by file.
         """
         key = self.embedder.encoder().key
         if key != self.store.identity:
@@ -58,36 +59,32 @@ class ShardWriter:
                 f"{self.embedder.model} has the fingerprint {key[:16]} in this process, expected "
                 f"{self.store.identity[:16]} as in the collection. Give every machine the same model."
             )
+        rows = [dict(zip(("path", "file", "tags"), row, strict=True)) for row in zip(*shard["rows"], strict=True)]
+        for row in rows:
+            with suppress(OSError, ValueError):  # the embedder states what is wrong with it
+                found = os.stat(row["path"])  # before it is read: if it changes meanwhile, the next run sees that
+                row |= {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+        columns = self.embedder({"path": [row["path"] for row in rows]})
         skipped: dict[str, str] = {}
         damaged: dict[str, str] = {}
-        rows: list[dict[str, Any]] = []
-        for file, stored, tags in zip(shard["files"], shard["stored"], shard["tags"], strict=True):
-            if printable(file) != file:
-                skipped[file] = f"{printable(file)}: its name is not UTF-8, expected one that parquet holds; rename it"
-                continue
-            try:
-                found = os.stat(file)  # before it is read: of a file that changes meanwhile, the next run sees it
-            except (OSError, ValueError) as error:
-                skipped[file] = f"{file}: {error}; expected a readable file; check the path"
-                continue
-            state = {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
-            rows.append({"path": file, "file": stored, "tags": tags, **state})
-        columns = self.embedder({"path": [row["path"] for row in rows]})
         written = []
         for number, row in enumerate(rows):
+            path = row["path"]
             row |= {name: column[number] for name, column in columns.items()}
-            if row["error"]:
-                skipped[row["path"]] = row["error"]
-                continue
-            if row["damage"]:
-                damaged[row["path"]] = row["damage"]
-            # As `SoundCollection.add` writes them.
-            no_windows = {"starts": None, "ends": None, "windows": None}
-            row |= {"windows": list(row["windows"])} if len(row.get("windows", ())) else no_windows
-            written.append(row | {"duration_s": None if row["duration_s"] != row["duration_s"] else row["duration_s"]})
+            if printable(path) != path:
+                skipped[path] = f"{printable(path)}: its name is not UTF-8, expected one that parquet holds; rename it"
+            elif row["error"]:
+                skipped[path] = row["error"]
+            else:
+                damaged |= {path: row["damage"]} if row["damage"] else {}
+                # As `SoundCollection.add` writes them.
+                row |= {"duration_s": None} if math.isnan(row["duration_s"]) else {}
+                no_windows = {"starts": None, "ends": None, "windows": None}
+                row |= {"windows": list(row["windows"])} if len(row.get("windows", ())) else no_windows
+                written.append(row)
         if written:
             self.store.write(written, name=shard["part"])
-        return {"files": len(shard["files"]), "embedded": len(written), "skipped": skipped, "damaged": damaged}
+        return {"files": len(rows), "embedded": len(written), "skipped": skipped, "damaged": damaged}
 
 
 def add_in_shards(
@@ -127,8 +124,7 @@ def add_in_shards(
         raise ValueError(f"engine is {engine!r}, expected one of {ENGINES}.")
     with locked(collection.folder):
         wanted, shards = collection.shards(files, tags, files_per_part)
-        left = sum(len(shard["files"]) for shard in shards)
-        known = wanted - left
+        left = sum(len(shard["rows"][0]) for shard in shards)
         name = collection.name or "embedded"
         embedder = ClapEmbedder(name, collection.max_windows, collection.hop_s, device)
         writer = ShardWriter(embedder, collection.parts)
@@ -150,7 +146,7 @@ def add_in_shards(
                             f"first: {next(iter(skipped.values()))}. What was embedded is kept; allow more errors, or "
                             "mend the files."
                         )
-    return CollectionUpdate(embedded, known, 0, skipped, damaged)
+    return CollectionUpdate(embedded, wanted - left, 0, skipped, damaged)
 
 
 def _in_processes(writer: ShardWriter, shards: list[dict[str, Any]], count: int) -> Reports:
