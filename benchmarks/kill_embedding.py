@@ -88,12 +88,18 @@ def writers(root: int) -> list[int]:
     return [own for own, name in descendants(root).items() if "MapWorker" in name or "ShardWriter" in name]
 
 
+def steady_rate(output: Path) -> float:
+    """Clips a second between the first part and the last: without the start of processes."""
+    times = sorted(part.stat().st_mtime for part in output.glob("*.parquet"))
+    return (len(times) - 1) * FILES_PER_PART / (times[-1] - times[0])
+
+
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     """What a driver reports at its end."""
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"The driver ended with {process.returncode}.")
-    return json.loads(output.splitlines()[-1])
+    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))  # Ray prints notes, too
 
 
 def rows_of(output: Path) -> dict[tuple[str, str], np.ndarray]:
@@ -137,13 +143,15 @@ def measure(folder: Path, trials: int) -> dict[str, Any]:
                 memory.append(max([resident(own) for own in writers(process.pid)] or [resident(process.pid)]))
                 time.sleep(1)
             found = finish(process)
+            found["steady_clips_s"] = steady_rate(root / kind)
             clean = clean or rows_of(root / kind)
             half = len(memory) // 2
             record[kind] = found | compared(root / kind, clean)
             record[kind] |= {"memory_mb_half": max(memory[: half + 1]), "memory_mb_end": max(memory[half:])}
             print(kind, json.dumps(record[kind]), flush=True)
         record["clips"] = len(clean)
-        record["ray_over_two_processes"] = record["ray"]["seconds"] / record["two_processes"]["seconds"]
+        steady = {kind: record[kind]["steady_clips_s"] for kind in ("two_processes", "ray")}
+        record["ray_overhead"] = steady["two_processes"] / steady["ray"] - 1
         for kind in ("worker_killed", "driver_killed"):
             record[kind] = []
             for trial in range(trials):

@@ -32,14 +32,12 @@ def embed(
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Give the sounds this tag, to filter by; repeatable.")] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Then drop the sounds whose files are gone.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="With --num-processes: processes of this machine, or ray.")
-    ] = "processes",
+    engine: Annotated[str, typer.Option(help="processes of this machine, or ray.")] = "processes",
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Processes, or Ray's actors, that embed shards of the files.")
     ] = None,
     max_errors: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the files that may fail before these processes stop.")
+        float, typer.Option(min=0, max=1, help="Share of the files that may fail before the run stops.")
     ] = 1.0,
     finish: Annotated[
         bool, typer.Option("--finish", help="Then drop rows that are there twice, as where processes were killed.")
@@ -60,7 +58,7 @@ def embed(
         hop = collection_facts(output).get("hop_s")
     collection = load_collection(output, model, device, max_windows, hop_s=hop)
     try:
-        if num_processes is None and engine == "processes":
+        if num_processes is None and engine == "processes" and max_errors == 1.0:
             added = collection.add(files, tags=tag or ())
         else:
             added = add_in_shards(

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -100,10 +101,8 @@ def add_in_shards(
 ) -> CollectionUpdate:
     """As `SoundCollection.add`, by several processes; every engine writes the same parts.
 
-    Vectors are equal bit by bit where a process has as many threads, and else to some 1e-7.
-
-    Work is done at least once: where a run was killed, `check_collection(folder, mend=True)` drops rows that were
-    written twice. Moved and copied files are embedded again.
+    They are equal bit by bit where a process has as many threads. Work is done at least once: where a run was killed,
+    `check_collection(folder, mend=True)` drops rows that were written twice. Moved and copied files are embedded again.
 
     Args:
         collection: Whose `name` is what its model can be loaded by.
@@ -184,7 +183,8 @@ def _threads(count: int) -> int:
 
 
 def _start_process(numbers: Any, threads: int) -> None:
-    """Take the GPUs in turn, and end when the parent is killed."""
+    """Take the GPUs in turn, leave Ctrl-C to the parent, and end when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     with numbers.get_lock():
         number = numbers.value
