@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def resident(process: int) -> float:
     return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
+def processor_times(root: int) -> dict[int, float]:
+    """Processor time that a process and those below it have taken, s."""
+    found = {}
+    for own in (root, *descendants(root)):
+        with suppress(OSError):
+            fields = Path(f"/proc/{own}/stat").read_text().rpartition(")")[2].split()
+            found[own] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
 def writers(root: int) -> list[int]:
     """Ray's actors that write shards."""
     return [own for own, name in descendants(root).items() if "MapWorker" in name or "ShardWriter" in name]
@@ -139,10 +150,13 @@ def measure(folder: Path, trials: int) -> dict[str, Any]:
         }.items():
             process = start(folder, root / kind, engine, count)
             memory: list[float] = []
+            times: dict[int, float] = {}
             while process.poll() is None:
                 memory.append(max([resident(own) for own in writers(process.pid)] or [resident(process.pid)]))
-                time.sleep(1)
+                times |= processor_times(process.pid)
+                time.sleep(0.5)
             found = finish(process)
+            found["processor_s"] = sum(times.values())
             found["steady_clips_s"] = steady_rate(root / kind)
             clean = clean or rows_of(root / kind)
             half = len(memory) // 2
@@ -150,8 +164,10 @@ def measure(folder: Path, trials: int) -> dict[str, Any]:
             record[kind] |= {"memory_mb_half": max(memory[: half + 1]), "memory_mb_end": max(memory[half:])}
             print(kind, json.dumps(record[kind]), flush=True)
         record["clips"] = len(clean)
-        steady = {kind: record[kind]["steady_clips_s"] for kind in ("two_processes", "ray")}
-        record["ray_overhead"] = steady["two_processes"] / steady["ray"] - 1
+        for measure_of in ("processor_s", "seconds"):
+            record[f"ray_over_two_processes_{measure_of}"] = (
+                record["ray"][measure_of] / record["two_processes"][measure_of]
+            )
         for kind in ("worker_killed", "driver_killed"):
             record[kind] = []
             for trial in range(trials):

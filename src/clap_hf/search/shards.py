@@ -102,7 +102,7 @@ def add_in_shards(
     """As `SoundCollection.add`, by several processes; every engine writes the same parts.
 
     They are equal bit by bit where a process has as many threads. Work is done at least once: where a run was killed,
-    `check_collection(folder, mend=True)` drops rows that were written twice. Moved and copied files are embedded again.
+    `check_collection(folder, mend=True)` drops rows that are there twice. Moved and copied files are embedded again.
 
     Args:
         collection: Whose `name` is what its model can be loaded by.
