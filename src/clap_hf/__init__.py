@@ -19,6 +19,7 @@ from . import registration  # noqa: F401
 if TYPE_CHECKING:
     from .audio import Audio, AudioDecodeError, AudioReader, audio_files, load_audio, open_audio
     from .data.collator import MSClapDataCollator
+    from .embedder import ClapEmbedder
     from .embedding import EmbeddedFiles, embed_files
     from .fast_cpu import optimize_for_cpu, restore_from_cpu
     from .model.configuration_msclap import (
@@ -49,6 +50,7 @@ __all__ = [
     "Audio",
     "AudioDecodeError",
     "AudioReader",
+    "ClapEmbedder",
     "EmbeddedFiles",
     "MSClapAudioCaptioningPipeline",
     "MSClapAudioConfig",
@@ -88,6 +90,7 @@ _MODULES = {
         "open_audio",
     ),
     "data.collator": ("MSClapDataCollator",),
+    "embedder": ("ClapEmbedder",),
     "embedding": (
         "EmbeddedFiles",
         "embed_files",

@@ -202,6 +202,11 @@ class PartStore:
         """All parts, in the order of their names."""
         return sorted(self.folder.glob(f"*{self.suffix}"))
 
+    def next_number(self) -> int:
+        """Number of the part to come; a new part is the last one, also after parts that were moved aside."""
+        numbers = [int(found[1]) for path in self.folder.glob("part-*") if (found := NUMBER.match(path.name))]
+        return max(numbers, default=-1) + 1
+
     def has(self, name: str) -> bool:
         """Whether a named part is there, whole and of this identity; if not, it is to be written again."""
         if not self.path(name).is_file():
@@ -228,9 +233,7 @@ class PartStore:
             The file.
         """
         if name is None:
-            # Also of parts that were moved aside: a new part is always the last one.
-            numbers = [int(found[1]) for path in self.folder.glob("part-*") if (found := NUMBER.match(path.name))]
-            name = f"part-{max(numbers, default=-1) + 1:06d}-{uuid.uuid4().hex[:8]}"
+            name = f"part-{self.next_number():06d}-{uuid.uuid4().hex[:8]}"
         path, iterator = self.path(name), iter(rows)
 
         def groups() -> Iterator[pa.Table]:

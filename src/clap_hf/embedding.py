@@ -163,6 +163,33 @@ def embed_files(
 
     On a CPU the model is optimised in place, see `optimize_for_cpu`.
     """
+    return embed_sounds(
+        model,
+        processor,
+        map(Path, files),
+        open_audio,
+        max_windows=max_windows,
+        windows_per_batch=windows_per_batch,
+        threads=threads,
+    )
+
+
+def embed_sounds(
+    model: MSClapModel,
+    processor: MSClapProcessor,
+    items: Iterable[Any],
+    open_item: Callable[[Any], AudioReader],
+    *,
+    max_windows: int | None = None,
+    windows_per_batch: int = WINDOWS_PER_BATCH,
+    threads: int | None = None,
+) -> EmbeddedFiles:
+    """As `embed_files`, of whatever can be opened: `files` of the result are the items, which are different ones.
+
+    Args:
+        open_item: Opens an item, called in threads; more than once for a long sound. A `ValueError` or `OSError` skips
+            the item.
+    """
     optimize_if_possible(model)
     extractor, device = processor.feature_extractor, model.device
     on_gpu = is_accelerator(device)
@@ -172,9 +199,9 @@ def embed_files(
     limit = extractor.max_windows if max_windows is None else max_windows
     longest = round(LONG_WINDOWS * extractor.duration_s * extractor.sampling_rate)  # decoded whole, samples
 
-    def prepare(file: Path, whole: bool = False) -> tuple[torch.Tensor, Sequence[str]] | None:
+    def prepare(file: Any, whole: bool = False) -> tuple[torch.Tensor, Sequence[str]] | None:
         """A file's windows and its damage; None for a long file."""
-        with open_audio(file) as reader:
+        with open_item(file) as reader:
             stated = resampled_length(reader, extractor.sampling_rate)
             if not whole and extractor.long_audio != "random" and (stated is None or stated > longest):
                 return None
@@ -182,9 +209,9 @@ def embed_files(
         (windows,) = extractor.windows([sound.samples], sound.sampling_rate, max_windows=max_windows)
         return model_input(extractor, device, windows), sound.damage
 
-    kept: list[Path] = []
-    skipped: dict[Path, str] = {}
-    damaged: dict[Path, str] = {}
+    kept: list[Any] = []
+    skipped: dict[Any, str] = {}
+    damaged: dict[Any, str] = {}
     vectors = bytearray()  # grows in place; a list of tensors to be joined would take the memory twice
     batch: list[torch.Tensor] = []
     embedded: deque[torch.Tensor] = deque()  # a GPU works on the last of them while the next batch comes together
@@ -202,11 +229,11 @@ def embed_files(
             batch.clear()
 
     @torch.inference_mode()
-    def embed_long(file: Path) -> Sequence[str]:
+    def embed_long(file: Any) -> Sequence[str]:
         """Embed a file in blocks; its damage."""
         counted: int | None = None
         while True:
-            with open_audio(file) as reader:
+            with open_item(file) as reader:
                 expected = resampled_length(reader, extractor.sampling_rate) if counted is None else counted
                 starts = [] if expected is None else extractor.window_starts(expected, extractor.long_audio, limit)
                 slices = Slices(mono_blocks(reader, extractor.sampling_rate), starts, extractor.window_samples)
@@ -233,7 +260,7 @@ def embed_files(
             vectors.extend(embedded.popleft().float().cpu().numpy().tobytes())
 
     ahead = max(AHEAD, 4 * threads)
-    for file, found in read_ahead(map(Path, files), prepare, skipped, threads=threads, ahead=ahead):
+    for file, found in read_ahead(items, prepare, skipped, threads=threads, ahead=ahead):
         if found is None:
             embed()
             try:

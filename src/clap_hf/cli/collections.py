@@ -32,6 +32,16 @@ def embed(
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Give the sounds this tag, to filter by; repeatable.")] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Then drop the sounds whose files are gone.")] = False,
+    engine: Annotated[str, typer.Option(help="processes of this machine, or ray.")] = "processes",
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes, or Ray's actors, that embed shards of the files.")
+    ] = None,
+    max_errors: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the files that may fail before the run stops.")
+    ] = 1.0,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Then drop rows that are there twice, as where processes were killed.")
+    ] = False,
     json_path: JsonPath = None,
     device: Device = None,
 ) -> None:
@@ -39,7 +49,7 @@ def embed(
 
     Changed files are embedded again, moved ones are recognised by their content.
     """
-    from ..search import collection_facts
+    from ..search import add_in_shards, check_collection, collection_facts
 
     report = Output(Format.table, json_path)
     report.check()
@@ -48,7 +58,20 @@ def embed(
         hop = collection_facts(output).get("hop_s")
     collection = load_collection(output, model, device, max_windows, hop_s=hop)
     try:
-        added = collection.add(files, tags=tag or ())
+        if num_processes is None and engine == "processes" and max_errors == 1.0:
+            added = collection.add(files, tags=tag or ())
+        else:
+            added = add_in_shards(
+                collection,
+                files,
+                engine=engine,
+                num_processes=num_processes or 1,
+                device=device,
+                tags=tag or (),
+                max_errors=max_errors,
+            )
+        if finish and any(output.glob("*.parquet")):
+            check_collection(output, mend=True)
         pruned = collection.prune() if prune else 0
     except KeyboardInterrupt as error:
         typer.echo(

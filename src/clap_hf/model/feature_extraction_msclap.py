@@ -404,7 +404,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         if long_audio == "random" and generator is None:
             raise ValueError("long_audio='random' needs generator=, a seeded torch.Generator.")
         for name, clip in self._clips(raw_audio):
-            samples, rate = self._read_clip(clip, sampling_rate, name)
+            samples, rate = self.read_clip(clip, sampling_rate, name)
             samples = resample(samples.to(device), rate, self.sampling_rate)
             yield self._cut(samples, long_audio, short_audio, max_windows, generator)
 
@@ -427,7 +427,7 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         return [(f"Clip {i} of the list", clip) for i, clip in enumerate(raw_audio)]
 
     @staticmethod
-    def _read_clip(clip: Any, sampling_rate: int | None, name: str) -> tuple[torch.Tensor, int]:
+    def read_clip(clip: Any, sampling_rate: int | None, name: str) -> tuple[torch.Tensor, int]:
         """Mono samples of one clip and their rate, Hz."""
         if isinstance(clip, (str, os.PathLike)):
             array, own_rate = read_file(clip, name)

@@ -5,6 +5,7 @@ from .collection import CollectionUpdate, SearchHit, SoundCollection
 from .duplicates import Duplicates, find_duplicates
 from .index import Filter
 from .query import WeightedQuery, load_part, parse_words
+from .shards import add_in_shards
 
 __all__ = [
     "CollectionCheck",
@@ -14,6 +15,7 @@ __all__ = [
     "SearchHit",
     "SoundCollection",
     "WeightedQuery",
+    "add_in_shards",
     "check_collection",
     "collection_facts",
     "find_duplicates",

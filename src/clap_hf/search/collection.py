@@ -28,11 +28,11 @@ from ..atomic_io import PartStore, locked, part_facts
 from ..audio import audio_files, open_audio, read_ahead
 from ..audio.reader import open_regular, printable
 from ..calibration import Calibration
+from ..embedder import row_id, window_columns
 from ..embedding import ClapEncoder, embed_files
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from ..pretrained import check_weights
-from ..streaming import embed_stream
 from .check import BEFORE_UPGRADE, keep_rows, restore_collection, root_of
 from .index import Filter, Index, Vectors
 from .query import query_vector
@@ -150,6 +150,7 @@ class SoundCollection:
         vector = pa.list_(pa.float32(), model.config.projection_dim)
         schema = pa.schema(
             {
+                "id": pa.string(),  # see `embedder.row_id`
                 "file": pa.string(),
                 "embedding": vector,
                 "size": pa.int64(),
@@ -164,13 +165,13 @@ class SoundCollection:
             }
         )
         facts = {"name": name, "max_windows": max_windows, "hop_s": hop_s}
-        self._parts = PartStore(self.folder, self._encoder.key, schema, about=facts)
-        self._index = Index(self._parts)
+        self.parts = PartStore(self.folder, self._encoder.key, schema, about=facts)
+        self._index = Index(self.parts)
         self._check_identity()
 
     def _check_identity(self) -> None:
         name = self.name
-        for part in self._parts.paths():
+        for part in self.parts.paths():
             found = part_facts(part)
             if found.get("hop_s") != self.hop_s and found["identity"] == self._encoder.key:
                 raise ValueError(
@@ -202,12 +203,7 @@ class SoundCollection:
         Raises:
             ValueError: A tag is empty or has a line break; or the folder holds another model's embeddings by now.
         """
-        new_tags = frozenset(tags)
-        if wrong := [tag for tag in new_tags if not tag.strip() or "\n" in tag]:
-            raise ValueError(f"A tag is {wrong[0]!r}, expected a text without line breaks.")
-        paths = [files] if isinstance(files, (str, os.PathLike)) else files
-        found = (file for path in paths for file in (audio_files([path]) if os.path.isdir(path) else [path]))
-        wanted = list(dict.fromkeys(os.path.abspath(file) for file in found))
+        wanted, new_tags = _wanted(files), _checked(tags)
         with locked(self.folder):
             self._check_identity()
             known = self._known()
@@ -244,16 +240,18 @@ class SoundCollection:
                 rows = {file: old[stored] for file, stored in equal.items()}
                 for path, vector in zip(new.files, new.vectors.numpy(), strict=True):
                     try:
-                        windows = self._windows(path, states[str(path)].duration_s)
+                        duration_s = states[str(path)].duration_s or float("nan")
+                        windows = window_columns(self._encoder, path, self.hop_s, duration_s)
                     except (ValueError, OSError) as error:  # written to since it was read
                         skipped[path] = str(error)
                         continue
                     rows[str(path)] = {"embedding": vector, "damage": new.damaged.get(path, ""), **windows}
                     embedded += 1
                 if rows:
-                    self._parts.write(
+                    self.parts.write(
                         row
                         | {"file": self._stored(file), "tags": sorted(own_tags[file] | set(row.get("tags") or ()))}
+                        | {"id": row_id(states[file].sha256, self._encoder.key, self.hop_s)}
                         | vars(states[file])
                         for file, row in rows.items()
                     )
@@ -261,6 +259,37 @@ class SoundCollection:
                 self._drop(gone & known.keys(), known)
                 recognised += len(equal)
         return CollectionUpdate(embedded, len(wanted) - len(missing), recognised, skipped, damaged)
+
+    def shards(
+        self, files: Iterable[str | os.PathLike[str]], tags: Iterable[str], files_per_part: int
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """The files that the collection does not have, in shards that are cut the same whatever is there already.
+
+        Args:
+            files: As for `add`, and so are the tags.
+            tags: Words that the files get.
+            files_per_part: Files of a shard at most.
+
+        Returns:
+            How many files were asked for; and of every shard with missing files the name of its `part`, and as `rows`
+            the lists of their paths, of these as the collection stores them, and of their tags.
+        """
+        wanted, new_tags = _wanted(files), _checked(tags)
+        self._check_identity()
+        known = self._known()
+        number = self.parts.next_number()
+        shards: list[dict[str, Any]] = []
+        for start in range(0, len(wanted), files_per_part):
+            whole = wanted[start : start + files_per_part]
+            missing = [file for file in whole if not self._is_known(file, known, new_tags)]
+            if not missing:
+                continue
+            stored = [self._stored(file) for file in missing]
+            own = [known[name].tags | new_tags if name in known else new_tags for name in stored]
+            digest = hashlib.sha256("\0".join(stored).encode(errors="surrogateescape")).hexdigest()[:8]
+            part = f"part-{number + len(shards):06d}-{digest}"
+            shards.append({"part": part, "rows": [missing, stored, [sorted(tags) for tags in own]]})
+        return len(wanted), shards
 
     def prune(self) -> int:
         """Drop the embeddings of files that are no longer there.
@@ -466,29 +495,16 @@ class SoundCollection:
         wanted = set(stored)
         rows: dict[str, dict[str, Any]] = {}
         for part in sorted({known[name].parts[-1] for name in wanted}):
-            table = self._parts.read(part)
+            table = self.parts.read(part)
             chosen = pa.array([name in wanted for name in table["file"].to_pylist()], pa.bool_())
             rows |= {row["file"]: row for row in table.filter(chosen).to_pylist()}
         return rows
 
-    def _windows(self, file: Path, duration_s: float | None) -> dict[str, Any]:
-        """Columns of a file's windows; none where there are none, or one that is the whole file."""
-        if self.hop_s is None or (duration_s or np.inf) <= self.processor.feature_extractor.duration_s:
-            return {}
-        found = embed_stream(self.model, self.processor, file, hop_s=self.hop_s)
-        if len(found.vectors) < 2:
-            return {}
-        return {
-            "starts": found.starts_s.tolist(),
-            "ends": found.ends_s.tolist(),
-            "windows": list(found.vectors.numpy()),
-        }
-
     def _drop(self, stored: set[str], known: dict[str, _Known]) -> None:
         """Take known files out of their parts."""
         for part in {part for name in stored for part in known[name].parts}:
-            table = self._parts.read(part)
-            keep_rows(self._parts, part, table, [name not in stored for name in table["file"].to_pylist()])
+            table = self.parts.read(part)
+            keep_rows(self.parts, part, table, [name not in stored for name in table["file"].to_pylist()])
         for name in stored:
             del known[name]
 
@@ -497,6 +513,21 @@ class SoundCollection:
             f"{self.folder}: none of its sounds is there, such as {self._path(stored)}. Mount or restore their "
             "folder, or embed them again where they are now."
         )
+
+
+def _wanted(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Absolute paths of files, and of those in folders, each once."""
+    paths = [files] if isinstance(files, (str, os.PathLike)) else files
+    found = (file for path in paths for file in (audio_files([path]) if os.path.isdir(path) else [path]))
+    return list(dict.fromkeys(os.path.abspath(file) for file in found))
+
+
+def _checked(tags: Iterable[str]) -> frozenset[str]:
+    """Tags, each of them a text of one line."""
+    found = frozenset(tags)
+    if wrong := [tag for tag in found if not tag.strip() or "\n" in tag]:
+        raise ValueError(f"A tag is {wrong[0]!r}, expected a text without line breaks.")
+    return found
 
 
 def _state_of(file: str) -> _State:
