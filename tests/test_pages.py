@@ -117,7 +117,9 @@ def test_pushes_work(hub, monkeypatch, tmp_path, command):
     assert "README.md" in result.stdout and hub.unhandled == []
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("clap-hf classify")])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if re.match("clap-hf classify .*thunder.ogg", command)]
+)
 def test_classifying_works(monkeypatch, command):
     monkeypatch.chdir(ROOT)
     result = CliRunner().invoke(app, shlex.split(command)[1:])
@@ -183,7 +185,8 @@ def test_the_speed_section_is_made_from_the_results(monkeypatch):
 
 
 def test_searching_works(monkeypatch, tmp_path):
-    embed, search = (shlex.split(line)[1:] for line in COMMANDS if "sound-index" in line)
+    [block] = [block for block in BLOCKS if block.page == "README.md" and "sound-index" in block.code]
+    embed, search = (shlex.split(line)[1:] for line in block.commands)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
