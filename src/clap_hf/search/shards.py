@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -211,14 +212,15 @@ def _in_ray(writer: ShardWriter, shards: list[dict[str, Any]], count: int) -> Re
     if not shards:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and log files
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     rows = data.from_items([{"shard": json.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
     reports = rows.map_batches(
         ShardWriter,
         batch_size=1,
-        compute=data.ActorPoolStrategy(size=count),
+        compute=data.ActorPoolStrategy(size=min(count, len(shards))),
         num_cpus=min(1.0, resources["CPU"] / (count + 1)),  # reading the shards needs some, too
         num_gpus=min(1.0, resources.get("GPU", 0) / count),
         fn_constructor_args=(writer.embedder, writer.store, _threads(count)),
