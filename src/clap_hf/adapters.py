@@ -1,7 +1,8 @@
 """Other families of sound and text models, as a model and a processor that every tool of this package takes.
 
-`load_model(name)` gives for any family what `load_checked` gives for our own. A `Family` makes features of a window,
-and vectors of features and texts; windows of a fixed length, their mean and the identity are the same for all.
+`load_model(name)` gives for any family what `load_checked` gives for our own, and imports no family that is not asked
+for. A `Family` makes features of a window, and vectors of features and texts; windows of a fixed length, their mean
+and the identity are the same for all.
 """
 
 from __future__ import annotations
@@ -16,15 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AutoProcessor,
-    ClapModel,
-    PeAudioFrameLevelModel,
-    PeAudioModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .embedding import NO_EFFECT
@@ -77,6 +70,8 @@ class LaionClap(WindowModule):
     """
 
     def __init__(self, name: str):
+        from transformers import AutoProcessor, ClapModel
+
         super().__init__()
         self.model = _loaded(ClapModel, name)
         processor = AutoProcessor.from_pretrained(name)
@@ -105,6 +100,8 @@ class PeAudio(WindowModule):
     """PE-AV's audio model and PE-A-Frame, whose vector of a window is the mean of its frames' unit vectors."""
 
     def __init__(self, name: str):
+        from transformers import AutoProcessor, PeAudioFrameLevelModel, PeAudioModel
+
         super().__init__()
         frames = "PeAudioFrameLevelModel" in (load_config(name).architectures or [])
         cls = PeAudioFrameLevelModel if frames else PeAudioModel
