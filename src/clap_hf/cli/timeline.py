@@ -16,13 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from .io import STDIN, Format, Output, candidate_labels, one_line, read_text
-from .models import checked_checkpoint, load_dual_encoder
+from .models import load_dual_encoder
 from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
 
 if TYPE_CHECKING:
-    from ..calibration import Calibration
-    from ..model.modeling_msclap import MSClapModel
-    from ..model.processing_msclap import MSClapProcessor
+    pass
 
 app = typer.Typer()
 
@@ -112,7 +110,7 @@ def timeline(
     output.check()
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
-    encoder, processor, calibration = load_clap(model, device)
+    encoder, processor, _, calibration = load_dual_encoder(model, device)
     found = score_timeline(
         encoder,
         processor,
@@ -191,7 +189,7 @@ def moments(
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
     asked = queries_of(path, queries or [], queries_file)
-    encoder, processor, _ = load_clap(model, device)
+    encoder, processor, *_ = load_dual_encoder(model, device)
     rows: list[dict[str, Any]] = []
     for file, own in asked.items():
         texts = list(dict.fromkeys(row["query"] for row in own))
@@ -228,13 +226,6 @@ def moments(
 def recording(file: Path) -> Path | BinaryIO:
     """A file, or stdin for `-`."""
     return sys.stdin.buffer if file == STDIN else file
-
-
-def load_clap(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, Calibration | None]:
-    """A model of this package, whose input is a log-mel, its processor, and its calibration if any."""
-    checked_checkpoint(model, ("msclap",))
-    loaded, processor, _, calibration = load_dual_encoder(model, device)
-    return loaded, processor, calibration
 
 
 def given_thresholds(options: list[str], labels: list[str]) -> dict[str, float]:
