@@ -109,15 +109,21 @@ def rooms() -> dict[str, list[str]]:
     return found
 
 
+# The hooks on transformers import these. In other rooms `tests/test_packaging.py` finds circles without running them,
+# and a module for every room is enough.
+HOOKED = ("clap_hf", "clap_hf/model", "clap_hf/pipelines")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("room", rooms())
-def test_every_module_can_be_imported_first(room):
+@pytest.mark.parametrize("room", [*HOOKED, "others"])
+def test_modules_can_be_imported_first(room):
+    others = [names[-1] for folder, names in rooms().items() if folder not in HOOKED]
     run(
         f"""
         import importlib, os, traceback
         import accelerate, datasets, torch, transformers  # once; every module of ours is imported in a fork of its own
         failed = []
-        for name in {rooms()[room]}:
+        for name in {rooms().get(room, others)}:
             child = os.fork()
             if child == 0:
                 try:

@@ -1,7 +1,10 @@
 """The README and docs/ are true: snippets run and print what they show, commands exist and take the options named."""
 
+import contextlib
+import io
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -75,10 +78,18 @@ def test_the_site_builds(tmp_path):
 
 @cache
 def help_of(is_subcommand: bool, name: str) -> str:
-    """Help of a `clap-hf` command or of a script; several lines name the same one."""
-    program = ["-c", "from clap_hf.cli import app; app()", name] if is_subcommand else name.split()
-    command = [sys.executable, *program, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """Help of a `clap-hf` command, a script or a module; several lines name the same one."""
+    if is_subcommand:
+        return CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).stdout
+    printed = io.StringIO()
+    module = name.removeprefix("-m ")
+    start = runpy.run_path if module == name else runpy.run_module
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        patch.setattr(sys, "argv", [name, "--help"])
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(ROOT)
+        start(module, run_name="__main__")
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

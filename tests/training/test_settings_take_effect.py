@@ -51,6 +51,7 @@ CHANGES = {
     "batch_norm": "frozen", "template": "a {}", "template_probability": 1.0,
     "clap": "{cnn14}", "language_model": TEXT | {"max_length": 3}, "validation_clips": 1, "streams": [],
     "label": "category", "fold": "quality", "folds": 3, "frozen": True,
+    "held_out": 0.4, "freeze_audio": True, "lora": {},
     "text.pretrained": "gone", "text.config": GPT2 | {"n_embd": 16}, "text.pooling": "mean",
     "text.tokenizer": str(TESTS / "tokenizers" / "bert-base-uncased"), "text.max_length": 3, "text.freeze": True,
     "augmentation.speeds": [1.0], "augmentation.gain_db": 1.0, "augmentation.pad_probability": 1.0,
