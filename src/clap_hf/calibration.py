@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from sklearn.linear_model import LogisticRegression
 
 from .atomic_io import replacing
 
@@ -153,6 +152,8 @@ class Calibration:
         Raises:
             ValueError: There is no pair of one of the two kinds.
         """
+        from sklearn.linear_model import LogisticRegression  # takes a second to import, and fitting is rare
+
         if not present.any() or not absent.any():
             raise ValueError(
                 f"{int(present.sum())} pairs of a sound and a text belong together and {int(absent.sum())} do not, "
