@@ -9,6 +9,7 @@ import clap_hf  # noqa: F401  # first: the others import torchaudio, working or 
 import copy
 
 import pytest
+import setuptools  # noqa: F401  # before any test: quanto needs it, and it fails where the old distutils came first
 import torch
 import torch.nn.functional as F
 
