@@ -12,7 +12,7 @@ def load_split(name: str, split: str, config: str | None = None, revision: str |
 
     `datasets` keeps what it read of a folder that has a card under the folder's last name alone: a set that was built
     again, or another of that name, would come out of its cache. Parquet files are therefore named one by one, which
-    it tells apart by path and time.
+    it distinguishes by path and time.
 
     Args:
         name: Folder or Hub id.

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments
 from ..atomic_io import replace_folder, write_json
 from ..audio import AudioDecodeError, load_stored_audio
 from ..data.collator import MSClapDataCollator
+from ..data.splits import load_split
 from ..evaluation.scoring import bootstrap_interval
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapForAudioClassification
@@ -77,7 +78,7 @@ def cross_validate(
     if device is not None and not recipe.frozen:
         raise ValueError(f"device is {device!r}, which has no effect with frozen: false. Leave it out.")
     checkpoint = checkpoint_path(recipe.model)
-    data = datasets.load_dataset(recipe.dataset, split=recipe.split)
+    data = load_split(recipe.dataset, recipe.split)
     wanted = ["audio", recipe.label, *([recipe.fold] if recipe.fold else [])]
     missing = [name for name in wanted if name not in data.column_names]
     if missing:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import PartialState
 
@@ -18,6 +17,7 @@ from ..data.prompts import PromptCollator, PromptDataset
 from ..data.registry import source_of
 from ..data.simple_stream import stream_rows
 from ..data.source import StreamSource
+from ..data.splits import load_split
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
@@ -129,10 +129,10 @@ def _contrastive_stage(
     if opened is not None:
         held_out = PairValidation(opened.held_out, processor, recipe, opened.labels)
     else:
-        held_out = CorpusValidation(datasets.load_dataset(recipe.dataset, split="validation"), processor, recipe)
+        held_out = CorpusValidation(load_split(recipe.dataset, "validation"), processor, recipe)
     teacher = None
     if recipe.teacher is not None:
-        ids = datasets.load_dataset(recipe.dataset, split=recipe.split)["id"][:]
+        ids = load_split(recipe.dataset, recipe.split)["id"][:]
         teacher = load_features(recipe.teacher.features, ids)
     tasks = None
     if recipe.evaluation_tasks is not None:
@@ -171,7 +171,7 @@ def _pair_batches(
     if opened is not None:
         return pair_batches(recipe, opened, processor, num_workers, given)
     is_corpus = is_parquet(StreamSource(recipe.dataset))
-    rows = datasets.load_dataset(recipe.dataset, split=recipe.split) if is_corpus else None
+    rows = load_split(recipe.dataset, recipe.split) if is_corpus else None
     columns = {"audio", "captions", "label", "category", "source"}
     if rows is None or columns - set(rows.column_names):
         raise ValueError(
