@@ -24,7 +24,7 @@ import clap_hf.search.collection
 from clap_hf import SoundCollection, embed_files, load_audio
 from clap_hf.atomic_io import locked
 from clap_hf.cli import app
-from clap_hf.embedding import embed_texts
+from clap_hf.embedding import embed_sounds, embed_texts
 from clap_hf.search import check_collection, collection_facts
 from conftest import make_model, sound
 
@@ -68,23 +68,23 @@ def test_a_stopped_run_goes_on_where_it_was(files, tmp_path, processor, small_pa
     broken.write_text("not a sound")
     calls = []
 
-    def noted(model, processor, files, **options):
+    def noted(model, processor, files, open_file, **options):
         calls.append(files)
-        return embed_files(model, processor, files, **options)
+        return embed_sounds(model, processor, files, open_file, **options)
 
-    def stopped(model, processor, files, **options):
+    def stopped(model, processor, files, open_file, **options):
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return noted(model, processor, files, **options)
+        return noted(model, processor, files, open_file, **options)
 
-    monkeypatch.setattr(clap_hf.search.collection, "embed_files", stopped)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_sounds", stopped)
     with pytest.raises(KeyboardInterrupt):
         SoundCollection(tmp_path / "index", model, processor).add([broken, *files])
     collection = SoundCollection(tmp_path / "index", model, processor)
     assert len(collection) == 3  # two parts, less the file that is no sound
     before = {path: path.read_bytes() for path in (tmp_path / "index").glob("*.parquet")}
     calls.clear()
-    monkeypatch.setattr(clap_hf.search.collection, "embed_files", noted)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_sounds", noted)
     added = collection.add([broken, *files, files[0]])
     assert (added.embedded, added.known) == (4, 3)
     assert list(added.skipped) == [broken] and "broken.wav" in added.skipped[broken]
@@ -110,11 +110,11 @@ def embedded(monkeypatch):
     """Names of the files that are embedded from now on."""
     names: list[str] = []
 
-    def noted(model, processor, files, **options):
+    def noted(model, processor, files, open_file, **options):
         names.extend(file.rsplit("/", 1)[-1] for file in files)
-        return embed_files(model, processor, files, **options)
+        return embed_sounds(model, processor, files, open_file, **options)
 
-    monkeypatch.setattr(clap_hf.search.collection, "embed_files", noted)
+    monkeypatch.setattr(clap_hf.search.collection, "embed_sounds", noted)
     return names
 
 

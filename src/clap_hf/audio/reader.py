@@ -23,6 +23,7 @@ import soundfile
 
 from . import ffmpeg
 from .containers import Damage, File, Part, PartFile, inspect
+from .stored import inside, read_inside
 
 Blocks = Generator[np.ndarray, None, None]  # float32 `[frames, channels]`
 
@@ -312,7 +313,8 @@ def _encoded(source: Source, name: str | None, stack: contextlib.ExitStack) -> t
         return bytes(source), name or "<bytes>"
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        return path, name or path
+        found = inside(path)
+        return (path if found is None else _read_inside(*found)), name or path
     name = name or str(getattr(source, "name", "<file object>"))  # only real files have a name
     beginning = source.read(_IN_MEMORY)
     if not isinstance(beginning, bytes):
@@ -324,6 +326,14 @@ def _encoded(source: Source, name: str | None, stack: contextlib.ExitStack) -> t
     return _on_disk(source, stack, beginning + more), name
 
 
+def _read_inside(file: str, entry: str) -> str | bytes:
+    try:
+        return read_inside(file, entry)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AudioDecodeError(f"{file}#{entry}", reason, "a readable file", "check the path") from error
+
+
 def _on_disk(file: BinaryReader, stack: contextlib.ExitStack, beginning: bytes = b"") -> str:
     """Copy a file object to a file that is deleted with the stack; gives its path."""
     path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "sound")
@@ -333,16 +343,21 @@ def _on_disk(file: BinaryReader, stack: contextlib.ExitStack, beginning: bytes =
     return path
 
 
-def open_regular(path: str, name: str) -> io.FileIO:
-    """Open a regular file, unbuffered.
+def open_regular(path: str, name: str) -> io.FileIO | io.BytesIO:
+    """Open a regular file, unbuffered, or a sound inside of another file.
 
     Args:
-        path: The file.
+        path: The file, or the name of a sound, see `stored`.
         name: What messages call it.
 
     Raises:
         AudioDecodeError: It is missing, unreadable, or no regular file.
     """
+    if (found := inside(path)) is not None:
+        content = _read_inside(*found)
+        if isinstance(content, bytes):
+            return io.BytesIO(content)
+        path = content
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a FIFO waits for someone to write to it

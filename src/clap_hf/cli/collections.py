@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .io import FAILED, INTERRUPTED, Format, Output, input_files, one_line, print_failures
+from .io import FAILED, INTERRUPTED, Format, Output, input_names, one_line, print_failures
 from .models import load_collection, load_dual_encoder
-from .options import Device, JsonPath, MaxWindows, ModelName, Paths, StdoutFormat
+from .options import Device, JsonPath, MaxWindows, ModelName, StdoutFormat
 
 app = typer.Typer()
 
@@ -22,7 +22,12 @@ FALSE_ALARMS = 0.01  # of sounds that do not match, above whose threshold a hit 
 
 @app.command()
 def embed(
-    paths: Paths,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Sound files, .parquet, .arrow and .tar files, folders of them, Hub ids, - for a list on stdin."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the collection; what is in it already is kept.")],
     model: ModelName = "embedded",
     max_windows: MaxWindows = None,
@@ -47,13 +52,15 @@ def embed(
 ) -> None:
     """Embed the sounds in files and folders once, for `clap-hf search`; stop it at will, it goes on where it was.
 
-    Changed files are embedded again, moved ones are recognised by their content.
+    Sounds may also lie in parquet files, folders that `datasets` saved to disk, WebDataset tars, and datasets of the
+    Hub. Changed files are embedded again, moved ones are recognised by their content.
     """
+    from ..data.own import sound_names
     from ..search import add_in_shards, check_collection, collection_facts
 
     report = Output(Format.table, json_path)
     report.check()
-    files = input_files(paths)
+    files = sound_names(input_names(paths))
     if hop is None and any(output.glob("*.parquet")):
         hop = collection_facts(output).get("hop_s")
     collection = load_collection(output, model, device, max_windows, hop_s=hop)

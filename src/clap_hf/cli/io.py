@@ -177,6 +177,11 @@ def input_files(paths: list[Path]) -> list[Path]:
     """Sound files of arguments: files, folders, and `-` for a list of them on stdin, a line or a NUL each."""
     from ..audio import audio_files
 
+    return audio_files(input_names(paths))
+
+
+def input_names(paths: list[Path]) -> list[Path]:
+    """Arguments as they are, and what is listed on stdin where one of them is `-`."""
     named: list[Path] = []
     for path in paths:
         if path != STDIN:
@@ -188,7 +193,7 @@ def input_files(paths: list[Path]) -> list[Path]:
         if not names:
             raise ValueError("No file names on stdin, expected one a line.")
         named += names
-    return audio_files(named)
+    return named
 
 
 def read_text(path: Path) -> str:

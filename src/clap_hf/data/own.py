@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..audio import AUDIO_EXTENSIONS, audio_files, open_audio, read_ahead
+from ..audio.reader import printable
+from ..audio.stored import AUDIO_COLUMNS, CONTAINERS, inside, sounds_inside
 from ..pretrained import HUB_ID
 from .source import (
-    AUDIO_COLUMNS,
     LABEL_COLUMNS,
     TEXT_COLUMNS,
     NoSuchSplit,
@@ -187,6 +189,40 @@ def read_pairs(source: StreamSource, given: Given | None = None) -> Pairs:
         )
     reasons = {source.name_of(rows[number], number): reason for number, reason in skipped.items()}
     return Pairs(source, rows, [*found, *range(len(checked), len(rows))], reasons, len(checked))
+
+
+def sound_names(given: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Names of sounds, whether or not they have a text, each once.
+
+    Args:
+        given: Sound files; folders of them; parquet or Arrow files and tar archives, whose sounds are named like
+            `set.parquet#12`, and folders of these, such as `save_to_disk` writes; and Hub ids of datasets, which are
+            fetched into the Hub's cache.
+
+    Raises:
+        ValueError: One of them does not exist, or holds no sound.
+    """
+    found: dict[str, None] = {}
+    for one in given:
+        name, path = str(one), Path(one)
+        if not path.exists() and not inside(name) and path.suffix.lower() not in AUDIO_EXTENSIONS:
+            path = _fetched(StreamSource(name))
+        if not path.is_dir():
+            own = sounds_inside(path, AUDIO_EXTENSIONS) if path.suffix in CONTAINERS else [name]
+        else:
+            files = [file for file in _below(path) if file.suffix.lower() in (*AUDIO_EXTENSIONS, *CONTAINERS)]
+            own = [
+                sound
+                for file in files
+                for sound in (sounds_inside(file, AUDIO_EXTENSIONS) if file.suffix in CONTAINERS else [str(file)])
+            ]
+        if not own:
+            raise ValueError(
+                f"{printable(name)}: no sound is here, expected files named {' '.join(sorted(AUDIO_EXTENSIONS))}, or "
+                f"{' '.join(CONTAINERS)} files with sounds"
+            )
+        found.update(dict.fromkeys(map(os.path.abspath, own)))
+    return list(found)
 
 
 def is_parquet(source: StreamSource) -> bool:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import soundfile
 
-AUDIO_COLUMNS = ("audio", "file_name", "path", "file", "filename")
+from ..audio.stored import AUDIO_COLUMNS, stored_sound
+
 TEXT_COLUMNS = ("text", "caption", "captions")
 LABEL_COLUMNS = ("label", "labels", "classname")
 TEMPLATE = "this is a sound of {}"
@@ -137,29 +135,10 @@ class StreamSource:
         Raises:
             RowError: If it has neither.
         """
-        audio = row[self.sound_column]
-        if isinstance(audio, bytes) and audio:
-            return audio
-        stored = audio if isinstance(audio, dict) else {"path": audio}
-        if stored.get("bytes"):
-            return stored["bytes"]
-        if stored.get("array") is not None:
-            buffer = io.BytesIO()
-            samples = np.asarray(stored["array"], dtype=np.float32)
-            soundfile.write(buffer, samples, int(stored["sampling_rate"]), format="WAV", subtype="FLOAT")
-            return buffer.getvalue()
-        if not isinstance(stored.get("path"), str) or not stored["path"]:
-            raise RowError("no audio bytes and no path of a file")
-        path = Path(stored["path"])
-        if not path.is_absolute() and not path.exists():
-            path = Path(self.dataset) / path  # as written beside the dataset
-        if not path.is_file():
-            raise RowError(f"no audio bytes, and {path} is no file here")
-        if stored.get("offset") is None:
-            return str(path)
-        with path.open("rb") as file:
-            file.seek(stored["offset"])
-            return file.read(stored["size"])
+        try:
+            return stored_sound(row[self.sound_column], Path(self.dataset))
+        except ValueError as error:
+            raise RowError(str(error)) from error
 
     def name_of(self, row: dict[str, Any], number: int) -> str:
         """Names a row for people: its id, its file below the dataset, or its number."""

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..atomic_io import PartError, PartStore, locked, part_facts, read_part
+from ..audio.stored import is_there
 
 COLUMNS = {"file", "embedding", "size", "mtime_ns", "sha256"}
 BEFORE_UPGRADE = ".before-upgrade"  # ending of the old folder's name while two collections are swapped
@@ -113,7 +114,7 @@ def check_collection(folder: str | os.PathLike[str], *, mend: bool = False) -> C
             for name, is_newest in zip(names, newest, strict=True):
                 if not is_newest:
                     repeated[name] = None
-                elif not (root / name).exists():
+                elif not is_there(root / name):
                     missing.append(root / name)
             if mend and not all(newest):
                 table, facts = read_part(part), part_facts(part)

@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from rich.console import Console
 from rich.progress import track
 
 from ..atomic_io import PartStore, locked, part_facts
-from ..audio import audio_files, open_audio, read_ahead
+from ..audio import AudioReader, audio_files, open_audio, read_ahead
 from ..audio.reader import open_regular, printable
+from ..audio.stored import is_there, state_of
 from ..calibration import Calibration
 from ..embedder import row_id, window_columns
-from ..embedding import ClapEncoder, embed_files
+from ..embedding import ClapEncoder, embed_sounds
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from ..pretrained import check_weights
@@ -93,12 +93,11 @@ class CollectionUpdate:
 
 @dataclass(frozen=True)
 class _State:
-    """What identifies the content of a file: size in bytes and time of change in ns, or its hash; and its length."""
+    """What identifies the content of a file: size in bytes and time of change in ns, or its hash."""
 
     size: int
     mtime_ns: int
     sha256: str
-    duration_s: float | None
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,14 @@ class SoundCollection:
             by_content = {entry.state.sha256: stored for stored, entry in known.items()}
             skipped: dict[Path, str] = {}
             damaged: dict[Path, str] = {}
+            durations: dict[str, float | None] = {}
             embedded = recognised = 0
+
+            def open_file(file: str) -> AudioReader:
+                reader = open_audio(file)
+                durations[file] = reader.duration_s
+                return reader
+
             starts = range(0, len(missing), FILES_PER_PART)
             for start in track(starts, "Embedding", console=Console(stderr=True), transient=True):
                 failed: dict[str, str] = {}
@@ -229,24 +235,23 @@ class SoundCollection:
                 }
                 # Before a changed file is embedded: a run that stops here embeds it the next time.
                 self._drop({self._stored(file) for file in states} & known.keys(), known)
-                new = embed_files(
-                    self.model,
-                    self.processor,
-                    [file for file in states if file not in equal],
-                    max_windows=self._encoder.max_windows,
-                )
-                skipped |= new.skipped
-                damaged |= new.damaged
+                fresh = [file for file in states if file not in equal]
+                windows = self._encoder.max_windows
+                new = embed_sounds(self.model, self.processor, fresh, open_file, max_windows=windows)
+                skipped |= {Path(file): reason for file, reason in new.skipped.items()}
+                damaged |= {Path(file): reason for file, reason in new.damaged.items()}
                 rows = {file: old[stored] for file, stored in equal.items()}
-                for path, vector in zip(new.files, new.vectors.numpy(), strict=True):
+                for file, vector in zip(map(str, new.files), new.vectors.numpy(), strict=True):
+                    row = {"embedding": vector, "duration_s": durations[file]}
+                    row["damage"] = damaged.get(Path(file), "")
                     try:
-                        duration_s = states[str(path)].duration_s or float("nan")
-                        windows = window_columns(self._encoder, path, self.hop_s, duration_s)
+                        row |= window_columns(self._encoder, file, self.hop_s, durations[file] or float("nan"))
                     except (ValueError, OSError) as error:  # written to since it was read
-                        skipped[path] = str(error)
+                        skipped[Path(file)] = str(error)
                         continue
-                    rows[str(path)] = {"embedding": vector, "damage": new.damaged.get(path, ""), **windows}
+                    rows[file] = row
                     embedded += 1
+                durations.clear()
                 if rows:
                     self.parts.write(
                         row
@@ -255,7 +260,7 @@ class SoundCollection:
                         | vars(states[file])
                         for file, row in rows.items()
                     )
-                gone = {stored for stored in equal.values() if not self._path(stored).exists()}
+                gone = {stored for stored in equal.values() if not is_there(self._path(stored))}
                 self._drop(gone & known.keys(), known)
                 recognised += len(equal)
         return CollectionUpdate(embedded, len(wanted) - len(missing), recognised, skipped, damaged)
@@ -302,7 +307,7 @@ class SoundCollection:
         """
         with locked(self.folder):
             known = self._known()
-            gone = {stored for stored in known if not self._path(stored).exists()}
+            gone = {stored for stored in known if not is_there(self._path(stored))}
             if known and len(gone) == len(known):
                 raise self._all_missing(min(gone))
             self._drop(gone, known)
@@ -340,7 +345,7 @@ class SoundCollection:
             by_tags: dict[frozenset[str], list[Path]] = {}
             known = self._known()
             for stored, entry in known.items():
-                if self._path(stored).exists():
+                if is_there(self._path(stored)):
                     by_tags.setdefault(entry.tags, []).append(self._path(stored))
             if known and not by_tags:
                 raise self._all_missing(min(known))
@@ -405,7 +410,7 @@ class SoundCollection:
         for number, row, score in self._ranked(vectors, vector, against, where, top_k):
             path = self._path(vectors.files[number])
             try:
-                found = os.stat(path)
+                found = state_of(str(path))
             except OSError:
                 missing = missing or vectors.files[number]
                 continue
@@ -416,7 +421,7 @@ class SoundCollection:
                 SearchHit(
                     file=path,
                     similarity=score,
-                    changed=(found.st_size, found.st_mtime_ns) != (vectors.sizes[number], vectors.times[number]),
+                    changed=found != (vectors.sizes[number], vectors.times[number]),
                     damage=vectors.damage[number],
                     start_s=None if np.isnan(vectors.starts[row]) else round(float(vectors.starts[row]), 3),
                     end_s=None if np.isnan(vectors.ends[row]) else round(float(vectors.ends[row]), 3),
@@ -474,7 +479,7 @@ class SoundCollection:
         known: dict[str, _Known] = {}
         for row in self._index.sounds():
             earlier = known[row["file"]].parts if row["file"] in known else ()
-            state = _State(row["size"], row["mtime_ns"], row["sha256"], row["duration_s"])
+            state = _State(row["size"], row["mtime_ns"], row["sha256"])
             tags = frozenset(row["tags"].split("\n")) - {""}
             known[row["file"]] = _Known((*earlier, self.folder / row["part"]), state, tags)
         return known
@@ -485,10 +490,9 @@ class SoundCollection:
         if entry is None or not tags <= entry.tags:
             return False
         try:
-            found = os.stat(file)
+            return state_of(file) == (entry.state.size, entry.state.mtime_ns)
         except OSError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (entry.state.size, entry.state.mtime_ns)
 
     def _rows(self, stored: Iterable[str], known: dict[str, _Known]) -> dict[str, dict[str, Any]]:
         """Newest rows of known files."""
@@ -536,16 +540,13 @@ def _state_of(file: str) -> _State:
         raise ValueError(f"{printable(file)}: its name is not UTF-8, expected one that parquet holds; rename the file")
     try:
         with open_regular(file, printable(file)) as content:
-            found = os.fstat(content.fileno())
+            size, mtime_ns = state_of(file)
             digest = hashlib.file_digest(content, "sha256")
     except OSError as error:
         raise ValueError(
             f"{printable(file)}: {error.strerror or error}; expected a readable file; check the path"
         ) from error
-    duration_s = None
-    with suppress(ValueError, OSError), open_audio(file) as reader:  # `embed_files` states what is wrong with it
-        duration_s = reader.duration_s
-    return _State(found.st_size, found.st_mtime_ns, digest.hexdigest(), duration_s)
+    return _State(size, mtime_ns, digest.hexdigest())
 
 
 def clock(seconds: float) -> str:

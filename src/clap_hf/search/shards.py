@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 from ..atomic_io import PartStore, locked
 from ..audio.reader import printable
+from ..audio.stored import state_of
 from ..embedder import ClapEmbedder
 from .collection import FILES_PER_PART, CollectionUpdate, SoundCollection
 
@@ -64,8 +65,8 @@ class ShardWriter:
         rows = [dict(zip(("path", "file", "tags"), row, strict=True)) for row in zip(*shard["rows"], strict=True)]
         for row in rows:
             with suppress(OSError, ValueError):  # the embedder states what is wrong with it
-                found = os.stat(row["path"])  # before it is read: if it changes meanwhile, the next run sees that
-                row |= {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+                # before it is read: if it changes meanwhile, the next run sees that
+                row["size"], row["mtime_ns"] = state_of(row["path"])
         columns = self.embedder({"path": [row["path"] for row in rows]})
         skipped: dict[str, str] = {}
         damaged: dict[str, str] = {}
