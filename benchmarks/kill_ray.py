@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`clap-hf embed --engine ray` beside the path without Ray, on the same clips: time, memory, and ten kills of each kind.
+"""`clap-hf embed --engine ray` beside two processes, on the same clips: time, memory, and ten kills of each kind.
 
     python benchmarks/kill_ray.py SOUNDS WORK --part clean --clips 5000 --output benchmarks/kill_ray.json
     python benchmarks/kill_ray.py SOUNDS WORK --part workers --clips 5000 --output benchmarks/kill_ray.json
