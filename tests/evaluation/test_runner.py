@@ -31,6 +31,9 @@ from clap_hf.evaluation.runner import EvaluationOptions, Job, find_locations, ru
 from clap_hf.evaluation.sound_tasks import RETRIEVAL_SOURCE
 from clap_hf.evaluation.task_scores import class_texts, score_classification, score_retrieval
 from clap_hf.hub import push
+from clap_hf.model.modeling_msclap import MSClapModel
+from clap_hf.pretrained import load_checked
+from clap_hf.search import SoundCollection, add_in_shards
 from conftest import EXAMPLES, make_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -149,6 +152,49 @@ def test_new_prompts_on_5000_cached_clips_embed_no_sound(tmp_path):
     changed = replace(options, templates=("another {}",), limit=100)
     outcomes = run([job], found, encoder, None, changed, quiet)
     assert outcomes[0].result["clips"] == 100 and encoder.calls == 0
+
+
+def test_sounds_of_a_collection_are_not_embedded_again(checkpoint, tmp_path):
+    files = sorted(EXAMPLES.glob("*.[wfo]*"))[:6]  # wav, flac, ogg
+    task = Task("own", "classification", "accuracy", "", {"a": (), "b": ()}, ("a {}",), "ours", ())
+    audio = [{"bytes": file.read_bytes() if i % 2 else None, "path": str(file)} for i, file in enumerate(files)]
+    data = TaskData(audio, list(range(6)), ("a", "b"), [(i % 2,) for i in range(6)])
+    location = DataLocation(None, None, "own", "own")
+    jobs = [Job(task, lambda: iter([location]), lambda location: data)]
+    model, processor = load_checked(MSClapModel, str(checkpoint))
+
+    class Counting(ClapEncoder):
+        sounds = 0
+
+        def prepare(self, audio, sampling_rate=None):
+            self.sounds += 1
+            return super().prepare(audio, sampling_rate)
+
+    def evaluated(name, **options):
+        encoder = Counting(model, processor, str(checkpoint))
+        options = EvaluationOptions(plots=False, output_dir=tmp_path / name, cache_dir=tmp_path / name, **options)
+        (outcome,) = run(jobs, find_locations(jobs), encoder, None, options, Console(quiet=True))
+        return encoder, outcome
+
+    expected, outcome = evaluated("alone")
+    assert outcome.status == "done", outcome.reason
+    value = outcome.result["value"]
+    assert expected.sounds == 6
+    made = SoundCollection(tmp_path / "c", model, processor, str(checkpoint))
+    add_in_shards(made, files[:4], files_per_part=2)
+    encoder, outcome = evaluated("some", collection=tmp_path / "c")
+    assert encoder.sounds == 2 and outcome.result["value"] == value
+    add_in_shards(made, files, files_per_part=2)
+    encoder, outcome = evaluated("all", collection=tmp_path / "c")
+    assert encoder.sounds == 0 and outcome.result["value"] == value
+    vectors = [
+        EmbeddingCache(tmp_path / name / "embeddings", "own ", encoder.key).read().vectors for name in ("all", "alone")
+    ]
+    np.testing.assert_allclose(*(np.stack([own[i] for i in range(6)]) for own in vectors), atol=1e-6)
+    other = SoundCollection(tmp_path / "other", model, processor, str(checkpoint), max_windows=1)
+    other.add(files)
+    _, outcome = evaluated("refused", collection=tmp_path / "other")
+    assert outcome.status == "failed" and "holds no embeddings with the fingerprint" in outcome.reason
 
 
 def test_damaged_parts_are_made_anew_and_limits_add_up(tmp_path):

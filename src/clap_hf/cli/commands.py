@@ -308,6 +308,9 @@ def evaluate(
         "results"
     ),
     cache_dir: Annotated[Path | None, typer.Option(help="Embeddings are kept here.")] = None,
+    collection: Annotated[
+        Path | None, typer.Option(help="Of `clap-hf embed`, same model: its sounds are not embedded again.")
+    ] = None,
     template: Annotated[list[str] | None, typer.Option(help="Prompt with {}; repeat to average and compare.")] = None,
     descriptions: Annotated[Path | None, typer.Option(help="JSON: class -> texts that describe it.")] = None,
     scores: Annotated[str | None, typer.Option(help="softmax, sigmoid or raw; the paper's by default.")] = None,
@@ -339,6 +342,7 @@ def evaluate(
         relabelled=relabelled,
         output_dir=output_dir,
         cache_dir=cache_dir or CACHE_DIR,
+        collection=collection,
         templates=tuple(template) if template else None,
         descriptions=read_descriptions(descriptions) if descriptions else {},
         scores=scores,

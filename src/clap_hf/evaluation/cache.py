@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..atomic_io import PartError, PartStore
+from ..atomic_io import PartError, PartStore, part_facts, read_part
 from ..audio import AHEAD, THREADS, load_stored_audio, read_ahead
 from ..embedding import GPU_THREADS, Encoder, is_accelerator
 from .captioner import Captioner
@@ -88,6 +90,56 @@ class EmbeddingCache:
                     found.skipped[position] = reason
         found.skipped = {position: reason for position, reason in found.skipped.items() if position not in found}
         return found
+
+
+def take_from_collection(
+    folder: Path, key: str, audio: Sequence[dict[str, Any]], positions: Sequence[int], cache: EmbeddingCache
+) -> int:
+    """Put into a cache what a collection holds of its sounds, found by their content; nothing is decoded or embedded.
+
+    Args:
+        folder: What `clap-hf embed` made, by any engine.
+        key: Of the model and its window policy, see `Encoder.key`.
+        audio: Encoded sounds, see `TaskData.audio`.
+        positions: Which of them are needed.
+        cache: Gets the vectors.
+
+    Returns:
+        How many sounds were found.
+
+    Raises:
+        ValueError: No part of the folder is of that model and window policy.
+    """
+    known = cache.read()
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for position in positions:
+        if position not in known:
+            with suppress(OSError):  # the sound is reported when it is read
+                wanted[_digest(audio[position])].append(position)
+    parts = [part for part in sorted(folder.glob("*.parquet")) if part_facts(part)["identity"] == key]
+    if not parts:
+        raise ValueError(
+            f"{folder} holds no embeddings with the fingerprint {key[:16]} of this model and its window policy, "
+            "expected a collection that `clap-hf embed` made by the same model."
+        )
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        table = read_part(part, ["sha256", "embedding"])
+        chosen = [row for row, digest in enumerate(table["sha256"].to_pylist()) if digest in wanted]
+        for row in table.take(chosen).to_pylist():
+            found = wanted.pop(row["sha256"], [])
+            rows += [{"position": position, "vector": row["embedding"]} for position in found]
+    if rows:
+        cache.store.write(rows)
+    return len(rows)
+
+
+def _digest(stored: Mapping[str, Any]) -> str:
+    """SHA-256 of a sound file, as `ClapEmbedder` gives it."""
+    if stored.get("bytes") is not None:
+        return hashlib.sha256(stored["bytes"]).hexdigest()
+    with open(stored.get("path") or "", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encode_clips(

@@ -22,7 +22,7 @@ from rich.console import Console
 from ..atomic_io import write_json
 from ..embedding import Encoder
 from .benchmarks import SUITES, Task
-from .cache import EmbeddingCache, encode_clips
+from .cache import EmbeddingCache, encode_clips, take_from_collection
 from .captioner import Captioner, score_captions
 from .loading import DataLocation, DataSourceError, TaskData, load, locations
 from .scoring import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, RANKING_BOOTSTRAP_SAMPLES
@@ -50,6 +50,7 @@ class EvaluationOptions:
             `model_cards/embedded.relabelled.json`: results by the labels before are added.
         output_dir: Gets the results.
         cache_dir: Keeps embeddings.
+        collection: What `clap-hf embed` made by the same model: sounds that are in it are not embedded again.
         templates: Prompts with {} that replace those of the tasks; several are averaged, and each is measured too.
         descriptions: Texts of a class, by its words, that stand for it as they are; measured too.
         scores: `"softmax"`, `"sigmoid"` or `"raw"`; as the paper does (softmax for one label, sigmoid for several)
@@ -74,6 +75,7 @@ class EvaluationOptions:
     relabelled: Path | None = None
     output_dir: Path = Path("results")
     cache_dir: Path = CACHE_DIR
+    collection: Path | None = None
     templates: tuple[str, ...] | None = None
     descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scores: str | None = None
@@ -341,6 +343,8 @@ def _measure(
 
     cache_key = f"{location.identity} {'captions' if captioning else ''}"
     cache = EmbeddingCache(options.cache_dir / "embeddings", cache_key, model.key)
+    if options.collection is not None and not captioning and PartialState().is_main_process:
+        take_from_collection(options.collection, model.key, data.audio, data.rows, cache)
     encoded = encode_clips(
         data.audio, data.rows, model, encode_batch, cache, name=task.name, retry_skipped=options.overwrite
     )
