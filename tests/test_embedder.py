@@ -192,6 +192,42 @@ def test_the_command_takes_processes(files, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_launched_processes_write_the_same_files(files, checkpoint, tmp_path):
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    script = f"""
+        from pathlib import Path
+        from clap_hf.cli import app
+        from clap_hf.search import shards
+        shards.add_in_shards.__kwdefaults__["files_per_part"] = 2
+        sounds = {str(files[0].parent)!r}
+        app(["embed", sounds, "--output", {str(tmp_path / "launched")!r}, "--model", {str(checkpoint)!r}, "--finish"])
+    """
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no_python", sys.executable, "-c"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", *launcher, textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("7 sounds embedded, 0 known") == 1, done.stdout
+    parts = {part.name: part.read_bytes() for part in (tmp_path / "launched").glob("*.parquet")}
+    assert len(parts) == 4
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2):
+            made = collection_of(tmp_path / f"of{count}", checkpoint)
+            add_in_shards(made, files, files_per_part=2, num_processes=count)
+            assert {part.name: part.read_bytes() for part in made.folder.glob("*.parquet")} == parts
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_launcher_divides_the_files_alone(files, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(app, ["embed", str(files[0]), "--output", str(tmp_path), "--num-processes", "2"])
+    assert done.exit_code == 2 and "--num-processes 2 and --engine processes" in done.stderr
+
+
+@pytest.mark.slow
 def test_ray_takes_it_unchanged_and_a_killed_worker_loses_nothing(files, checkpoint, tmp_path):
     pytest.importorskip("ray")
     script = f"""

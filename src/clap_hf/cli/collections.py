@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from .options import Device, JsonPath, MaxWindows, ModelName, StdoutFormat
 app = typer.Typer()
 
 PROBLEMS_SHOWN = 20
+LAUNCHED_WAIT = timedelta(days=30)  # that a process waits at the end for those with longer sounds
 FALSE_ALARMS = 0.01  # of sounds that do not match, above whose threshold a hit counts as a match
 
 
@@ -55,9 +57,19 @@ def embed(
     Sounds may also lie in parquet files, folders that `datasets` saved to disk, WebDataset tars, and datasets of the
     Hub. Changed files are embedded again, moved ones are recognised by their content.
     """
+    from accelerate import PartialState
+
     from ..data.own import sound_names
     from ..search import add_in_shards, check_collection, collection_facts
+    from ..training.distributed import launched_world_size
 
+    launched = launched_world_size() > 1
+    if launched and (num_processes is not None or engine != "processes"):
+        raise ValueError(
+            f"--num-processes {num_processes} and --engine {engine} were given to processes that a launcher started, "
+            "expected neither: the launcher's processes divide the files."
+        )
+    state = PartialState(cpu=device == "cpu", timeout=LAUNCHED_WAIT)
     report = Output(Format.table, json_path)
     report.check()
     files = sound_names(input_names(paths))
@@ -65,7 +77,7 @@ def embed(
         hop = collection_facts(output).get("hop_s")
     collection = load_collection(output, model, device, max_windows, hop_s=hop)
     try:
-        if num_processes is None and engine == "processes" and max_errors == 1.0:
+        if num_processes is None and engine == "processes" and max_errors == 1.0 and not launched:
             added = collection.add(files, tags=tag or ())
         else:
             added = add_in_shards(
@@ -77,6 +89,8 @@ def embed(
                 tags=tag or (),
                 max_errors=max_errors,
             )
+        if not state.is_main_process:
+            return
         if finish and any(output.glob("*.parquet")):
             check_collection(output, mend=True)
         pruned = collection.prune() if prune else 0

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import Progress
 
@@ -105,6 +107,7 @@ def add_in_shards(
 
     They are equal bit by bit where a process has as many threads. Work is done at least once: where a run was killed,
     `check_collection(folder, mend=True)` drops rows that are there twice. Moved and copied files are embedded again.
+    Processes that `torchrun` or `accelerate launch` started divide the shards among them.
 
     Args:
         collection: Whose `name` is what its model can be loaded by.
@@ -123,8 +126,12 @@ def add_in_shards(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected one of {ENGINES}.")
-    with locked(collection.folder):
-        wanted, shards = collection.shards(files, tags, files_per_part)
+    state = PartialState()  # of `torchrun` or `accelerate launch`; else one process
+    with locked(collection.folder) if state.is_main_process else nullcontext():
+        listed = [collection.shards(files, tags, files_per_part) if state.is_main_process else None]
+        wanted, shards = broadcast_object_list(listed)[0]
+        missing = sum(len(shard["rows"][0]) for shard in shards)
+        shards = shards[state.process_index :: state.num_processes]
         left = sum(len(shard["rows"][0]) for shard in shards)
         name = collection.name or "embedded"
         embedder = ClapEmbedder(name, collection.max_windows, collection.hop_s, device)
@@ -133,7 +140,8 @@ def add_in_shards(
         embedded = 0
         skipped: dict[Path, str] = {}
         damaged: dict[Path, str] = {}
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        quiet = not state.is_main_process
+        with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as progress:
             bar = progress.add_task("Embedding", total=left)
             with closing(run(writer, shards, num_processes)) as reports:
                 for report in reports:
@@ -147,7 +155,14 @@ def add_in_shards(
                             f"first: {next(iter(skipped.values()))}. What was embedded is kept; allow more errors, or "
                             "mend the files."
                         )
-    return CollectionUpdate(embedded, wanted - left, 0, skipped, damaged)
+        found = gather_object([(embedded, skipped, damaged)])
+    return CollectionUpdate(
+        sum(own[0] for own in found),
+        wanted - missing,
+        0,
+        {file: reason for own in found for file, reason in own[1].items()},
+        {file: reason for own in found for file, reason in own[2].items()},
+    )
 
 
 def _in_processes(writer: ShardWriter, shards: list[dict[str, Any]], count: int) -> Reports:

@@ -30,7 +30,7 @@ def launched_world_size() -> int:
     if not sizes and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
         raise RuntimeError(
             "accelerate launch was asked for several processes and started one: on CPUs it leaves starting them to "
-            "mpirun. Start them with torchrun instead: torchrun --nproc_per_node 2 scripts/train.py ..."
+            "mpirun. Start them with torchrun instead: torchrun --nproc_per_node 2 SCRIPT ..."
         )
     return max(sizes, default=1)
 
