@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from clap_hf.evaluation import captions, scoring
 from clap_hf.evaluation.benchmarks import Task
+from clap_hf.evaluation.captioner import score_captions
 from clap_hf.evaluation.loading import TaskData
 from clap_hf.evaluation.metrics import (
     Accuracy,
@@ -23,7 +24,7 @@ from clap_hf.evaluation.metrics import (
     MacroMeanAveragePrecision,
     MicroF1,
 )
-from clap_hf.evaluation.task_scores import score_classification
+from clap_hf.evaluation.task_scores import score_classification, score_retrieval
 
 RNG = np.random.default_rng
 
@@ -85,22 +86,52 @@ def test_accuracy_is_scikit_learn_s(classes):
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["accuracy", "mAP"])
+@pytest.mark.parametrize("kind", ["accuracy", "mAP", "F1"])
 def test_the_runner_s_numbers_are_the_metrics(kind):
     rng = RNG(3)
     audio, words = (F.normalize(torch.from_numpy(rng.normal(size=(n, 6))), dim=-1).float() for n in (40, 6))
-    truth = [tuple(rng.choice(6, 1 + (kind == "mAP"), replace=False).tolist()) for _ in range(40)]
+    truth = [tuple(rng.choice(6, 1 + (kind != "accuracy"), replace=False).tolist()) for _ in range(40)]
     data = TaskData([], list(range(40)), tuple("abcdef"), truth)
     task, prompts = Task("x", "classification", kind, ""), {"{}": [[name] for name in data.classes]}
     result, _ = score_classification(task, data, audio.numpy(), prompts, lambda texts: words, scores="raw")
     cosines = audio.numpy() @ F.normalize(words, dim=-1).numpy().T
+    flags = scoring.multi_hot(truth, 6).astype(int).tolist()
     if kind == "accuracy":
         found = Accuracy().compute(predictions=cosines.argmax(axis=1), references=[own[0] for own in truth])
         assert result["value"] == found["accuracy"] and result["balanced"] == found["balanced_accuracy"]
+        return
+    metric = MacroMeanAveragePrecision() if kind == "mAP" else MicroF1()
+    found = metric.compute(predictions=cosines.tolist(), references=flags)
+    if kind == "mAP":
+        assert result["value"] == found["map"] and result["empty_classes"] == found["empty_classes"]
     else:
-        flags = scoring.multi_hot(truth, 6).astype(int).tolist()
-        found = MacroMeanAveragePrecision().compute(predictions=cosines.tolist(), references=flags)
-        assert result["value"] == found["map"]
+        assert result["value"] == found["f1_best_threshold"] and result["f1_top1"] == found["f1_top1"]
+        assert result["threshold"] == found["threshold"]
+
+
+@pytest.mark.parametrize("direction", ["text-to-audio", "audio-to-text"])
+def test_the_runner_s_recalls_are_the_metric_s(direction):
+    rng = RNG(4)
+    audio, words = (F.normalize(torch.from_numpy(rng.normal(size=(n, 6))), dim=-1).float() for n in (20, 40))
+    own = [(f"a {i}", f"the {i}") for i in range(20)]
+    data = TaskData([], list(range(20)), captions=own)
+    result, _ = score_retrieval(Task("x", direction, "R@1", ""), data, audio.numpy(), lambda texts: words)
+    queries, items = (words, audio) if direction == "text-to-audio" else (audio, words)
+    relevant = (
+        [[i // 2] for i in range(40)] if direction == "text-to-audio" else [[2 * i, 2 * i + 1] for i in range(20)]
+    )
+    found = AudioTextRetrieval().compute(predictions=(queries.numpy() @ items.numpy().T).tolist(), references=relevant)
+    assert {name: result[name]["value"] for name in found} == found
+
+
+def test_the_runner_s_caption_scores_are_the_metric_s():
+    said, references = ["a dog barks", "rain falls"], [["a dog is barking"], ["rain", "rain falls on a roof"]]
+    result, found = (
+        score_captions(said, references),
+        AudioCaptioning().compute(predictions=said, references=references),
+    )
+    assert found.pop("unavailable") == result["unavailable"]
+    assert {name: result["scores"][name] for name in found} == found
 
 
 def test_average_precision_of_resampled_clips():
