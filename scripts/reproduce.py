@@ -82,7 +82,7 @@ def steps(repo: str, hold_out: int, options: str = "") -> list[Step]:
 
     found = [
         Step(
-            f"scripts/build_dataset.py {name} --root originals/{name} --output data/{name} --hold-out {hold_out}",
+            f"-m tools.training_sets {name} --root originals/{name} --output data/{name} --hold-out {hold_out}",
             entry.clips * entry.seconds * speed["bytes_per_second_of_sound"],
             core_s=entry.clips * entry.seconds * speed["cpu_seconds"] / speed["seconds_of_sound"],
         )
@@ -160,8 +160,12 @@ def run(command: str) -> None:
             if code:
                 raise RuntimeError(f"{command} ended with {code}.")
         else:
-            sys.argv = [program, *arguments]
-            runpy.run_path(str(ROOT / program), run_name="__main__")
+            module = program == "-m"
+            sys.argv = arguments if module else [program, *arguments]
+            if module:
+                runpy.run_module(arguments[0], run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise RuntimeError(f"{command} ended with {end.code}.") from end

@@ -18,6 +18,7 @@ import torch
 from datasets import Audio, load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard, hf_hub_download
 from safetensors.torch import load_file, save_file
+from scripts.build_evaluation_set import build_evaluation_set
 from transformers import AutoModel, AutoModelForAudioClassification, AutoProcessor, pipeline
 from typer.testing import CliRunner
 
@@ -29,7 +30,6 @@ from clap_hf import (
     MSClapForConditionalGeneration,
 )
 from clap_hf.cli import app
-from clap_hf.evaluation.csv_dataset import build_evaluation_set
 from clap_hf.evaluation.loading import DataSourceError
 from clap_hf.hub import BackgroundPush, push
 from clap_hf.model.modeling_msclap import MSClapForAudioClassification

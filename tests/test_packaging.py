@@ -100,7 +100,7 @@ def test_no_import_runs_up_a_floor():
         ("search", "data.parquet"),
         ("cards.parts", "evaluation.report"),
         ("evaluation.command", "training.loop"),
-        ("data.prepare", "hub"),
+        ("data.stream", "hub"),
         ("model.modeling_msclap", "audio"),
         ("pipelines.zero_shot", "search"),
     ],

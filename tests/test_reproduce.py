@@ -19,11 +19,11 @@ REPRODUCE = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))
 
 def test_the_commands_are_there_with_sizes_and_hours_that_follow_from_the_counts():
     found = {step.command.split(" --")[0]: step for step in REPRODUCE["steps"]("me/clap", 100)}
-    assert sum("build_dataset.py" in command for command in found) == len(training_sets())
+    assert sum("tools.training_sets" in command for command in found) == len(training_sets())
     for command in found:
         for name in re.findall(r"(?:scripts|configs)/[\w.]+", command):
             assert (ROOT / name).is_file(), name
-    clotho = found["scripts/build_dataset.py clotho"]
+    clotho = found["-m tools.training_sets clotho"]
     assert clotho.size == pytest.approx(4884 * 22.5 * 29_947_691 / 600, rel=1e-3)
     tower = found["scripts/pretrain_prompts.py configs/htsat_audioset.yaml"]
     assert tower.gflop == 10 * 1_700_000 * 85.0

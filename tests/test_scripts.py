@@ -19,8 +19,9 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def run(name: str, *arguments: object) -> Result:
     """Run a script of typer in this process."""
+    loaded = runpy.run_path(str(SCRIPTS / f"{name}.py")) if "." not in name else runpy.run_module(name)
     app = typer.Typer()
-    app.command()(runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"])
+    app.command()(loaded["main"])
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -63,9 +64,9 @@ def test_a_tokenizer_is_trained_on_captions(tmp_path):
 
 
 def test_a_training_sets_terms_are_listed_and_unknown_sets_refused(tmp_path):
-    result = run("build_dataset", "--list")
+    result = run("tools.training_sets", "--list")
     assert result.exit_code == 0 and "clotho: Clotho v2" in result.output and result.output.count("layout:") == 22
-    result = run("build_dataset", "esc50", "--root", tmp_path, "--output", tmp_path / "out")
+    result = run("tools.training_sets", "esc50", "--root", tmp_path, "--output", tmp_path / "out")
     assert result.exit_code == 2 and "esc50" in result.output
-    result = run("build_dataset", "clotho")
+    result = run("tools.training_sets", "clotho")
     assert result.exit_code == 2 and "--root" in result.output

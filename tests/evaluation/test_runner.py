@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from scripts.build_evaluation_set import build_evaluation_set
 from typer.testing import CliRunner
 
 from clap_hf.cli import app
@@ -23,7 +24,6 @@ from clap_hf.evaluation.benchmarks import PAPER_TASKS, Task
 from clap_hf.evaluation.cache import EmbeddingCache, encode_clips
 from clap_hf.evaluation.command import sound_jobs
 from clap_hf.evaluation.corpus_clips import CorpusClips, zero_shot_score
-from clap_hf.evaluation.csv_dataset import build_evaluation_set
 from clap_hf.evaluation.loading import DataLocation, DataSourceError, TaskData
 from clap_hf.evaluation.own_sets import own_jobs
 from clap_hf.evaluation.report import suite_score

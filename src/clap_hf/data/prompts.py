@@ -4,7 +4,7 @@ The paper says "22 audio tasks using a similar method to [Pengi]" (Section 2.2) 
 lists neither tasks nor data. Pengi (Deshmukh et al., 2023) maps every training set to one of 8 prompts.
 `PAPER_STREAMS` is a reading of both: the 22 pairs of a training set and a target that Pengi's sets give. Prompts are
 in Pengi's wording where it is published and in its manner where it is not. With NSynth as one stream there would be
-20, with five single attributes 24. Columns are those that `clap_hf.data.prepare` writes.
+20, with five single attributes 24. Columns are those that `tools/training_sets` writes.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class TrainingSet:
         clips: The same as a number, for planning; 0 where nothing is published.
         epoch_pairs: Pairs of an epoch, each caption of a clip being one.
         seconds: Mean length of a clip, rounded, s.
-        layout: What `scripts/build_dataset.py` expects below its root.
+        layout: What `python -m tools.training_sets` expects below its root.
     """
 
     title: str

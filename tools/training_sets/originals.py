@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ..audio import AUDIO_EXTENSIONS
+from clap_hf.audio import AUDIO_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """Turn your copy of one of the paper's training sets into parquet files to stream from.
 
-    python scripts/build_dataset.py --list
-    python scripts/build_dataset.py clotho --root ~/data/clotho --output data/clotho
-    python scripts/build_dataset.py nsynth --root ~/data/nsynth --output data/nsynth --push-to-hub ORG/nsynth-pairs
+    python -m tools.training_sets --list
+    python -m tools.training_sets clotho --root ~/data/clotho --output data/clotho
+    python -m tools.training_sets nsynth --root ~/data/nsynth --output data/nsynth --push-to-hub ORG/nsynth-pairs
 
 A set that may not be passed on is built for your own machines only.
 """
@@ -13,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from clap_hf.data.prepare import build_dataset, read_ids, refuse_to_share
 from clap_hf.data.registry import training_set, training_sets
 from clap_hf.hub import push
+from tools.training_sets.prepare import build_dataset, read_ids, refuse_to_share
 
 
 def main(
@@ -47,7 +46,8 @@ def main(
     print(f"{report['excluded']} clips excluded, {len(report['skipped'])} skipped: see build_report.json")
     print(f"Leave out also: {training_set(source).exclude}")
     if push_to_hub is not None:
-        print(push(output, push_to_hub, repo_type="dataset", private=private or None).commit.repo_url)
+        done = push(output, push_to_hub, repo_type="dataset", private=private or None)
+        print(done.commit.repo_url if done.commit else f"{push_to_hub} is up to date")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import pyarrow as pa
 import soxr
 from rich.progress import track
 
-from ..atomic_io import PartStore, part_facts, write_json, write_text
-from ..audio import encode_flac, load_audio
-from .originals import ORIGINALS, Original
-from .registry import TrainingSet, training_set
-from .source import number_of
+from clap_hf.atomic_io import PartStore, part_facts, write_json, write_text
+from clap_hf.audio import encode_flac, load_audio
+from clap_hf.data.registry import TrainingSet, training_set
+from clap_hf.data.source import number_of
+from tools.training_sets.originals import ORIGINALS, Original
 
 SAMPLING_RATE = 44_100  # of rows, Hz
 MAX_ROW_S = 30.0
@@ -149,7 +149,7 @@ def refuse_to_share(name: str) -> None:
     if about.access == "own copy":
         raise PermissionError(
             f"{about.title} may not be passed on ({about.license}): what is built of it stays on your machines, and "
-            f"everybody builds it from their own copy (scripts/build_dataset.py {name} --root ...)."
+            f"everybody builds it from their own copy (python -m tools.training_sets {name} --root ...)."
         )
 
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import load_dataset
+from tools.training_sets import prepare
+from tools.training_sets.originals import ORIGINALS
+from tools.training_sets.prepare import build_dataset, read_ids, refuse_to_share
 
 from clap_hf.atomic_io import part_facts
-from clap_hf.data import prepare
-from clap_hf.data.originals import ORIGINALS
-from clap_hf.data.prepare import build_dataset, read_ids, refuse_to_share
 from clap_hf.data.registry import training_sets
 from clap_hf.data.stream import PairStream, StreamSource
 from clap_hf.hub import push
@@ -306,9 +306,8 @@ def test_what_is_built_can_be_streamed_and_shared(hub, processor, tmp_path):
 def test_sets_that_may_not_be_passed_on_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(PermissionError, match="signed release form.*stays on your machines"):
         refuse_to_share("iemocap")
-    script = Path(__file__).parent.parent.parent / "scripts" / "build_dataset.py"
     arguments = ["meld", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--push-to-hub", "acme/meld"]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    monkeypatch.setattr(sys, "argv", ["tools.training_sets", *arguments])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_module("tools.training_sets", run_name="__main__")
     assert "may not be passed on" in capsys.readouterr().err and not (tmp_path / "out").exists()
