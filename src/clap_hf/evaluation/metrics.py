@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
@@ -32,15 +33,6 @@ CITATION = """@inproceedings{elizalde2024natural,
   booktitle={ICASSP}, year={2024}}"""
 
 
-def _info(description: str, inputs: str, predictions: Any, references: Any) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description,
-        citation=CITATION,
-        inputs_description=inputs,
-        features=datasets.Features({"predictions": predictions, "references": references}),
-    )
-
-
 def _scores() -> Any:
     return datasets.List(datasets.Value("float64"))
 
@@ -49,16 +41,36 @@ def _flags() -> Any:
     return datasets.List(datasets.Value("int8"))
 
 
-class Accuracy(evaluate.Metric):
-    """Share of clips whose best class is the true one, and its mean over the classes (balanced)."""
+class _Metric(evaluate.Metric):
+    """A metric whose class states what it takes.
+
+    Attributes:
+        inputs: What predictions and references are, for people.
+        predictions: Feature of a prediction.
+        references: Feature of a reference.
+        more: Further columns.
+    """
+
+    inputs: str
+    predictions: Any
+    references: Any
+    more: Mapping[str, Any] = {}
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Accuracy and balanced accuracy of class ids.",
-            "predictions, references: class ids, one a clip.",
-            datasets.Value("int64"),
-            datasets.Value("int64"),
+        columns = {"predictions": self.predictions, "references": self.references, **self.more}
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation=CITATION,
+            inputs_description=self.inputs,
+            features=datasets.Features(columns),
         )
+
+
+class Accuracy(_Metric):
+    """Share of clips whose best class is the true one, and its mean over the classes (balanced)."""
+
+    inputs = "predictions, references: class ids, one a clip."
+    predictions = references = datasets.Value("int64")
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         predicted, truth = np.array(predictions), np.array(references)
@@ -67,16 +79,11 @@ class Accuracy(evaluate.Metric):
         )
 
 
-class MacroMeanAveragePrecision(evaluate.Metric):
+class MacroMeanAveragePrecision(_Metric):
     """Mean over the classes of their average precision; classes without positives are left out and counted."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Macro mAP of a multi-label task.",
-            "predictions: a score for every class, per clip. references: 0 or 1 for every class, per clip.",
-            _scores(),
-            _flags(),
-        )
+    inputs = "predictions: a score for every class, per clip. references: 0 or 1 for every class, per clip."
+    predictions, references = _scores(), _flags()
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float | int]:
         return scoring.mean_average_precision(
@@ -84,20 +91,12 @@ class MacroMeanAveragePrecision(evaluate.Metric):
         )
 
 
-class MicroF1(evaluate.Metric):
+class MicroF1(MacroMeanAveragePrecision):
     """F1 over all clip-class decisions, by two rules.
 
     `f1_best_threshold` claims a class where its score reaches one threshold, chosen on these very scores (optimistic;
     pass `threshold=` to compute for one chosen elsewhere). `f1_top1` claims the best class of every clip.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Micro F1 of a multi-label task at the best single threshold, and with the best class of every clip.",
-            "predictions: a score for every class, per clip. references: 0 or 1 for every class, per clip.",
-            _scores(),
-            _flags(),
-        )
 
     def _compute(
         self, predictions: list[list[float]], references: list[list[int]], threshold: float | None = None
@@ -111,20 +110,15 @@ class MicroF1(evaluate.Metric):
         }
 
 
-class AudioTextRetrieval(evaluate.Metric):
-    """R@1, R@5, R@10 and mAP@10 of either direction; ties count against the model.
+class AudioTextRetrieval(_Metric):
+    """R@k (any relevant item among the first k) and mAP@10 (divided by all relevant items) of either direction.
 
-    A clip with five captions is one query with five relevant items in the audio-to-text direction, and the one
-    relevant item of five queries in the other.
+    Ties count against the model. A clip with five captions is one query with five relevant items in the audio-to-text
+    direction, and the one relevant item of five queries in the other.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "R@k (any relevant item among the first k) and mAP@10 (divided by all relevant items).",
-            "predictions: similarity to every item, per query. references: indices of the relevant items, per query.",
-            _scores(),
-            datasets.List(datasets.Value("int64")),
-        )
+    inputs = "predictions: similarity to every item, per query. references: indices of the relevant items, per query."
+    predictions, references = _scores(), datasets.List(datasets.Value("int64"))
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
         relevant = list(references)
@@ -132,32 +126,27 @@ class AudioTextRetrieval(evaluate.Metric):
         return scoring.retrieval(ranks).means()
 
 
-class AudioCaptioning(evaluate.Metric):
+class AudioCaptioning(_Metric):
     """BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr, FENSE; what cannot be computed is None, with the reason."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Captioning metrics of the COCO evaluation and of the audio community.",
-            "predictions: a caption a clip. references: several captions a clip.",
-            datasets.Value("string"),
-            datasets.List(datasets.Value("string")),
-        )
+    inputs = "predictions: a caption a clip. references: several captions a clip."
+    predictions, references = datasets.Value("string"), datasets.List(datasets.Value("string"))
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         scores = captions.caption_scores(predictions, references)
         return scores.values | {"unavailable": scores.unavailable}
 
 
-class _OfOneModel(evaluate.Metric):
-    """A metric of embeddings, which states their model and refuses those of two."""
+class _OfOneModel(_Metric):
+    """A metric of embeddings, which states their model and refuses those of two: `identity(encoder)` of either."""
 
-    def _info_of(self, description: str, inputs: str, vectors: Any) -> evaluate.MetricInfo:
-        info = _info(description, inputs + " model, reference_model: `identity(encoder)` of either.", vectors, vectors)
-        info.features["model"] = info.features["reference_model"] = datasets.Value("string")
-        return info
+    measure: Callable[..., dict[str, Any]]  # the value, of predictions and references and options of its own
+    more: Mapping[str, Any] = {"model": datasets.Value("string"), "reference_model": datasets.Value("string")}
 
-    def _state(self, model: list[str], reference_model: list[str]) -> dict[str, Any]:
-        """The settings of the one model, for the result."""
+    def _compute(
+        self, predictions: Any, references: Any, model: list[str], reference_model: list[str], **options: Any
+    ):
+        """The value, and the settings of the one model."""
         settings = {text: json.loads(text) for text in {*model, *reference_model}}
         prints = {found.get("fingerprint"): found for found in settings.values()}
         if len(prints) != 1 or None in prints:
@@ -166,7 +155,7 @@ class _OfOneModel(evaluate.Metric):
                 f"Embeddings are of {' and '.join(names)}, expected one model, front end and window policy, as "
                 "identity(encoder) states it for both sides. Embed both by one encoder."
             )
-        return {"embeddings": next(iter(prints.values()))}
+        return self.measure(predictions, references, **options) | {"embeddings": next(iter(prints.values()))}
 
 
 def identity(encoder: Encoder) -> str:
@@ -177,23 +166,13 @@ def identity(encoder: Encoder) -> str:
 class ClapScore(_OfOneModel):
     """Mean cosine of sounds and the texts they were made from, and its standard deviation."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return self._info_of(
-            "CLAP score of generated sounds.",
-            "predictions: embeddings of sounds. references: embeddings of their texts, in the same order.",
-            _scores(),
-        )
+    inputs = "predictions: embeddings of sounds. references: embeddings of their texts, in the same order."
+    predictions = references = _scores()
 
-    def _compute(
-        self,
-        predictions: list[list[float]],
-        references: list[list[float]],
-        model: list[str],
-        reference_model: list[str],
-    ) -> dict[str, Any]:
+    def measure(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, Any]:
+        """`clap_score`, its `std`, and how many `clips`."""
         scores = distances.clap_scores(np.array(predictions), np.array(references))
-        state = self._state(model, reference_model)
-        return {"clap_score": float(scores.mean()), "std": float(scores.std()), "clips": len(scores)} | state
+        return {"clap_score": float(scores.mean()), "std": float(scores.std()), "clips": len(scores)}
 
 
 class FrechetAudioDistance(_OfOneModel):
@@ -203,38 +182,25 @@ class FrechetAudioDistance(_OfOneModel):
     references=[reference], model=[identity(encoder)], reference_model=[identity(encoder)])`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return self._info_of(
-            "Fréchet audio distance.",
-            "predictions: sets of embeddings of generated sounds. references: of sounds to compare with, a set each.",
-            datasets.List(_scores()),
-        )
+    inputs = "predictions: sets of embeddings of generated sounds. references: of sounds to compare with, a set each."
+    predictions = references = datasets.List(_scores())
 
-    def _compute(
-        self,
-        predictions: list[list[list[float]]],
-        references: list[list[list[float]]],
-        model: list[str],
-        reference_model: list[str],
-    ) -> dict[str, Any]:
-        state = self._state(model, reference_model)
-        return {"fad": distances.frechet_distance(_joined(predictions), _joined(references))} | state
+    def measure(self, predictions: list[list[list[float]]], references: list[list[list[float]]]) -> dict[str, Any]:
+        """`fad`."""
+        return {"fad": distances.frechet_distance(_joined(predictions), _joined(references))}
 
 
 class KernelAudioDistance(FrechetAudioDistance):
     """Kernel audio distance of two sets of embeddings, given as for `FrechetAudioDistance`."""
 
-    def _compute(
+    def measure(
         self,
         predictions: list[list[list[float]]],
         references: list[list[list[float]]],
-        model: list[str],
-        reference_model: list[str],
         bandwidth: float | None = None,
     ) -> dict[str, Any]:
-        state = self._state(model, reference_model)
-        found = distances.kernel_distance(_joined(predictions), _joined(references), bandwidth)
-        return {"kad": found} | state
+        """`kad`."""
+        return {"kad": distances.kernel_distance(_joined(predictions), _joined(references), bandwidth)}
 
 
 def _joined(sets: list[list[list[float]]]) -> np.ndarray:

@@ -547,10 +547,3 @@ def _state_of(file: str) -> _State:
             f"{printable(file)}: {error.strerror or error}; expected a readable file; check the path"
         ) from error
     return _State(size, mtime_ns, digest.hexdigest())
-
-
-def clock(seconds: float) -> str:
-    """Seconds as minutes and seconds, with hours where there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
