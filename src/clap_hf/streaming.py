@@ -192,3 +192,18 @@ def _full_windows(
         if len(samples) < extractor.window_samples:
             [[samples]] = extractor.windows([samples], rate)
         yield start_s, end_s, samples
+
+
+def clock(seconds: float, *, exact: bool = False, hours: bool = False) -> str:
+    """A time as 01:23, or 01:02:03 from an hour on.
+
+    Args:
+        seconds: The time, s.
+        exact: Always with hours, and with thousandths, as 01:02:03.004.
+        hours: Always with hours.
+    """
+    total = round(seconds * 1000) if exact else round(seconds) * 1000
+    text = f"{total // 3_600_000:02d}:{total // 60_000 % 60:02d}:{total // 1000 % 60:02d}"
+    if exact:
+        return f"{text}.{total % 1000:03d}"
+    return text if hours or total >= 3_600_000 else text[3:]

@@ -4,11 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForAudioClassification,
-    GPT2Model,
-)
+from transformers import AutoModel, AutoModelForAudioClassification, GPT2Model
 
 from clap_hf import MSClapForAudioClassification, MSClapModel
 from clap_hf.model.modeling_msclap import contrastive_loss, mean_over_windows, unpad_windows
@@ -24,10 +20,7 @@ TEXT_TOWERS = {
     "roberta": ({"model_type": "roberta", "vocab_size": 300, "max_position_embeddings": 66, **SMALL}, None),
     "clip": (
         {
-            "model_type": "clip_text_model",
-            "vocab_size": 300,
-            "projection_dim": 20,
-            "bos_token_id": 297,
+            **{"model_type": "clip_text_model", "vocab_size": 300, "projection_dim": 20, "bos_token_id": 297},
             "eos_token_id": 298,
             "pad_token_id": 299,
             **SMALL,

@@ -81,7 +81,7 @@ class Output:
         json_path: Also gets the results as JSON; `-` is stdout.
     """
 
-    format: Format
+    format: StrEnum  # `Format`, or another that has its names
     json_path: Path | None = None
 
     def check(self) -> None:
@@ -122,9 +122,9 @@ class Output:
         # Of names that are not UTF-8, the bytes as escapes, which JSON reads back.
         text = printable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         on_stdout = self.json_path is not None and is_stdout(self.json_path)
-        if on_stdout or self.format is Format.json:
+        if on_stdout or self.format == Format.json:
             typer.echo(text, nl=False)
-        elif self.format is Format.csv:
+        elif self.format == Format.csv:
             typer.echo(printable(_csv(rows)), nl=False)
         else:
             print_table(Console())

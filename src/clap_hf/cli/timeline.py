@@ -8,19 +8,16 @@ import sys
 from collections import defaultdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .io import STDIN, Format, Output, candidate_labels, one_line, read_text
+from .io import STDIN, Output, candidate_labels, one_line, read_text
 from .models import load_dual_encoder
 from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer()
 
@@ -106,7 +103,7 @@ def timeline(
     )
     from ..pipelines.zero_shot import DEFAULT_TEMPLATE
 
-    output = Output(Format(format) if format in list(Format) else Format.table, json_path)
+    output = Output(format, json_path)
     output.check()
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
@@ -184,7 +181,7 @@ def moments(
     """Find the seconds of a recording that a text describes: spans with start, end and score, the best first."""
     from ..moments import ranked_spans, score_timeline
 
-    output = Output(Format(format) if format in list(Format) else Format.table, json_path)
+    output = Output(format, json_path)
     output.check()
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
@@ -265,13 +262,19 @@ def queries_of(path: Path, queries: list[str], queries_file: Path | None) -> dic
 
 def print_spans(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print a table of spans."""
-    from ..moments.formats import clock
+    from ..streaming import clock
 
     several = len({row.get("vid") for row in rows}) > 1
     table = Table(*(["file"] if several else []), "start", "end", "score", "label")
     for row in rows:
         name = [escape(row["vid"])] if several else []
-        table.add_row(*name, clock(row["start_s"]), clock(row["end_s"]), f"{row['score']:.2f}", escape(row["label"]))
+        table.add_row(
+            *name,
+            clock(row["start_s"], exact=True),
+            clock(row["end_s"], exact=True),
+            f"{row['score']:.2f}",
+            escape(row["label"]),
+        )
     console.print(table if rows else "No score reaches its threshold.")
 
 

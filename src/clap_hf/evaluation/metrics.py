@@ -145,7 +145,7 @@ class _OfOneModel(_Metric):
 
     def _compute(
         self, predictions: Any, references: Any, model: list[str], reference_model: list[str], **options: Any
-    ):
+    ) -> dict[str, Any]:
         """The value, and the settings of the one model."""
         settings = {text: json.loads(text) for text in {*model, *reference_model}}
         prints = {found.get("fingerprint"): found for found in settings.values()}

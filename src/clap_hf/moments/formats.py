@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic_io import replacing
+from ..streaming import clock
 from .segments import Segment
 
 
@@ -24,7 +25,9 @@ def web_vtt(segments: Iterable[Segment]) -> str:
     cues = []
     for found in segments:
         label = _one_line(found.label).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        cues.append(f"{clock(found.start_s)} --> {clock(found.end_s)}\n{label} ({found.score:.2f})\n")
+        cues.append(
+            f"{clock(found.start_s, exact=True)} --> {clock(found.end_s, exact=True)}\n{label} ({found.score:.2f})\n"
+        )
     return "\n".join(["WEBVTT\n", *cues])
 
 
@@ -34,12 +37,6 @@ def write_scores(scores: np.ndarray, labels: Sequence[str], step_s: float, path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["start_s", *labels])
         writer.writerows([f"{i * step_s:.3f}", *(f"{score:.4f}" for score in own)] for i, own in enumerate(scores))
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes, seconds and thousandths, as 01:02:03.004."""
-    total = round(seconds * 1000)
-    return f"{total // 3_600_000:02d}:{total // 60_000 % 60:02d}:{total // 1000 % 60:02d}.{total % 1000:03d}"
 
 
 def _one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic_io import replacing
-from .formats import clock
+from ..streaming import clock
 from .segments import Segment
 from .timeline import SILENT_SCORE, Timeline
 
@@ -66,7 +66,4 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path) -
 
 def _time(seconds: float, duration_s: float) -> str:
     """A time as the axis shows it: seconds, minutes and seconds, or hours too."""
-    text = clock(max(seconds, 0.0))
-    if duration_s < 20:
-        return f"{seconds:g} s"
-    return text[3:8] if duration_s < 3600 else text[:8]
+    return f"{seconds:g} s" if duration_s < 20 else clock(max(seconds, 0.0), hours=duration_s >= 3600)

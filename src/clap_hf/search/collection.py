@@ -33,6 +33,7 @@ from ..embedding import ClapEncoder, embed_sounds
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 from ..pretrained import check_weights
+from ..streaming import clock
 from .check import BEFORE_UPGRADE, keep_rows, restore_collection, root_of
 from .index import Filter, Index, Vectors
 from .query import query_vector
