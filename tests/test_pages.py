@@ -103,7 +103,8 @@ def test_commands_exist_with_their_options(command):
             assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
         return
     if words[0] in ("accelerate", "torchrun"):  # whose own options come before the script
-        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+        first = next(i for i, word in enumerate(words) if word.endswith(".py") or word == "clap-hf")
+        words = words[first:] if words[first] == "clap-hf" else ["python", *words[first:]]
     assert words[0] in ("clap-hf", "python")
     own = " ".join(words[1:])
     shown = help_of(words[0] == "clap-hf", " ".join(words[1:3]) if words[1] == "-m" else words[1])
