@@ -143,27 +143,11 @@ _RECOMPUTED: dict[str, Callable[[re.Match[str], PreTrainedModel], torch.Tensor |
 _MEL_SETTINGS = [(rate, fmax) for rate in (44_100, 32_000, 48_000) for fmax in (8_000.0, 14_000.0)]
 
 _UNLIKE_PROMPTS = (
-    "a dog barking",
-    "heavy rain on a tin roof",
-    "a solo violin",
-    "a man giving a speech",
-    "an engine that does not start",
-    "glass breaking",
-    "a crowd cheering in a stadium",
-    "a baby crying",
-    "church bells",
-    "keyboard typing",
-    "thunder far away",
-    "a cat purring",
-    "fast techno music with a heavy bass",
-    "waves on a beach",
-    "a door slammed shut",
-    "silence",
-    "a helicopter",
-    "frying food",
-    "a woman laughing",
-    "birds at dawn",
-)
+    "a dog barking;heavy rain on a tin roof;a solo violin;a man giving a speech;an engine that does not "
+    "start;glass breaking;a crowd cheering in a stadium;a baby crying;church bells;keyboard typing;thunder far "
+    "away;a cat purring;fast techno music with a heavy bass;waves on a beach;a door slammed shut;silence;a "
+    "helicopter;frying food;a woman laughing;birds at dawn"
+).split(";")
 
 
 class _State:
@@ -468,7 +452,7 @@ def _tokenizer(
 @torch.no_grad()
 def mean_text_cosine(model: MSClapModel, processor: MSClapProcessor) -> float:
     """Mean pairwise cosine of 20 unlike prompts: near 1 when a text tower is broken, below 0.9 when it is not."""
-    tokens = processor(text=list(_UNLIKE_PROMPTS)).to(model.device)
+    tokens = processor(text=_UNLIKE_PROMPTS).to(model.device)
     embeds = model.get_text_features(**tokens).pooler_output
     cosines = embeds @ embeds.t()
     count = len(_UNLIKE_PROMPTS)

@@ -174,18 +174,7 @@ class MSClapGenerativeModel(MSClapPreTrainedModel, GenerationMixin):
         num_windows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Embed audio as CLAP does; arguments and result as of `MSClapModel.get_audio_features`.
-
-        Args:
-            input_features: Log-mels `[clips, windows, 1, frames, mel]` from `MSClapFeatureExtractor`, or
-                `[clips, 1, frames, mel]` of one window each.
-            num_windows: Windows of each clip `[clips]`, the rest of its row being padding; None means that no row is
-                padded.
-
-        Returns:
-            Output of the audio tower, one row per window; its `pooler_output` is the unit vector
-            `[clips, projection_dim]`.
-        """
+        """Embed audio as CLAP does; arguments and result as of `MSClapModel.get_audio_features`."""
         return embed_audio(self.audio_model, self.audio_projection, input_features, num_windows, **kwargs)
 
     def continue_prefix(
