@@ -54,7 +54,7 @@ class SampledBatches:
         starts = [step * self.batch_size + process * share for step in range(first_step, self.steps_per_epoch())]
         return DataLoader(
             self.dataset,
-            batch_sampler=_Lists([keys[start : start + share] for start in starts]),
+            batch_sampler=[keys[start : start + share] for start in starts],
             num_workers=self.num_workers,
             collate_fn=self.collate,
         )
@@ -62,19 +62,6 @@ class SampledBatches:
     def fingerprint(self) -> str:
         """Number of rows, known without reading the data."""
         return f"{len(self.dataset)} rows"
-
-
-class _Lists:
-    """A batch sampler over lists that are there already."""
-
-    def __init__(self, lists: list[list[Any]]):
-        self.lists = lists
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return iter(self.lists)
 
 
 class PairRows(Dataset):

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,6 @@ CLIPS_PER_PART = 1000
 SCHEMA = pa.schema({"log_mel": pa.large_list(pa.float16())})  # one row a clip and speed, [frames, mel] laid flat
 # Shorter clips are repeated up to this before the transform, so that the seams are those of inference.
 MIN_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows of a split for one worker process, and where their log-mels go."""
-
-    rows: datasets.Dataset
-    feature_extractor: MSClapFeatureExtractor
-    speeds: tuple[float, ...]
-    store: PartStore
-    name: str
 
 
 def clip_log_mels(
@@ -69,19 +58,26 @@ def clip_log_mels(
     return log_mels
 
 
-def _write_part(part: _Part) -> None:
-    rate = part.feature_extractor.sampling_rate
+def _write_part(
+    feature_extractor: MSClapFeatureExtractor,
+    speeds: tuple[float, ...],
+    store: PartStore,
+    part: tuple[str, datasets.Dataset],
+) -> None:
+    """Write the part of a name and its rows."""
+    name, rows = part
+    rate = feature_extractor.sampling_rate
 
     def log_mels() -> Iterator[dict[str, np.ndarray]]:
-        for row in part.rows:
+        for row in rows:
             audio = load_stored_audio(row["audio"])
             samples = audio.samples.mean(axis=0)
             if audio.sampling_rate != rate:
                 samples = soxr.resample(samples, audio.sampling_rate, rate)
-            for log_mel in clip_log_mels(samples.astype(np.float32), part.feature_extractor, part.speeds):
+            for log_mel in clip_log_mels(samples.astype(np.float32), feature_extractor, speeds):
                 yield {"log_mel": log_mel.ravel()}
 
-    part.store.write(log_mels(), part.name)
+    store.write(log_mels(), name)
 
 
 class LogMelStore:
@@ -116,31 +112,25 @@ class LogMelStore:
         store = PartStore(folder / identity[:16], identity, SCHEMA, suffix=".arrow")
         self.folder = store.folder
         names = [f"part-{first:08d}" for first in range(0, rows.num_rows, CLIPS_PER_PART)]
+        sounds = rows.select_columns(["audio"])
         missing = [
-            _Part(
-                rows.select_columns(["audio"]).select(
-                    range(k * CLIPS_PER_PART, min((k + 1) * CLIPS_PER_PART, len(rows)))
-                ),
-                feature_extractor,
-                self.speeds,
-                store,
-                name,
-            )
+            (name, sounds.select(range(k * CLIPS_PER_PART, min((k + 1) * CLIPS_PER_PART, len(rows)))))
             for k, name in enumerate(names)
             if not store.has(name)
         ]
+        write = partial(_write_part, feature_extractor, self.speeds, store)
         if processes == 1 or len(missing) == 1:  # a process takes seconds to start
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
                 for part in track(missing, "Computing log-mels"):
-                    _write_part(part)
+                    write(part)
             finally:
                 torch.set_num_threads(threads)
         elif missing:
             context = get_context("spawn")
             with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(track(pool.map(_write_part, missing), "Computing log-mels", total=len(missing)))
+                list(track(pool.map(write, missing), "Computing log-mels", total=len(missing)))
         self._parts = [store.read(store.path(name))["log_mel"] for name in names]
 
     def __call__(self, row: int, speed: int) -> np.ndarray:
