@@ -10,7 +10,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
@@ -224,7 +224,7 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             raise FileNotFoundError(
                 f"{printable(str(path))}: no such file or folder; expected a sound file or a folder of them"
             )
-        inside = sorted(_sounds_below(path)) if path.is_dir() else [path]
+        inside = sorted(files_below(path)) if path.is_dir() else [path]
         if not inside:
             raise ValueError(
                 f"{printable(str(path))}: no sound file in this folder; "
@@ -234,14 +234,16 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
-def _sounds_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, endings: Collection[str] = AUDIO_EXTENSIONS) -> Iterator[Path]:
+    """Files with some endings below a folder, without hidden ones; links to folders are not followed."""
+
     def unreadable(error: OSError) -> None:
         warnings.warn(f"{printable(str(error.filename))}: {error.strerror}: this folder is left out", stacklevel=2)
 
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings:
                 yield Path(parent, name)
 
 

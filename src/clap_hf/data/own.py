@@ -23,6 +23,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..audio import AUDIO_EXTENSIONS, audio_files, open_audio, read_ahead
+from ..audio.load import files_below
 from ..audio.reader import printable
 from ..audio.stored import AUDIO_COLUMNS, CONTAINERS, inside, sounds_inside
 from ..pretrained import HUB_ID
@@ -200,22 +201,23 @@ def sound_names(given: Iterable[str | os.PathLike[str]]) -> list[str]:
             fetched into the Hub's cache.
 
     Raises:
-        ValueError: One of them does not exist, or holds no sound.
+        FileNotFoundError: One of them does not exist.
+        ValueError: One of them holds no sound.
     """
     found: dict[str, None] = {}
     for one in given:
         name, path = str(one), Path(one)
-        if not path.exists() and not inside(name) and path.suffix.lower() not in AUDIO_EXTENSIONS:
+        if not path.exists() and HUB_ID.fullmatch(name) and path.suffix.lower() not in AUDIO_EXTENSIONS:
             path = _fetched(StreamSource(name))
-        if not path.is_dir():
-            own = sounds_inside(path, AUDIO_EXTENSIONS) if path.suffix in CONTAINERS else [name]
+        if path.is_dir():
+            files = sorted(files_below(path, {*AUDIO_EXTENSIONS, *CONTAINERS}))
         else:
-            files = [file for file in _below(path) if file.suffix.lower() in (*AUDIO_EXTENSIONS, *CONTAINERS)]
-            own = [
-                sound
-                for file in files
-                for sound in (sounds_inside(file, AUDIO_EXTENSIONS) if file.suffix in CONTAINERS else [str(file)])
-            ]
+            files = [path] if inside(name) else audio_files([path])
+        own = [
+            sound
+            for file in files
+            for sound in (sounds_inside(file, AUDIO_EXTENSIONS) if file.suffix in CONTAINERS else [str(file)])
+        ]
         if not own:
             raise ValueError(
                 f"{printable(name)}: no sound is here, expected files named {' '.join(sorted(AUDIO_EXTENSIONS))}, or "
