@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import textwrap
 
 import datasets
@@ -268,14 +269,17 @@ def test_ray_takes_it_unchanged_and_a_killed_worker_loses_nothing(files, checkpo
 @pytest.mark.slow
 def test_ray_writes_the_same_files(files, checkpoint, tmp_path):
     ray = pytest.importorskip("ray")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(files[1], "1.wav")
+    sounds = [*files, f"{tmp_path / 'set.tar'}#1.wav"]
     expected = collection_of(tmp_path / "processes", checkpoint, hop_s=0.5)
-    add_in_shards(expected, files, num_processes=2, files_per_part=2)
+    add_in_shards(expected, sounds, num_processes=2, files_per_part=2)
     made = collection_of(tmp_path / "ray", checkpoint, hop_s=0.5)
     ray.init(num_cpus=4, log_to_driver=False, object_store_memory=100_000_000)
     try:
-        added = add_in_shards(made, files, engine="ray", num_processes=2, files_per_part=2)
+        added = add_in_shards(made, sounds, engine="ray", num_processes=2, files_per_part=2)
     finally:
         ray.shutdown()
-    assert added.embedded == 7 and list(added.skipped) == [files[7]]
+    assert added.embedded == 8 and list(added.skipped) == [files[7]]
     parts, others = ({part.name: part.read_bytes() for part in c.folder.glob("*.parquet")} for c in (expected, made))
     assert parts == others
