@@ -56,7 +56,7 @@ def embed(
     files = input_files(paths)
     if hop is None and any(output.glob("*.parquet")):
         hop = collection_facts(output).get("hop_s")
-    collection = load_collection(output, model, device, max_windows, hop_s=hop)
+    collection = load_collection(output, model, device, max_windows, hop_s=hop, calibrated=False)
     try:
         if num_processes is None and engine == "processes" and max_errors == 1.0:
             added = collection.add(files, tags=tag or ())
@@ -278,7 +278,7 @@ def upgrade(
 
     facts = collection_facts(folder)
     name = _recorded_model(folder, facts, old_model)
-    old = load_collection(folder, name, device, facts.get("max_windows"), hop_s=facts.get("hop_s"))
+    old = load_collection(folder, name, device, facts.get("max_windows"), hop_s=facts.get("hop_s"), calibrated=False)
     loaded, processor, name, calibration = load_dual_encoder(model, device)
     new, done = old.upgrade(loaded, processor, name, calibration)
     for reason in done.skipped.values():
