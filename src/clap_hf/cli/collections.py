@@ -143,7 +143,7 @@ def search(
         given = ", ".join(like or []) or None
         raise ValueError(f"Words {text!r} and --like {given} were given, expected one of them.")
     facts = collection_facts(folder)
-    name = _recorded_model(folder, facts, model)
+    name = recorded_model(folder, facts, model)
     query: Any = parse_words(text) if text is not None else None
     if like:
         sounds = [load_part(sound) for sound in like]
@@ -179,7 +179,7 @@ def search(
     output.write(report, hits, print_table)
 
 
-def _recorded_model(folder: Path, facts: dict[str, Any], model: str | None) -> str:
+def recorded_model(folder: Path, facts: dict[str, Any], model: str | None) -> str:
     """The model that was named, or that a collection was made with; nothing is fetched from the Hub unasked."""
     name = model or facts.get("name") or ""
     if model is None and name != "embedded" and not (name and Path(name).is_dir()):
@@ -277,7 +277,7 @@ def upgrade(
     from ..search import collection_facts
 
     facts = collection_facts(folder)
-    name = _recorded_model(folder, facts, old_model)
+    name = recorded_model(folder, facts, old_model)
     old = load_collection(folder, name, device, facts.get("max_windows"), hop_s=facts.get("hop_s"), calibrated=False)
     loaded, processor, name, calibration = load_dual_encoder(model, device)
     new, done = old.upgrade(loaded, processor, name, calibration)

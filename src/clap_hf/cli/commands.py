@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .collections import app as collections_app
+from .demo import app as demo_app
 from .finetune import app as finetune_app
 from .io import (
     Format,
@@ -50,6 +51,7 @@ app.add_typer(collections_app)
 app.add_typer(training_app)
 app.add_typer(finetune_app)
 app.add_typer(timeline_app)
+app.add_typer(demo_app)
 
 
 def _print_version(asked: bool) -> None:
