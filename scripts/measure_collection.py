@@ -31,6 +31,7 @@ from clap_hf.evaluation.loading import AudioColumn
 from clap_hf.pretrained import checkpoint_path, load_checked
 from clap_hf.search import find_duplicates
 from clap_hf.search.approximate import approximate_index
+from clap_hf.search.duplicates import likeness
 from clap_hf.search.index import Vectors
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -42,7 +43,8 @@ from tools.sound_corpus.soundfonts import FONTS  # noqa: E402
 GAINS_DB = (0, -6, -12)
 SUFFIXES = {"wav": ".wav", "flac": ".flac", "vorbis": ".ogg", "opus": ".opus", "mp3": ".mp3", "ulaw": ".au"}
 CODECS = tuple(SUFFIXES)
-COSINES, ALIKES = (0.8, 0.7, 0.6, 0.5), (0.9, 0.8, 0.7, 0.6)
+SETTINGS = ((0.8, 0.7), (0.6, 0.9), (0.6, 0.8), (0.6, 0.7), (0.6, 0.6), (0.4, 0.7))  # cosine, and alike
+SAME = 0.9  # correlation of two originals at 44.1 kHz, aligned, that hold one recording
 SEED = 0
 DIM = 512
 TOP = 10
@@ -142,22 +144,47 @@ def write_copies(sounds: list[tuple[str, np.ndarray, int]], folder: Path) -> dic
     return truth
 
 
-def scores(groups: list[list[Path]], truth: dict[Path, str]) -> dict[str, Any]:
-    """Precision, recall and F1 of pairs of files; sounds that were joined; copies that were left alone, by codec."""
+def scores(
+    groups: list[list[Path]], truth: dict[Path, str], originals: dict[str, tuple[np.ndarray, int]]
+) -> dict[str, Any]:
+    """Precision, recall and F1 of pairs of files, and what was found wrong.
+
+    `f1` takes every sound drawn for a recording of its own. Sounds that were joined are compared as they were, at full
+    bandwidth: `f1_same` takes those that hold one recording, as where one is the other cut short, for one.
+    """
+    joined: list[dict[str, Any]] = []
+    merged = {name: name for name in originals}
+    for group in groups:
+        for one, other in itertools.combinations(sorted({truth[file] for file in group}), 2):
+            alike = likeness(*(full_band(*originals[name]) for name in (one, other)))
+            joined.append({"sounds": [one, other], "correlation": alike})
+            if alike >= SAME:
+                old, new = merged[other], merged[one]
+                merged = {name: new if root == old else root for name, root in merged.items()}
+    alone = truth.keys() - {file for group in groups for file in group}
+    parts = Counter(truth[group[0]] for group in groups)
+    same = {f"{name}_same": value for name, value in rates(groups, {f: merged[n] for f, n in truth.items()}).items()}
+    return {
+        **rates(groups, truth),
+        **same,
+        "joined": joined,
+        "split": sum(count > 1 for count in parts.values()),
+        "alone": Counter(CODECS[int(file.stem[5:7]) // len(GAINS_DB)] for file in alone),
+    }
+
+
+def rates(groups: list[list[Path]], truth: dict[Path, str]) -> dict[str, float]:
+    """Precision, recall and F1 of the pairs of files that are grouped."""
     same = sum(count * (count - 1) // 2 for count in Counter(truth.values()).values())
     claimed = sum(len(group) * (len(group) - 1) // 2 for group in groups)
     right = sum(truth[one] == truth[other] for group in groups for one, other in itertools.combinations(group, 2))
     precision, recall = right / max(1, claimed), right / same
-    joined = [sorted({truth[file] for file in group}) for group in groups]
-    alone = truth.keys() - {file for group in groups for file in group}
-    return {
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / max(1e-9, precision + recall),
-        "joined": [names for names in joined if len(names) > 1],
-        "split": len([name for name, parts in Counter(truth[group[0]] for group in groups).items() if parts > 1]),
-        "alone": Counter(CODECS[int(file.stem[5:7]) // len(GAINS_DB)] for file in alone),
-    }
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / max(1e-9, precision + recall)}
+
+
+def full_band(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Waveform of an original at the corpus' rate, whitened by a difference `[samples, 1]`."""
+    return np.diff(soxr.resample(samples, rate, SAMPLING_RATE))[:, None].astype(np.float32)
 
 
 def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -> dict[str, Any]:
@@ -168,7 +195,7 @@ def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -
         if not own:
             continue
         (folder / part).mkdir(exist_ok=True)
-        truth = write_copies(own, folder / part)
+        truth, originals = write_copies(own, folder / part), {name: (samples, rate) for name, samples, rate in own}
         model, processor = load_checked(MSClapModel, checkpoint_path("embedded"))
         started = time.perf_counter()
         SoundCollection(folder / part / "index", model, processor, "embedded").add(truth)
@@ -176,12 +203,12 @@ def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -
         if part == "measured_on":
             started = time.perf_counter()
             groups = find_duplicates(folder / part / "index").groups
-            found[part] = facts | scores(groups, truth) | {"search_s": time.perf_counter() - started}
+            found[part] = facts | scores(groups, truth, originals) | {"search_s": time.perf_counter() - started}
             continue
         found[part] = facts | {"settings": []}
-        for cosine, alike in itertools.product(COSINES, ALIKES):
+        for cosine, alike in SETTINGS:
             groups = find_duplicates(folder / part / "index", alike=alike, cosine=cosine).groups
-            found[part]["settings"].append({"cosine": cosine, "alike": alike} | scores(groups, truth))
+            found[part]["settings"].append({"cosine": cosine, "alike": alike} | scores(groups, truth, originals))
             typer.echo(str(found[part]["settings"][-1]))
     return found
 

@@ -262,7 +262,8 @@ def build_page(demo: Demo) -> gradio.Blocks:
         return call
 
     def sound(name: str) -> gradio.Audio:
-        label = f"A sound of at most {demo.max_mb} MB and {demo.max_s / 60:g} minutes"
+        length = f"{demo.max_s / 60:.3g} minutes" if demo.max_s >= 120 else f"{demo.max_s:g} s"
+        label = f"A sound of at most {demo.max_mb} MB and {length}"
         options = {"sources": ["upload", "microphone"], "type": "filepath", "editable": False, "buttons": []}
         return gradio.Audio(label=label, elem_id=f"{name}-sound", **options)
 
@@ -297,7 +298,7 @@ def build_page(demo: Demo) -> gradio.Blocks:
                 button = gradio.Button("Classify", variant="primary")
             with gradio.Column():
                 answer = gradio.Markdown("The answer is shown here.", elem_id="answer")
-                shares = gradio.Label(label="Shares among the labels", show_heading=False)
+                shares = gradio.Label(label="Shares among the labels", show_heading=False, elem_id="classify-labels")
             gradio.on([button.click, labels.submit], in_words(demo.classify), [given, labels], [answer, shares])
         if demo.collection is not None:
             with gradio.Tab("Search", elem_id="search"):
@@ -317,9 +318,8 @@ def build_page(demo: Demo) -> gradio.Blocks:
                 with gradio.Column():
                     wanted = gradio.Textbox(LABELS, label="Labels, in any words, separated by commas", lines=3)
                     button = gradio.Button("Find them", variant="primary")
-            picture = gradio.Image(
-                label="Spectrogram, scores and segments", format="png", interactive=False, elem_id="timeline-plot"
-            )
+            looks = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+            picture = gradio.Image(format="png", elem_id="timeline-plot", **looks)
             part = played("timeline")
             spans = table("timeline", ["start", "end", "score", "label"], ["20%", "20%", "15%", "45%"])
             gradio.on([button.click, wanted.submit], in_words(demo.timeline), [recording, wanted], [picture, spans])
@@ -334,7 +334,7 @@ def build_page(demo: Demo) -> gradio.Blocks:
     return page
 
 
-def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
+def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> gradio.Blocks:
     """Serve the page.
 
     Args:
@@ -344,7 +344,7 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait:
         wait: Until it is interrupted.
 
     Returns:
-        Its address.
+        The page; its address is `local_url`, and `close` ends it.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     page = build_page(demo)
@@ -352,7 +352,7 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait:
     from starlette.middleware import Middleware
 
     fonts = ["system-ui", "sans-serif"]  # none is fetched
-    _, address, _ = page.launch(
+    page.launch(
         server_name=host,
         server_port=port,
         max_file_size=int(1e6 * demo.max_mb),
@@ -366,6 +366,6 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait:
         prevent_thread_lock=True,
     )
     if wait:
-        print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
+        print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
         page.block_thread()
-    return address
+    return page

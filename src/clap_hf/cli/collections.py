@@ -1,4 +1,4 @@
-"""The commands embed, search, check, duplicates and upgrade: collections of sounds."""
+"""The commands embed, search, map, check, duplicates and upgrade: collections of sounds."""
 
 from __future__ import annotations
 
@@ -261,6 +261,25 @@ def duplicates(
 
     rows = [{"group": number, "file": file} for number, group in enumerate(groups) for file in group]
     output.write({"groups": groups, "failures": failures}, rows, print_groups)
+
+
+@app.command("map")
+def draw_map_of(
+    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("map.html"),
+    method: Annotated[
+        str | None, typer.Option(help="pca or umap; the latter by default where umap-learn is installed.")
+    ] = None,
+    color: Annotated[str, typer.Option(help="What the color shows: folder or tag.")] = "folder",
+    clips: Annotated[
+        float | None, typer.Option(min=0.1, help="Put the first seconds of every sound into the file, s.")
+    ] = None,
+) -> None:
+    """Draw a map of a collection as one HTML file, in which a point plays its sound and sounds alike are close."""
+    from ..search import draw_map
+
+    count = draw_map(folder, output, method=method, color=color, clips_s=clips)
+    typer.echo(f"Wrote {output}: {count:,} sounds, {output.stat().st_size / 1e6:.1f} MB. Open it in a browser.")
 
 
 @app.command()
