@@ -143,7 +143,7 @@ def compared(output: Path, clean: dict[tuple[str, str], np.ndarray]) -> dict[str
 
 def command(folder: Path, output: Path) -> subprocess.Popen[bytes]:
     """`clap-hf embed`, which has begun with its files."""
-    program = [sys.executable, "-c", "from clap_hf.cli import app; app()", "embed", str(folder), "--hop", "2"]
+    program = [sys.executable, "-c", "from clap_hf.cli import app; app()", "embed", str(folder)]
     process = subprocess.Popen(
         [*program, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
