@@ -4,8 +4,8 @@
     python scripts/measure_collection.py SOUNDS --record benchmarks/collections.json
 
 SOUNDS is what `python -m tools.sound_corpus` wrote. Recorded sounds of it, drawn by seed, are written in 6 codecs at 3
-levels, every third copy cut shorter, and the copies must be found again. Settings are compared on some sounds, and the
-package's are measured on others.
+levels, every third copy cut shorter, and the copies must be found again. The threshold was chosen by the correlations
+of some of the sounds, and is measured on the others.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from clap_hf.evaluation.loading import AudioColumn
 from clap_hf.pretrained import checkpoint_path, load_checked
 from clap_hf.search import find_duplicates
 from clap_hf.search.approximate import approximate_index
-from clap_hf.search.duplicates import likeness
+from clap_hf.search.duplicates import ALIKE, SIMILAR, fingerprint, likeness, waveform
 from clap_hf.search.index import Vectors
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -43,9 +43,9 @@ from tools.sound_corpus.soundfonts import FONTS  # noqa: E402
 GAINS_DB = (0, -6, -12)
 SUFFIXES = {"wav": ".wav", "flac": ".flac", "vorbis": ".ogg", "opus": ".opus", "mp3": ".mp3", "ulaw": ".au"}
 CODECS = tuple(SUFFIXES)
-SETTINGS = ((0.8, 0.7), (0.6, 0.9), (0.6, 0.8), (0.6, 0.7), (0.6, 0.6), (0.4, 0.7))  # cosine, and alike
 SAME = 0.9  # correlation of two originals at 44.1 kHz, aligned, that hold one recording
 SEED = 0
+SHORTEST_S, LONGEST_S = 1.0, 4.0  # shorter ones are clicks, with no shape that a codec keeps; longer ones take long
 DIM = 512
 TOP = 10
 QUERIES = 50
@@ -106,7 +106,7 @@ def measure_queries(count: int) -> dict[str, Any]:
 
 
 def choose(source: Path, count: int) -> list[tuple[str, np.ndarray, int]]:
-    """Names, samples and rates of recorded sounds of 1 s or more, drawn by seed, none the copy of another one drawn.
+    """Names, samples and rates of recorded sounds of 1 to 4 s, drawn by seed, none the copy of another one drawn.
 
     Which are copies is decided as the corpus does it between its splits, not as `find_duplicates` does.
     """
@@ -120,7 +120,7 @@ def choose(source: Path, count: int) -> list[tuple[str, np.ndarray, int]]:
     for number in np.random.default_rng(SEED).permutation(rows).tolist():
         sound = load_stored_audio(audio[number])
         samples, rate = sound.samples.mean(axis=0), sound.sampling_rate
-        if len(samples) < rate:  # clicks have no shape that a codec keeps
+        if not SHORTEST_S <= len(samples) / rate <= LONGEST_S:
             continue
         picture = thumbnail(soxr.resample(samples, rate, SAMPLING_RATE))[None]
         if find_near_duplicates(picture, pictures):
@@ -187,29 +187,54 @@ def full_band(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.diff(soxr.resample(samples, rate, SAMPLING_RATE))[:, None].astype(np.float32)
 
 
+def correlations(truth: dict[Path, str]) -> dict[str, Any]:
+    """Correlations that the threshold has to lie between: of copies, and of sounds whose log-mels are similar.
+
+    Returns:
+        Quantiles over the copies of all sounds, each with the first copy of its sound; and the highest correlations of
+        first copies of two sounds.
+    """
+    copies: dict[str, list[Path]] = {}
+    for file, name in truth.items():
+        copies.setdefault(name, []).append(file)
+    found, first, pictures = [], {}, {}
+    for name, (one, *others) in copies.items():
+        first[name], pictures[name] = waveform(one), fingerprint(one)
+        found += [likeness(first[name], waveform(other)) for other in others]
+    apart = [
+        {"sounds": [one, other], "correlation": likeness(first[one], first[other])}
+        for one, other in itertools.combinations(copies, 2)
+        if likeness(pictures[one], pictures[other]) >= SIMILAR
+    ]
+    shares = (0.0, 0.01, 0.05, 0.5)
+    return {
+        "sounds": len(copies),
+        "files": len(truth),
+        "copies": dict(zip(map(str, shares), np.quantile(found, shares).tolist(), strict=True)),
+        "others_similar": len(apart),
+        "others": sorted(apart, key=lambda pair: -pair["correlation"])[:8],
+        "threshold": ALIKE,
+    }
+
+
 def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -> dict[str, Any]:
-    """F1 of settings on the first sounds drawn, and of the package's own settings on the other ones."""
+    """Correlations of the first sounds drawn, by which the threshold was chosen, and F1 on the other ones."""
     sounds = choose(source, chosen_on + count)
-    found: dict[str, Any] = {}
-    for part, own in {"chosen_on": sounds[:chosen_on], "measured_on": sounds[chosen_on:]}.items():
-        if not own:
-            continue
+    parts = {"chosen_on": sounds[:chosen_on], "measured_on": sounds[chosen_on:]}
+    for part in parts:
         (folder / part).mkdir(exist_ok=True)
-        truth, originals = write_copies(own, folder / part), {name: (samples, rate) for name, samples, rate in own}
-        model, processor = load_checked(MSClapModel, checkpoint_path("embedded"))
-        started = time.perf_counter()
-        SoundCollection(folder / part / "index", model, processor, "embedded").add(truth)
-        facts = {"sounds": len(own), "files": len(truth), "embed_s": time.perf_counter() - started}
-        if part == "measured_on":
-            started = time.perf_counter()
-            groups = find_duplicates(folder / part / "index").groups
-            found[part] = facts | scores(groups, truth, originals) | {"search_s": time.perf_counter() - started}
-            continue
-        found[part] = facts | {"settings": []}
-        for cosine, alike in SETTINGS:
-            groups = find_duplicates(folder / part / "index", alike=alike, cosine=cosine).groups
-            found[part]["settings"].append({"cosine": cosine, "alike": alike} | scores(groups, truth, originals))
-            typer.echo(str(found[part]["settings"][-1]))
+    truth = {part: write_copies(own, folder / part) for part, own in parts.items()}
+    found: dict[str, Any] = {"chosen_on": correlations(truth["chosen_on"])} if chosen_on else {}
+    typer.echo(json.dumps(found))
+    model, processor = load_checked(MSClapModel, checkpoint_path("embedded"))
+    started, files = time.perf_counter(), truth["measured_on"]
+    SoundCollection(folder / "index", model, processor, "embedded").add(files)
+    embedded, started = time.perf_counter() - started, time.perf_counter()
+    groups = find_duplicates(folder / "index").groups
+    facts = {"sounds": count, "files": len(files), "embed_s": embedded, "search_s": time.perf_counter() - started}
+    originals = {name: (samples, rate) for name, samples, rate in parts["measured_on"]}
+    packages = sorted({name.partition("/")[0] for name in originals})
+    found["measured_on"] = facts | {"packages": packages} | scores(groups, files, originals)
     return found
 
 
@@ -217,7 +242,7 @@ def main(
     source: Annotated[Path, typer.Argument(help="The sound corpus, or one parquet file of it.")],
     record: Annotated[Path, typer.Option(help="JSON to write.")],
     sounds: Annotated[int, typer.Option(min=1, help="Sounds whose copies are looked for.")] = 500,
-    chosen_on: Annotated[int, typer.Option(min=0, help="Further sounds, that settings are compared on.")] = 100,
+    chosen_on: Annotated[int, typer.Option(min=0, help="Further sounds, by which the threshold was chosen.")] = 50,
     vectors: Annotated[list[int] | None, typer.Option(help="Sizes of collections; repeatable.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Keeps copies and collections, to go on after a stop.")] = None,
 ) -> None:
