@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
 from clap_hf.cards.results import measured
+from clap_hf.embedding import front_end, model_identity
 from clap_hf.evaluation.captioner import score_captions
+from clap_hf.pretrained import load_checked
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_model
 from pages import Block, run_python
 
@@ -43,7 +45,8 @@ def folder(tmp_path_factory, processor):
 
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
-    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
+    measured_apart = {"moments": export_embedded.MOMENTS, "calibration": export_embedded.CALIBRATION}
+    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE, **measured_apart)
     files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, license="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
@@ -51,6 +54,14 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         content = picture.read_bytes()
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
+
+
+def test_what_the_embedded_card_states_was_measured_of_its_weights():
+    model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()), dtype=torch.float32)
+    identity = model_identity(model, front_end(processor.feature_extractor), processor.tokenizer)
+    again = "measure it again"
+    assert json.loads(export_embedded.MOMENTS.read_text())["identity"] == identity, again
+    assert json.loads(export_embedded.CALIBRATION.read_text())["fitted"]["identity"]["float32"] == identity, again
 
 
 def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
@@ -73,8 +84,12 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
     assert all(torch.equal(value.half(), after[name].half()) for name, value in before.items())
     written = (output / "README.md").read_text()
+    assert "## Probabilities" not in written, "of other weights"
     export_embedded.main(output=output, records=tmp_path / "records")  # again, from the records alone
-    assert (output / "README.md").read_text() == written
+    again = (output / "README.md").read_text()
+    assert "## Probabilities" in again and "## Where in a recording" in again
+    left = re.sub("## Where in a recording.*?(?=## What it does not know)", "", again, flags=re.DOTALL)
+    assert left == written
 
 
 def test_the_mean_of_two_models_is_exported_and_its_card_says_so(folder, processor, tmp_path):

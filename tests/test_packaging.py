@@ -75,6 +75,7 @@ FLOORS = (
     {"hub", "convert"},
     {"evaluation"},
     {"training"},
+    {"demo"},
     {"cli"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

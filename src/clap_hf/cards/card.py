@@ -108,6 +108,8 @@ def model_card(
         "curves": curves,
         "corpus": parts.corpus(records.corpus),
         "results": parts.results(records.evaluation, repo_id or "embedded"),
+        "moments": parts.moments(records.moments),
+        "calibration": parts.calibration(records.calibration),
         "examples": parts.examples(records.evaluation),
         "license_text": parts.license_text(license, records),
     }

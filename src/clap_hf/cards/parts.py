@@ -427,6 +427,77 @@ def _before_relabelling(evaluation: dict[str, Any]) -> str:
     )
 
 
+def moments(record: dict[str, Any] | None) -> dict[str, str] | None:
+    """How well a model places sounds in time, by ratio to the background: a table, and what was measured.
+
+    Args:
+        record: What `scripts/measure_moments.py` wrote.
+    """
+    if record is None:
+        return None
+    found = record["results"]
+    ratios = list(found["frames"]["auroc"])
+    rows = [
+        [
+            ratio,
+            *(
+                _with_interval(found[m][metric][ratio])
+                for metric in ("auroc", "R1@0.5")
+                for m in ("windows", "frames")
+            ),
+        ]
+        for ratio in ratios
+    ]
+    head = ("ratio", "AUROC, windows", "AUROC, frames", "R1@0.5, windows", "R1@0.5, frames")
+    gained = found["frames - windows"]
+    text = (
+        f"{record['queries']} queries in {record['recordings']} recordings ({record['hours']} h), of test sounds "
+        "planted in test backgrounds: area under the ROC curve over steps, and the share of first spans that overlap "
+        "a planted sound by half, with 95 % intervals from drawing recordings anew. Frame scores over window scores: "
+        f"AUROC {_with_interval(gained['auroc']['all'], 3)}, R1@0.5 {_with_interval(gained['R1@0.5']['all'], 3)}."
+    )
+    return {"text": text, "table": markdown_table(head, rows)}
+
+
+def calibration(record: dict[str, Any] | None) -> dict[str, str] | None:
+    """How well a model's calibration holds on sources that it was not fitted to: two tables, and what was measured.
+
+    Args:
+        record: What `scripts/calibrate.py` wrote.
+    """
+    if record is None:
+        return None
+    found, fitted = record["held_out"], record["fitted"]
+    both = [found["without"], found["with"]]
+    rows = [
+        ["AUROC of present against absent", *(f"{own['auroc']:.3f}" for own in both)],
+        ["expected calibration error, at even odds", *(f"{own['ece']:.3f}" for own in both)],
+        ["absent pairs with a probability of 0.5 or more", *(f"{own['false_alarms_at_half']:.0%}" for own in both)],
+    ]
+    rates = list(found["false_alarms"])
+    stated = [
+        ["measured", *(f"{found['false_alarms'][rate]:.1%}" for rate in rates)],
+        ["present pairs above the threshold", *(f"{found['detections'][rate]:.0%}" for rate in rates)],
+    ]
+    text = (
+        f"Fitted to {fitted['sounds']:,} sounds of {len(fitted['sources'])} packages, and measured on "
+        f"{found['sounds']:,} sounds of {len(found['sources'])} others with {found['labels']} labels. Without "
+        "calibration the probability is the sigmoid of the logit."
+    )
+    head = ["stated false-alarm rate of a pair", *(f"{float(rate):.0%}" for rate in rates)]
+    return {
+        "text": text,
+        "scores": markdown_table(("", "without", "with"), rows),
+        "rates": markdown_table(head, stated),
+    }
+
+
+def _with_interval(found: dict[str, Any], digits: int = 2) -> str:
+    """A value with its interval."""
+    low, high = found["interval"]
+    return f"{found['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def examples(evaluation: dict[str, Any] | None) -> str | None:
     """A table of captions beside the clips' own, from the first captioning task."""
     tasks = [] if evaluation is None else evaluation.get("tasks", [])

@@ -17,6 +17,7 @@ from ..msclap_weights import OFFICIAL_REPO
 
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
 EARLIER, AVERAGE, BASE = "earlier.jsonl", "average.json", "base.json"
+MOMENTS, CALIBRATION = "moments.json", "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Records:
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
         average: What `tools.release.average_weights` wrote, where the weights are a mean.
         base: What `base_facts` found of the model whose weights the run went on from.
+        moments: What `scripts/measure_moments.py` measured of the model.
+        calibration: What `scripts/calibrate.py` measured of the model.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -40,6 +43,8 @@ class Records:
     earlier: Sequence[dict[str, Any]] = ()
     average: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
+    moments: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
 
 def read_records(
@@ -50,6 +55,8 @@ def read_records(
     earlier: Path | None = None,
     average: Path | None = None,
     base: Path | None = None,
+    moments: Path | None = None,
+    calibration: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -61,6 +68,8 @@ def read_records(
         earlier: `earlier.jsonl`.
         average: `average.json`.
         base: `base.json`.
+        moments: `moments.json`.
+        calibration: `calibration.json`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
@@ -79,6 +88,8 @@ def read_records(
         lines(earlier),
         content(average),
         content(base),
+        content(moments),
+        content(calibration),
     )
 
 
@@ -89,7 +100,15 @@ def records_of_folder(folder: Path) -> Records:
         return folder / name if (folder / name).is_file() else folder.parent / name
 
     return read_records(
-        found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER), folder / AVERAGE, found(BASE)
+        found(RUN),
+        found(RESULTS),
+        found(CORPUS),
+        folder / CONVERSION,
+        found(EARLIER),
+        folder / AVERAGE,
+        found(BASE),
+        folder / MOMENTS,
+        folder / CALIBRATION,
     )
 
 

@@ -107,7 +107,9 @@ def usable_device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
+def load_dual_encoder(
+    model: str, device: str | None, calibrated: bool = True
+) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
     """A checked model of sounds and texts on a device, its processor, its name for records, its calibration if any."""
     from accelerate import PartialState
 
@@ -119,7 +121,9 @@ def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSCl
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
     loaded, processor = load_model(source)
-    return loaded.to(target), processor, name, Calibration.beside(source)
+    parts = {"extractor": processor.feature_extractor, "tokenizer": processor.tokenizer}
+    calibration = Calibration.beside(source, loaded, **parts) if calibrated else None
+    return loaded.to(target), processor, name, calibration
 
 
 def load_collection(
@@ -134,15 +138,9 @@ def load_collection(
     """A collection with its model."""
     from ..search import SoundCollection
 
-    loaded, processor, name, calibration = load_dual_encoder(model, device)
+    loaded, processor, name, calibration = load_dual_encoder(model, device, calibrated)
     return SoundCollection(
-        folder,
-        loaded,
-        processor,
-        name,
-        max_windows=max_windows,
-        hop_s=hop_s,
-        calibration=calibration if calibrated else None,
+        folder, loaded, processor, name, max_windows=max_windows, hop_s=hop_s, calibration=calibration
     )
 
 

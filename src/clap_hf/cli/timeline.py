@@ -107,7 +107,7 @@ def timeline(
     output.check()
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
-    encoder, processor, _, calibration = load_dual_encoder(model, device)
+    encoder, processor, _, calibration = load_dual_encoder(model, device, calibrated="" not in given)
     found = score_timeline(
         encoder,
         processor,
@@ -186,7 +186,7 @@ def moments(
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
     asked = queries_of(path, queries or [], queries_file)
-    encoder, processor, *_ = load_dual_encoder(model, device)
+    encoder, processor, *_ = load_dual_encoder(model, device, calibrated=False)
     rows: list[dict[str, Any]] = []
     for file, own in asked.items():
         texts = list(dict.fromkeys(row["query"] for row in own))
