@@ -245,7 +245,7 @@ def _change(
     source = "held out by the seed" if recipe.get("held_out") else "of a split of their own"
     text = (
         f"On {before['held_out_clips']:,} pairs of the same dataset, {source} and never trained on; measured once "
-        f"before the first step and after each of {len(epochs)} epochs. "
+        f"before the first step and after every epoch ({len(epochs)}). "
         + (
             f"They also chose the epoch, by {recipe['best_metric'].replace('_', ' ')}, so they flatter it."
             if chose

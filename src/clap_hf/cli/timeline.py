@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -108,6 +109,8 @@ def timeline(
 
     output = Output(Format(format) if format in list(Format) else Format.table, json_path)
     output.check()
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'clap-hf[plots]'")
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
     encoder, processor, _, calibration = load_dual_encoder(model, device)
