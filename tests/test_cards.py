@@ -128,6 +128,7 @@ def test_the_script_writes_it_again(tmp_path):
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
     records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
     assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
+    assert f"Looks at the test: {records.evaluation['test_looks']} sets of weights" in embedded_card
     results = measured(records.evaluation)
     assert len(results) == 13
     for result in results:
@@ -137,8 +138,13 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
     assert f"{records.corpus['rows']:,} clips" in embedded_card
     assert sum(entry["rows"] for entry in records.corpus["licenses"].values()) == records.corpus["rows"]
-    for entry in records.corpus["licenses"].values():
-        assert all(source in embedded_card for source in entry["sources"])
+    section = embedded_card.split("\n## Training data\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^- (.+): ([\d,]+) clips of (\d+) packages?$", section, re.MULTILINE)
+    assert len(shown) > 8
+    for name, clips, packages in shown:
+        entry = records.corpus["licenses"][name]
+        assert (f"{entry['rows']:,}", str(len(entry["sources"]))) == (clips, packages)
+    assert f"- the other clips: {len(records.corpus['licenses']) - len(shown)} further licenses" in section
     index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
     assert index == {result["task"]: round(result["value"], 4) for result in results}
 
@@ -208,7 +214,7 @@ def test_a_run_of_todays_settings(folder, tmp_path):
     assert "| optimiser | Adam, 0.001, reduced on plateau | Adam, 1e-3, reduced on plateau |" in text
     assert "| epoch kept | 1 of 2, by validation loss on validation data |" in text
     assert "batch_size was 64 until step 10, then 128" in text
-    assert "1.0 hours of training" in text
+    assert "60 min of training" in text
     draw_curves(run, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5_000
 

@@ -112,13 +112,13 @@ def records_of_folder(folder: Path) -> Records:
     )
 
 
-def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
-    """What is known of a model whose weights a run goes on from, for the card of what becomes of it.
+def base_facts(name: str, folder: str, temperature: float | None = None) -> dict[str, Any]:
+    """What is known of a model whose weights a run goes on from or takes the audio tower of, for its own card.
 
     Args:
-        name: As the recipe names it: a folder, a Hub id, or `package:NAME/FOLDER`.
+        name: As the recipe names it: a folder, a Hub id, `package:NAME/FOLDER`, or `embedded`.
         folder: Where it is, or its Hub id.
-        temperature: Its own, the inverse of its logit scale.
+        temperature: Its own, the inverse of its logit scale, where that goes on to learn.
 
     Returns:
         `name` (no path), `hub_id` of the nearest model of its line that is on the Hub, `license` and `data` where its
@@ -134,8 +134,9 @@ def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
     elif card is not None and hub_id is None:
         base = card.data.get("base_model")
         hub_id = base if isinstance(base, str) else None
-    if name.startswith("package:"):
-        title = f"the checkpoint embedded in {name.removeprefix('package:').partition('/')[0].replace('_', '-')}"
+    if name == "embedded" or name.startswith("package:"):
+        package = name.removeprefix("package:").partition("/")[0] if name != "embedded" else "clap_hf"
+        title = f"the checkpoint embedded in {package.replace('_', '-')}"
     else:
         title = path_name(Path(name).resolve()) if local else name
     return {"name": title, "hub_id": hub_id, "license": license, "data": data, "temperature": temperature}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -105,6 +106,8 @@ def timeline(
 
     output = Output(format, json_path)
     output.check()
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'clap-hf[plots]'")
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
     encoder, processor, _, calibration = load_dual_encoder(model, device, calibrated="" not in given)
