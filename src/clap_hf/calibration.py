@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class Calibration:
             ValueError: The file is damaged or no calibration.
         """
         try:
+            if not file.is_file():  # opening a FIFO would wait
+                raise OSError("no regular file")
             with safe_open(file, "numpy") as content:
                 tensors = {name: content.get_tensor(name).astype(np.float32) for name in TENSORS}
                 facts = json.loads((content.metadata() or {})["calibration"])
@@ -126,7 +129,7 @@ class Calibration:
     def beside(cls, checkpoint: str) -> Calibration | None:
         """The calibration in a checkpoint's folder; None where it has none, or the checkpoint is on the Hub."""
         file = Path(checkpoint) / FILE
-        return cls.load(file) if file.is_file() else None
+        return cls.load(file) if os.path.lexists(file) else None
 
     @classmethod
     def fit(

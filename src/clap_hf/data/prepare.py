@@ -18,6 +18,7 @@ from rich.progress import track
 
 from ..atomic_io import PartStore, part_facts, write_json, write_text
 from ..audio import encode_flac, load_audio
+from ..text_files import read_text
 from .originals import ORIGINALS, Original
 from .registry import TrainingSet, training_set
 from .source import number_of
@@ -159,10 +160,13 @@ def read_ids(path: Path) -> set[str]:
     Args:
         path: One id a line, or JSON: a list, or an object of lists, as WavCaps' blacklists are.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if path.suffix != ".json":
         return set(text.split())
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}), expected a list, or an object of lists.") from error
     lists = content.values() if isinstance(content, dict) else [content]
     return {Path(str(name)).stem for names in lists for name in names}
 
