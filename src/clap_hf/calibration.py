@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class Calibration:
             ValueError: The file is damaged or no calibration.
         """
         try:
+            if not file.is_file():  # opening a FIFO would wait
+                raise OSError("no regular file")
             with safe_open(file, "numpy") as content:
                 tensors = {name: content.get_tensor(name).astype(np.float32) for name in TENSORS}
                 facts = json.loads((content.metadata() or {})["calibration"])
@@ -154,7 +157,7 @@ class Calibration:
             file = cached_file(
                 checkpoint, FILE, revision=commit, **{f"_raise_exceptions_for_{name}": False for name in optional}
             )
-        if file is None or not Path(file).is_file():
+        if file is None or not os.path.lexists(file):
             return None
         found = cls.load(Path(file))
         made_for = found.facts.get("identity", {}).get(str(model.dtype).removeprefix("torch."))

@@ -10,11 +10,9 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
-from transformers import AutoConfig
 
 from ..atomic_io import write_text
-from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import model_class
+from ..pretrained import load_config, load_processor, model_class
 from . import parts
 from .curves import draw_curves
 from .records import Records, epochs_of, records_of_folder, starts_of
@@ -75,7 +73,7 @@ def model_card(
         license: License of the weights.
         curves: File name of the curves' picture.
     """
-    config, processor = AutoConfig.from_pretrained(folder), MSClapProcessor.from_pretrained(folder)
+    config, processor = load_config(str(folder)), load_processor(str(folder))
     architecture = (config.architectures or ["MSClapModel"])[0]
     kind = parts.KINDS[architecture]
     with torch.device("meta"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..msclap_weights import OFFICIAL_REPO
+from ..text_files import read_json, read_json_lines
 
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
 EARLIER, AVERAGE, BASE = "earlier.jsonl", "average.json", "base.json"
@@ -73,12 +74,10 @@ def read_records(
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+        return read_json(path) if path is not None and os.path.lexists(path) else None
 
     def lines(path: Path | None) -> list[dict[str, Any]]:
-        if path is None or not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(path) if path is not None and os.path.lexists(path) else []
 
     return Records(
         lines(run),
@@ -97,7 +96,7 @@ def records_of_folder(folder: Path) -> Records:
     """What lies in a model's folder, or beside it (`run.jsonl` of a run is beside `best/`)."""
 
     def found(name: str) -> Path:
-        return folder / name if (folder / name).is_file() else folder.parent / name
+        return folder / name if os.path.lexists(folder / name) else folder.parent / name
 
     return read_records(
         found(RUN),

@@ -147,9 +147,8 @@ def load_collection(
 def model_facts(model: str) -> dict[str, str]:
     """Facts of a model from its configuration and front end, without its weights."""
     import torch
-    from transformers import AutoFeatureExtractor
 
-    from ..pretrained import load_config, model_class
+    from ..pretrained import load_config, load_processor, model_class
 
     try:
         source = checked_checkpoint(model, ())
@@ -163,7 +162,7 @@ def model_facts(model: str) -> dict[str, str]:
     audio, text = config.audio_config, config.text_config
     with torch.device("meta"):
         parameters = sum(weights.numel() for weights in cls(config).parameters())
-    extractor = AutoFeatureExtractor.from_pretrained(source)
+    extractor = load_processor(source).feature_extractor
     return {
         "embedded checkpoint" if model == "embedded" else "model": source,
         "class": name,

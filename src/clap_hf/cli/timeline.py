@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .io import STDIN, Output, candidate_labels, one_line, read_text
+from ..text_files import parse_json, read_text
+from .io import STDIN, Output, candidate_labels, one_line
 from .models import load_dual_encoder
 from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
 
@@ -253,13 +254,15 @@ def queries_of(path: Path, queries: list[str], queries_file: Path | None) -> dic
     asked: dict[Path, list[dict[str, Any]]] = defaultdict(list)
     for number, line in enumerate(read_text(queries_file).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, "the line")
             asked[files[row["vid"]]].append({name: row[name] for name in ("qid", "query", "vid")})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{queries_file}, line {number}: {error!r}; expected JSON with qid, query and vid, the name of a file "
                 f"in {path} without its suffix."
             ) from error
+    if not asked:
+        raise ValueError(f"{queries_file} is empty, expected JSON with qid, query and vid, a line each.")
     return asked
 
 
