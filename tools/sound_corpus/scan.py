@@ -35,8 +35,8 @@ _MUSIC_FOLDERS = {"music", "musics", "mus", "themes", "soundtrack"}
 _STEADY = {"weather", "nature", "vehicle"}
 STEADY_WINDOWS = 3
 MAX_PER_LABEL = 40
-UNLABELLED_WINDOWS = 8
-MAX_UNLABELLED = 120
+UNLABELLED_WINDOWS = 12
+MAX_UNLABELLED = 220
 MIN_UNLABELLED_SECONDS = 3.0
 
 Settings = dict[str, Any]
