@@ -188,21 +188,26 @@ def _write_split(split: str, sounds: list[_Sound], tables: list[pa.Table], folde
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
+def _joined(authors: set[str]) -> str:
+    """Join a few authors; many are named file by file in the manifest."""
+    return "; ".join(sorted(authors)) if len(authors) <= 3 else f"{len(authors)} statements, by file in the manifest"
+
+
 def _summary(sounds: list[_Sound]) -> Report:
     by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     by_package: dict[str, Counter[str]] = {}
     seconds = dict.fromkeys(SPLITS, 0.0)
-    licenses: dict[str, str] = {}
-    authors: dict[str, str] = {}
+    licenses: dict[str, set[str]] = {}
+    authors: dict[str, set[str]] = {}
     commits: dict[str, str] = {}
     for sound in sounds:
         clip = sound.clip
         by_split[clip.split][clip.category] += 1
         by_package.setdefault(clip.package, Counter())[clip.split] += 1
         seconds[clip.split] += sound.duration_s
-        licenses[clip.package] = clip.license
+        licenses.setdefault(clip.package, set()).add(clip.license)
         if clip.author is not None:
-            authors[clip.package] = clip.author
+            authors.setdefault(clip.package, set()).add(clip.author)
         if clip.commit is not None:
             commits[clip.package] = clip.commit
     return {
@@ -210,8 +215,8 @@ def _summary(sounds: list[_Sound]) -> Report:
         "hours": {split: round(seconds[split] / 3600, 2) for split in SPLITS},
         "categories": {split: dict(sorted(counts.items())) for split, counts in by_split.items()},
         "packages": {
-            package: {"license": licenses[package], "rows": dict(sorted(counts.items()))}
-            | ({"author": authors[package]} if package in authors else {})
+            package: {"license": ", ".join(sorted(licenses[package])), "rows": dict(sorted(counts.items()))}
+            | ({"author": _joined(authors[package])} if package in authors else {})
             | ({"commit": commits[package]} if package in commits else {})
             for package, counts in sorted(by_package.items())
         },

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import soundfile
 import typer
+import yaml
 
 from tools.sound_corpus.decode import LONG_SECONDS, MAX_SECONDS
 from tools.sound_corpus.manifest import Clip
@@ -38,6 +39,19 @@ MAX_PER_LABEL = 40
 UNLABELLED_WINDOWS = 12
 MAX_UNLABELLED = 220
 MIN_UNLABELLED_SECONDS = 3.0
+_FREE_LICENSES = (
+    "CC0-",
+    "CC-BY-3",
+    "CC-BY-4",
+    "CC-BY-SA-",
+    "MIT",
+    "GPL-",
+    "AGPL-",
+    "LGPL-",
+    "OGA-BY",
+    "WTFPL",
+    "Unlicense",
+)
 
 Settings = dict[str, Any]
 
@@ -47,8 +61,8 @@ def load_repositories() -> dict[str, Settings]:
 
     Returns:
         For each `owner/name`: `commit`, `license`, `take` (patterns of paths), and where needed `author`, `skip`,
-        `unlabelled` (patterns), `prefix` and `without` (words), `titles` (names by path) and `titled` (whether the
-        file names are titles by people).
+        `unlabelled` (patterns), `prefix` and `without` (words), `titles` (names by path), `titled` (whether the file
+        names are titles by people) and `attributions` (name of the YAML files that state license and author by file).
     """
     return json.loads((resources.files(__package__) / "repositories.json").read_text(encoding="utf-8"))
 
@@ -79,6 +93,35 @@ def wanted_paths(paths: list[str], settings: Settings) -> list[str]:
     return sorted(chosen.values())
 
 
+def read_attributions(git_dir: Path, commit: str, paths: list[str], name: str) -> dict[str, tuple[str, str]]:
+    """Read who made which file under which license.
+
+    Args:
+        git_dir: The clone.
+        commit: Commit name.
+        paths: All paths of the repository.
+        name: Name of the YAML files, each a list of `files`, `license` and `copyright` for its own folder.
+
+    Returns:
+        License and author of each path stated under a free license.
+    """
+    stated: dict[str, tuple[str, str]] = {}
+    listings = [path for path in paths if PurePosixPath(path).name == name]
+    for path, content in read_blobs(git_dir, commit, listings):
+        for entry in yaml.safe_load(content) or []:
+            license_name = str(entry.get("license", ""))
+            if not license_name.startswith(_FREE_LICENSES):
+                continue
+            author = " ".join(str(entry.get("copyright", "")).split())[:160]
+            for file in entry.get("files") or []:
+                stated[str(PurePosixPath(path).parent / _stem(str(file)))] = (license_name, author)
+    return stated
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0] if PurePosixPath(path).suffix.lower() in _SUFFIXES else path
+
+
 def _described(path: str, settings: Settings) -> NamedSound | None:
     folders = {folder.lower() for folder in PurePosixPath(path).parts[:-1]}
     if folders & _MUSIC_FOLDERS or _matches(path, settings.get("unlabelled", [])):
@@ -105,13 +148,21 @@ def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Itera
     commit = settings["commit"]
     counts: Counter[str] = Counter()
     unlabelled = 0
-    for path, content in read_blobs(git_dir, commit, wanted_paths(list_files(git_dir, commit), settings)):
+    paths = list_files(git_dir, commit)
+    attributions = settings.get("attributions")
+    stated = read_attributions(git_dir, commit, paths, attributions) if attributions else None
+    for path, content in read_blobs(git_dir, commit, wanted_paths(paths, settings)):
+        terms = settings["license"], settings.get("author")
+        if stated is not None:
+            if path.rpartition(".")[0] not in stated:
+                continue
+            terms = stated[path.rpartition(".")[0]]
         try:
             seconds = float(soundfile.info(io.BytesIO(content)).duration)
         except soundfile.LibsndfileError:
             continue  # a Git LFS pointer or a damaged file
-        known = {"package": repository, "path": path, "commit": commit, "license": settings["license"]}
-        known |= {"author": settings.get("author"), "id": f"{repository}/{PurePosixPath(path).with_suffix('')}"}
+        known = {"package": repository, "path": path, "commit": commit, "license": terms[0]}
+        known |= {"author": terms[1], "id": f"{repository}/{PurePosixPath(path).with_suffix('')}"}
         named = _described(path, settings)
         if named is None:
             windows = min(UNLABELLED_WINDOWS, max(1, int(seconds // MAX_SECONDS))) if seconds > LONG_SECONDS else 1
