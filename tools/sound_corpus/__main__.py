@@ -39,10 +39,14 @@ def main(
 ) -> None:
     """Fetch, decode, render and write the corpus."""
     try:
-        clips = [clip for clip in load_manifest() if clip.commit is not None or not only_git]
+        manifest = load_manifest()
+        clips = [clip for clip in manifest if (not only_git if clip.commit is None else git_root is not None)]
         jobs = plan_jobs(clips, () if only_git else FONTS, packages or (), skip_package or (), limit)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if git_root is None:
+        left_out = len({clip.package for clip in manifest if clip.commit is not None})
+        typer.echo(f"{left_out} git repositories left out: name a folder of clones with --git-root to take them in")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("clips", total=sum(job.size for job in jobs))
