@@ -29,7 +29,14 @@ from ..model.modeling_msclap_captioning import (
     MSClapGenerativeModel,
 )
 from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import check_checkpoint, check_finite, checkpoint_path, load_checked, load_processor
+from ..pretrained import (
+    check_checkpoint,
+    check_finite,
+    checkpoint_path,
+    embedded_checkpoint,
+    load_checked,
+    load_processor,
+)
 from ..tokenization import sentence_tokenizer
 from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, Lora, PromptRecipe
 
@@ -228,11 +235,13 @@ def resolve(name: str) -> str:
     """Local folder or Hub id of a name in a recipe.
 
     Args:
-        name: A folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
+        name: `"embedded"`, a folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
 
     Raises:
         ValueError: If that package is not installed.
     """
+    if name == "embedded":
+        return str(embedded_checkpoint())
     if not name.startswith("package:"):
         return name
     package, _, folder = name.removeprefix("package:").partition("/")
