@@ -1,16 +1,21 @@
 #!/usr/bin/env python
-"""Kill trials of `clap-hf embed --engine ray`: workers and drivers die at random moments; what is lost or doubled.
+"""Kill trials of `clap-hf embed`: it, or Ray's workers or driver, die at random moments; what is lost or doubled.
 
     python benchmarks/kill_embedding.py FOLDER --output benchmarks/kill_embedding.json
+    python benchmarks/kill_embedding.py FOLDER --command --trials 20 --output benchmarks/kill_command.json
 
 The sounds of a folder are embedded by one process, by two processes, and by Ray on two actors of this machine; then by
 Ray with one actor killed at a random moment, and with the driver killed and the command run again, each several times.
 After `check_collection(mend=True)`, what `clap-hf embed --finish` does, the rows are compared with the clean run's.
+
+With `--command`, `clap-hf embed` itself gets SIGKILL at moments drawn by seed between its first file and its end, and
+is run again: every row, vectors and all, must equal that of an undisturbed run to the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -136,6 +141,57 @@ def compared(output: Path, clean: dict[tuple[str, str], np.ndarray]) -> dict[str
     }
 
 
+def command(folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """`clap-hf embed`, which has begun with its files."""
+    program = [sys.executable, "-c", "from clap_hf.cli import app; app()", "embed", str(folder)]
+    process = subprocess.Popen(
+        [*program, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not output.exists() and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
+def contents(output: Path) -> dict[str, dict[str, Any]]:
+    """Every row of a collection by its file; and none twice."""
+    rows = [row for part in sorted(output.glob("*.parquet")) for row in read_part(part).to_pylist()]
+    found = {row["file"]: row for row in rows}
+    assert len(found) == len(rows), f"{len(rows) - len(found)} duplicates"
+    return found
+
+
+def measure_command(folder: Path, trials: int) -> dict[str, Any]:
+    """An undisturbed run, then kills at random moments, each followed by the same command."""
+    moments = random.Random(0)
+    record: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[0], "trials": []}
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:  # beside the sounds: paths are stored alike
+        root = Path(name)
+        process, started = command(folder, root / "clean"), time.perf_counter()
+        assert process.wait() == 0
+        seconds = record["seconds"] = time.perf_counter() - started
+        clean = contents(root / "clean")
+        record["files"] = len(clean)
+        for attempt in itertools.count():
+            if len(record["trials"]) == trials:
+                break
+            output = root / str(attempt)
+            process = command(folder, output)
+            moment = moments.uniform(0, seconds)
+            time.sleep(moment)
+            if process.poll() is not None:  # faster than the undisturbed run
+                continue
+            process.kill()
+            process.wait()
+            parts = len(list(output.glob("*.parquet")))
+            written = sum(len(read_part(part)) for part in output.glob("*.parquet"))
+            assert command(folder, output).wait() == 0
+            trial = {"killed_after_s": moment, "parts": parts, "rows": written, "equal": contents(output) == clean}
+            record["trials"].append(trial | {"whole": check_collection(output).whole})
+            print(json.dumps(record["trials"][-1]), flush=True)
+    record["equal"] = sum(trial["equal"] and trial["whole"] for trial in record["trials"])
+    return record
+
+
 def measure(folder: Path, trials: int) -> dict[str, Any]:
     """Clean runs, then both kinds of kills."""
     moments = random.Random(0)
@@ -196,9 +252,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="sounds, some hundreds")
     parser.add_argument("--trials", type=int, default=10, help="kills of each kind")
+    parser.add_argument("--command", action="store_true", help="kill `clap-hf embed` itself, without Ray")
     parser.add_argument("--output", type=Path, help="JSON file for the measurements")
     args = parser.parse_args()
-    found = measure(args.folder, args.trials)
+    found = (measure_command if args.command else measure)(args.folder, args.trials)
     if args.output is not None:
         write_json(args.output, found)
 

@@ -27,7 +27,7 @@ from clap_hf import MSClapModel, embed_files
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio, read_ahead
 from clap_hf.calibration import Calibration, sigmoid
-from clap_hf.embedding import embed_clips, embed_texts
+from clap_hf.embedding import embed_clips, embed_texts, front_end, model_identity
 from clap_hf.evaluation.loading import AudioColumn
 from clap_hf.pipelines.zero_shot import DEFAULT_TEMPLATE
 from clap_hf.pretrained import checkpoint_path, load_checked
@@ -196,7 +196,10 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="PNG of the reliability on them.")] = None,
 ) -> None:
     """Fit, measure, write."""
-    loaded, processor = load_checked(MSClapModel, checkpoint_path(model), dtype=torch.float32)
+    identity: dict[str, str] = {}
+    for dtype in ("float16", "bfloat16", "float32"):
+        loaded, processor = load_checked(MSClapModel, checkpoint_path(model), dtype=getattr(torch, dtype))
+        identity[dtype] = model_identity(loaded, front_end(processor.feature_extractor), processor.tokenizer)
 
     def embed(texts: list[str]) -> np.ndarray:
         return embed_texts(loaded, processor.tokenizer, texts).cpu().numpy()
@@ -209,6 +212,7 @@ def main(
     present, absent = (np.tile(pair, (1, len(TEMPLATES))) for pair in pairs(fitted, labels))
     facts = {
         "model": model,
+        "identity": identity,
         "sounds": len(fitted.labels),
         "labels": len(labels),
         "sources": sorted(set(fitted.sources)),

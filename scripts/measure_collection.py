@@ -3,14 +3,17 @@
 
     python scripts/measure_collection.py SOUNDS --record benchmarks/collections.json
 
-SOUNDS is a folder of sound files, or a parquet file with a column `audio`. Each of `--sounds` of them is written in 6
-codecs at 3 levels, every third one cut shorter, and the copies must be found again.
+SOUNDS is what `python -m tools.sound_corpus` wrote. Recorded sounds of it, drawn by seed, are written in 6 codecs at 3
+levels, every third copy cut shorter, and the copies must be found again. The threshold was chosen by the correlations
+of some of the sounds, and is measured on the others.
 """
 
 import itertools
 import json
+import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,33 +31,44 @@ from clap_hf.evaluation.loading import AudioColumn
 from clap_hf.pretrained import checkpoint_path, load_checked
 from clap_hf.search import find_duplicates
 from clap_hf.search.approximate import approximate_index
+from clap_hf.search.duplicates import ALIKE, SIMILAR, fingerprint, likeness, waveform
 from clap_hf.search.index import Vectors
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tools.sound_corpus.decode import SAMPLING_RATE  # noqa: E402
+from tools.sound_corpus.duplicates import find_near_duplicates, thumbnail  # noqa: E402
+from tools.sound_corpus.soundfonts import FONTS  # noqa: E402
+
 GAINS_DB = (0, -6, -12)
+SUFFIXES = {"wav": ".wav", "flac": ".flac", "vorbis": ".ogg", "opus": ".opus", "mp3": ".mp3", "ulaw": ".au"}
+CODECS = tuple(SUFFIXES)
+SAME = 0.9  # correlation of two originals at 44.1 kHz, aligned, that hold one recording
+SEED = 0
+SHORTEST_S, LONGEST_S = 1.0, 4.0  # shorter ones are clicks, with no shape that a codec keeps; longer ones take long
 DIM = 512
 TOP = 10
 QUERIES = 50
 
 
 def encode(samples: np.ndarray, rate: int, codec: str, file: Path) -> Path:
-    """Write samples by a codec."""
+    """Write samples by a codec, where no file is there yet."""
+    target = file.with_suffix(SUFFIXES[codec])
+    if target.exists():
+        return target
     if codec == "wav":
-        soundfile.write(target := file.with_suffix(".wav"), samples, rate, "PCM_16")
+        soundfile.write(target, samples, rate, "PCM_16")
     elif codec == "flac":
-        soundfile.write(target := file.with_suffix(".flac"), samples, rate, "PCM_24")
+        soundfile.write(target, samples, rate, "PCM_24")
     elif codec == "vorbis":
-        soundfile.write(target := file.with_suffix(".ogg"), samples, rate, "VORBIS")
+        soundfile.write(target, samples, rate, "VORBIS")
     elif codec == "opus":
-        resampled = soxr.resample(samples, rate, 48_000)
-        soundfile.write(target := file.with_name(file.name + "-opus.ogg"), resampled, 48_000, "OPUS")
+        soundfile.write(target, soxr.resample(samples, rate, 48_000), 48_000, "OPUS", format="OGG")
     elif codec == "mp3":
-        soundfile.write(target := file.with_suffix(".mp3"), samples, rate, "MPEG_LAYER_III")
+        soundfile.write(target, samples, rate, "MPEG_LAYER_III")
     else:  # A telephone's: 8-bit u-law at 16 kHz
-        soundfile.write(target := file.with_suffix(".au"), soxr.resample(samples, rate, 16_000), 16_000, "ULAW")
+        soundfile.write(target, soxr.resample(samples, rate, 16_000), 16_000, "ULAW")
     return target
-
-
-CODECS = ("wav", "flac", "vorbis", "opus", "mp3", "ulaw")
 
 
 def measure_queries(count: int) -> dict[str, Any]:
@@ -91,61 +105,153 @@ def measure_queries(count: int) -> dict[str, Any]:
     return found
 
 
-def measure_duplicates(source: Path, count: int, folder: Path) -> dict[str, Any]:
-    """Precision and recall of pairs of files that hold one recording."""
-    data = datasets.load_dataset("parquet", data_files=str(source), split="train")
-    audio = AudioColumn(data, "audio")
-    truth: dict[Path, int] = {}
-    random = np.random.default_rng(0)
-    used = 0
-    for number in range(len(data)):
+def choose(source: Path, count: int) -> list[tuple[str, np.ndarray, int]]:
+    """Names, samples and rates of recorded sounds of 1 to 4 s, drawn by seed, none the copy of another one drawn.
+
+    Which are copies is decided as the corpus does it between its splits, not as `find_duplicates` does.
+    """
+    files = sorted(source.glob("data/*.parquet")) if source.is_dir() else [source]
+    data = datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train")
+    rendered = {font.package for font in FONTS}
+    rows = [number for number, package in enumerate(data["source"]) if package not in rendered]
+    audio, names = AudioColumn(data, "audio"), data["id"]
+    chosen: list[tuple[str, np.ndarray, int]] = []
+    pictures = np.empty((0, 1024), np.float16)
+    for number in np.random.default_rng(SEED).permutation(rows).tolist():
         sound = load_stored_audio(audio[number])
-        samples = sound.samples.mean(axis=0)
-        if len(samples) < sound.sampling_rate:  # clicks have no shape that a codec keeps
+        samples, rate = sound.samples.mean(axis=0), sound.sampling_rate
+        if not SHORTEST_S <= len(samples) / rate <= LONGEST_S:
             continue
-        samples = 0.9 * samples / np.abs(samples).max()
+        picture = thumbnail(soxr.resample(samples, rate, SAMPLING_RATE))[None]
+        if find_near_duplicates(picture, pictures):
+            continue
+        pictures = np.concatenate([pictures, picture])
+        chosen.append((names[number], 0.9 * samples / np.abs(samples).max(), rate))
+        if len(chosen) == count:
+            return chosen
+    raise ValueError(f"{source} holds {len(chosen)} such sounds, expected {count}. Ask for fewer.")
+
+
+def write_copies(sounds: list[tuple[str, np.ndarray, int]], folder: Path) -> dict[Path, str]:
+    """Write every sound in all codecs at all levels, every third copy cut shorter; names of the sounds by file."""
+    truth: dict[Path, str] = {}
+    for place, (name, samples, rate) in enumerate(sounds):
+        random = np.random.default_rng([SEED, place])
         for copy, (codec, gain) in enumerate(itertools.product(CODECS, GAINS_DB)):
             start, stop = (random.uniform(0, 0.1, size=2) * len(samples)).astype(int) if copy % 3 == 2 else (0, 0)
             cut = samples[start : len(samples) - stop] * 10 ** (gain / 20)
-            truth[encode(cut, sound.sampling_rate, codec, folder / f"{used:04}-{copy:02}")] = used
-        used += 1
-        if used == count:
-            break
-    model, processor = load_checked(MSClapModel, checkpoint_path("embedded"))
-    started = time.perf_counter()
-    collection = SoundCollection(folder / "index", model, processor, "embedded")
-    collection.add(truth)
-    embedded = time.perf_counter() - started
-    started = time.perf_counter()
-    groups = find_duplicates(folder / "index").groups
-    spent = time.perf_counter() - started
-    same = sum(n * (n - 1) // 2 for n in np.bincount(list(truth.values())).tolist())
-    claimed = sum(len(group) * (len(group) - 1) // 2 for group in groups)
-    right = sum(truth[one] == truth[other] for group in groups for one, other in itertools.combinations(group, 2))
-    precision, recall = right / max(1, claimed), right / same
-    mixed = [sorted({truth[file] for file in group}) for group in groups]
+            truth[encode(cut, rate, codec, folder / f"{place:04}-{copy:02}")] = name
+    return truth
+
+
+def scores(
+    groups: list[list[Path]], truth: dict[Path, str], originals: dict[str, tuple[np.ndarray, int]]
+) -> dict[str, Any]:
+    """Precision, recall and F1 of pairs of files, and what was found wrong.
+
+    `f1` takes every sound drawn for a recording of its own. Sounds that were joined are compared as they were, at full
+    bandwidth: `f1_same` takes those that hold one recording, as where one is the other cut short, for one.
+    """
+    joined: list[dict[str, Any]] = []
+    merged = {name: name for name in originals}
+    for group in groups:
+        for one, other in itertools.combinations(sorted({truth[file] for file in group}), 2):
+            alike = likeness(*(full_band(*originals[name]) for name in (one, other)))
+            joined.append({"sounds": [one, other], "correlation": alike})
+            if alike >= SAME:
+                old, new = merged[other], merged[one]
+                merged = {name: new if root == old else root for name, root in merged.items()}
+    alone = truth.keys() - {file for group in groups for file in group}
+    parts = Counter(truth[group[0]] for group in groups)
+    same = {f"{name}_same": value for name, value in rates(groups, {f: merged[n] for f, n in truth.items()}).items()}
     return {
-        "sounds": used,
-        "files": len(truth),
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall),
-        "joined": [group for group in mixed if len(group) > 1],
-        "embed_s": embedded,
-        "search_s": spent,
+        **rates(groups, truth),
+        **same,
+        "joined": joined,
+        "split": sum(count > 1 for count in parts.values()),
+        "alone": Counter(CODECS[int(file.stem[5:7]) // len(GAINS_DB)] for file in alone),
     }
 
 
+def rates(groups: list[list[Path]], truth: dict[Path, str]) -> dict[str, float]:
+    """Precision, recall and F1 of the pairs of files that are grouped."""
+    same = sum(count * (count - 1) // 2 for count in Counter(truth.values()).values())
+    claimed = sum(len(group) * (len(group) - 1) // 2 for group in groups)
+    right = sum(truth[one] == truth[other] for group in groups for one, other in itertools.combinations(group, 2))
+    precision, recall = right / max(1, claimed), right / same
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / max(1e-9, precision + recall)}
+
+
+def full_band(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Waveform of an original at the corpus' rate, whitened by a difference `[samples, 1]`."""
+    return np.diff(soxr.resample(samples, rate, SAMPLING_RATE))[:, None].astype(np.float32)
+
+
+def correlations(truth: dict[Path, str]) -> dict[str, Any]:
+    """Correlations that the threshold has to lie between: of copies, and of sounds whose log-mels are similar.
+
+    Returns:
+        Quantiles over the copies of all sounds, each with the first copy of its sound; and the highest correlations of
+        first copies of two sounds.
+    """
+    copies: dict[str, list[Path]] = {}
+    for file, name in truth.items():
+        copies.setdefault(name, []).append(file)
+    found, first, pictures = [], {}, {}
+    for name, (one, *others) in copies.items():
+        first[name], pictures[name] = waveform(one), fingerprint(one)
+        found += [likeness(first[name], waveform(other)) for other in others]
+    apart = [
+        {"sounds": [one, other], "correlation": likeness(first[one], first[other])}
+        for one, other in itertools.combinations(copies, 2)
+        if likeness(pictures[one], pictures[other]) >= SIMILAR
+    ]
+    shares = (0.0, 0.01, 0.05, 0.5)
+    return {
+        "sounds": len(copies),
+        "files": len(truth),
+        "copies": dict(zip(map(str, shares), np.quantile(found, shares).tolist(), strict=True)),
+        "others_similar": len(apart),
+        "others": sorted(apart, key=lambda pair: -pair["correlation"])[:8],
+        "threshold": ALIKE,
+    }
+
+
+def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -> dict[str, Any]:
+    """Correlations of the first sounds drawn, by which the threshold was chosen, and F1 on the other ones."""
+    sounds = choose(source, chosen_on + count)
+    parts = {"chosen_on": sounds[:chosen_on], "measured_on": sounds[chosen_on:]}
+    for part in parts:
+        (folder / part).mkdir(exist_ok=True)
+    truth = {part: write_copies(own, folder / part) for part, own in parts.items()}
+    found: dict[str, Any] = {"chosen_on": correlations(truth["chosen_on"])} if chosen_on else {}
+    typer.echo(json.dumps(found))
+    model, processor = load_checked(MSClapModel, checkpoint_path("embedded"))
+    started, files = time.perf_counter(), truth["measured_on"]
+    SoundCollection(folder / "index", model, processor, "embedded").add(files)
+    embedded, started = time.perf_counter() - started, time.perf_counter()
+    groups = find_duplicates(folder / "index").groups
+    facts = {"sounds": count, "files": len(files), "embed_s": embedded, "search_s": time.perf_counter() - started}
+    originals = {name: (samples, rate) for name, samples, rate in parts["measured_on"]}
+    packages = sorted({name.partition("/")[0] for name in originals})
+    found["measured_on"] = facts | {"packages": packages} | scores(groups, files, originals)
+    return found
+
+
 def main(
-    source: Annotated[Path, typer.Argument(help="Parquet file with a column `audio`.")],
+    source: Annotated[Path, typer.Argument(help="The sound corpus, or one parquet file of it.")],
     record: Annotated[Path, typer.Option(help="JSON to write.")],
-    sounds: Annotated[int, typer.Option(min=2, help="Sounds that are copied.")] = 500,
+    sounds: Annotated[int, typer.Option(min=1, help="Sounds whose copies are looked for.")] = 500,
+    chosen_on: Annotated[int, typer.Option(min=0, help="Further sounds, by which the threshold was chosen.")] = 50,
     vectors: Annotated[list[int] | None, typer.Option(help="Sizes of collections; repeatable.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keeps copies and collections, to go on after a stop.")] = None,
 ) -> None:
     """Measure and write."""
     found: dict[str, Any] = {"queries": [measure_queries(count) for count in vectors or (100_000,)]}
-    with tempfile.TemporaryDirectory() as folder:
-        found["duplicates"] = measure_duplicates(source, sounds, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) if folder is None else folder
+        place.mkdir(parents=True, exist_ok=True)
+        found["duplicates"] = measure_duplicates(source, chosen_on, sounds, place)
     write_json(record, found)
     typer.echo(json.dumps(found, indent=1))
 

@@ -21,6 +21,7 @@ from rich.progress import track
 from sklearn.metrics import roc_auc_score
 
 from clap_hf.atomic_io import write_text
+from clap_hf.embedding import front_end, model_identity
 from clap_hf.evaluation.moments import average_precision, recall_at_1
 from clap_hf.model.modeling_msclap import MSClapModel
 from clap_hf.moments import ranked_spans, score_timeline
@@ -79,7 +80,7 @@ def main(
         row = json.loads(line)
         by_recording[row["vid"]].append(row)
     chosen = list(by_recording.items())[:limit]
-    loaded, processor = load_checked(MSClapModel, checkpoint_path(model))
+    loaded, processor = load_checked(MSClapModel, checkpoint_path(model), dtype=torch.float32)
     window_s = processor.feature_extractor.duration_s
     found: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in METHODS}
     recordings: list[str] = []
@@ -113,6 +114,7 @@ def main(
     }
     record = {
         "model": model,
+        "identity": model_identity(loaded, front_end(processor.feature_extractor), processor.tokenizer),
         "step_s": step_s,
         "hop_s": window_s / 3 if hop_s is None else hop_s,
         "shares": SHARES,

@@ -15,7 +15,9 @@ from clap_hf import cards
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of save_pretrained; weights are not needed.")],
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of save_pretrained; weights are not needed.")
+    ],
     repo_id: Annotated[str, typer.Option(help="What the snippets load.")],
     license: Annotated[str | None, typer.Option(help="License of the weights, as the Hub spells it.")] = None,
     output: Annotated[Path | None, typer.Option(help="Gets README.md and curves.png; the folder by default.")] = None,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import pipeline
 from typer.testing import CliRunner
 
 import clap_hf
 from clap_hf import SoundCollection, load_audio
 from clap_hf.calibration import FILE, RATES, Calibration
 from clap_hf.cli import app
-from clap_hf.embedding import ClapEncoder
+from clap_hf.cli.models import load_dual_encoder
+from clap_hf.embedding import ClapEncoder, front_end, model_identity
 from clap_hf.pretrained import load_checked
-from conftest import EXAMPLES, make_model, sound
+from conftest import EXAMPLES, make_feature_extractor, make_model, sound
 
 DIM, CLASSES = 32, 24
 
@@ -72,24 +75,82 @@ def test_a_threshold_of_many_pairs_is_of_any_of_them(calibration):
             calibration.threshold(**wrong)
 
 
-def test_files(calibration, tmp_path):
-    calibration.save(tmp_path / FILE)
-    found = Calibration.beside(str(tmp_path))
+def identity_of(model, processor):
+    return model_identity(model, front_end(processor.feature_extractor), processor.tokenizer)
+
+
+def beside(checkpoint, model, processor):
+    parts = {"extractor": processor.feature_extractor, "tokenizer": processor.tokenizer}
+    return Calibration.beside(str(checkpoint), model, **parts)
+
+
+def test_files(calibration, tmp_path, processor):
+    model = make_model()
+    facts = {"model": "none", "identity": {"float32": identity_of(model, processor)}}
+    replace(calibration, facts=facts).save(tmp_path / FILE)
+    found = beside(tmp_path, model, processor)
     audio, text, _ = made_up(seed=4)
     np.testing.assert_allclose(found.logits(audio, text), calibration.logits(audio, text), atol=0.05)
-    assert found.facts == {"model": "none"} and Calibration.beside(str(tmp_path / "nowhere")) is None
+    assert found.facts == facts and beside(tmp_path / "nowhere", model, processor) is None
     content = (tmp_path / FILE).read_bytes()
     for damaged in (b"", content[: len(content) // 2], b"text"):
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match="no calibration .*Make it again"):
-            Calibration.beside(str(tmp_path))
+            beside(tmp_path, model, processor)
     with pytest.raises(ValueError, match="0 do not, expected some of both"):
         Calibration.fit(audio, text, np.ones((600, 24), bool), np.zeros((600, 24), bool), [""] * 600, {})
 
 
+def test_a_calibration_belongs_to_its_weights(calibration, processor, tmp_path):
+    """Beside other weights, another front end or another text tower it is refused, in one line."""
+    model, folder = make_model(), tmp_path / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    replace(calibration, facts={"identity": {"float32": identity_of(model, processor)}}).save(folder / FILE)
+    arguments = ["classify", str(EXAMPLES / "dog.ogg"), "--labels", "dog", "--model", str(folder), "--device", "cpu"]
+    saved_again = clap_hf.MSClapModel.from_pretrained(folder)
+    assert beside(folder, saved_again, processor) is not None
+    extractor = make_feature_extractor(fmax=7_000.0)
+    for other, parts in (
+        (make_model(seed=1), processor),
+        (model, clap_hf.MSClapProcessor(extractor, processor.tokenizer)),
+        (make_model().to(torch.bfloat16), processor),
+    ):
+        with pytest.raises(ValueError, match="made for a model with the fingerprint .*Make it again"):
+            beside(folder, other, parts)
+    with torch.no_grad():
+        model.text_projection.linear2.weight[0, 0] += 1e-3
+    model.save_pretrained(folder)
+    for refused in (arguments, ["timeline", *arguments[1:]]):
+        result = CliRunner().invoke(app, refused)
+        assert result.exit_code == 2 and "was made for a model" in result.output and result.output.count("\n") == 1
+    assert CliRunner().invoke(app, [*arguments, "--raw"]).exit_code == 0
+    assert CliRunner().invoke(app, ["timeline", *arguments[1:], "--threshold", "0.3"]).exit_code == 0
+
+
+def test_a_calibration_is_fetched_with_the_checkpoint_that_is_named(hub, calibration, processor, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    hub.seed("models", "acme/uncalibrated", tmp_path)
+    replace(calibration, facts={"identity": {"float32": identity_of(model, processor)}}).save(tmp_path / FILE)
+    hub.seed("models", "acme/calibrated", tmp_path)
+    for name in ("acme/calibrated", "acme/uncalibrated"):
+        classify = pipeline(
+            "zero-shot-audio-classification",
+            model=name,
+            pipeline_class=clap_hf.MSClapZeroShotAudioClassificationPipeline,
+        )
+        assert (classify.calibration is not None) == (name == "acme/calibrated")
+        _, _, _, found = load_dual_encoder(name, "cpu")
+        assert (found is not None) == (name == "acme/calibrated")
+
+
 def test_the_embedded_checkpoint_is_calibrated():
     model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()), dtype=torch.float32)
-    calibration = Calibration.beside(str(clap_hf.embedded_checkpoint()))
+    calibration = beside(clap_hf.embedded_checkpoint(), model, processor)
+    half, _ = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()), dtype=torch.float16)
+    assert beside(clap_hf.embedded_checkpoint(), half, processor) is not None
     held_out = {"openttd-opensfx", "lugaru-data", "minetest-data", "sonic-pi-samples", "pocketsphinx-testdata"}
     assert not held_out & set(calibration.facts["sources"]), "the sounds of examples/"
     encoder = ClapEncoder(model, processor)
@@ -134,13 +195,13 @@ def test_the_pipeline_scores_every_label_by_itself():
     classify = clap_hf.MSClapZeroShotAudioClassificationPipeline
     model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()))
     parts = {"model": model, "tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
-    pipeline = classify(**parts)
+    scoring = classify(**parts)
     labels = {"candidate_labels": ["a dog", "an animal", "violin"]}
-    found = pipeline(EXAMPLES / "dog.ogg", multi_label=True, **labels)
+    found = scoring(EXAMPLES / "dog.ogg", multi_label=True, **labels)
     scores = {entry["label"]: entry["score"] for entry in found}
     assert scores["a dog"] > 0.9 and scores["violin"] < 0.3
     assert all(entry["score"] == entry["probability"] for entry in found)
-    relative = pipeline(EXAMPLES / "dog.ogg", **labels)
+    relative = scoring(EXAMPLES / "dog.ogg", **labels)
     assert sum(entry["score"] for entry in relative) == pytest.approx(1)
     assert {entry["label"]: entry["probability"] for entry in relative} == pytest.approx(scores)
     with pytest.raises(ValueError, match="this one has no calibration"):
@@ -162,7 +223,7 @@ def test_search_states_that_nothing_matches(tmp_path):
     table = CliRunner().invoke(app, ["search", str(index), "a violin"]).stdout
     assert "Nothing in this collection matches 'a violin'. The closest:" in table
     model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()))
-    calibration = Calibration.beside(str(clap_hf.embedded_checkpoint()))
+    calibration = beside(clap_hf.embedded_checkpoint(), model, processor)
     collection = SoundCollection(index, model, processor, "embedded", calibration=calibration)
     assert [hit.file.name for hit in collection.search("a dog barking", false_alarm_rate=0.01)] == ["dog.ogg"]
     assert collection.search("a violin", false_alarm_rate=0.01) == []
@@ -185,7 +246,7 @@ def test_any_checkpoint_can_be_calibrated(processor, tmp_path):
     options = ["--output", tmp_path / "model" / FILE, "--held-out", "two", "--record", tmp_path / "record.json"]
     result = run("calibrate", tmp_path / "model", tmp_path, *options)
     assert result.exit_code == 0, result.output
-    calibration = Calibration.beside(str(tmp_path / "model"))
+    calibration = beside(tmp_path / "model", *load_checked(clap_hf.MSClapModel, str(tmp_path / "model")))
     assert calibration.sounds.shape == (12, 24) and calibration.facts["sources"] == ["one"]
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["held_out"]["sounds"] == 12 and 0 <= record["held_out"]["with"]["auroc"] <= 1

@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 import clap_hf
 from clap_hf.cards import Records, check_card, corpus_facts, draw_curves, model_card, read_records, write_card
 from clap_hf.cards.results import measured
+from clap_hf.embedding import front_end, model_identity
 from clap_hf.evaluation.captioner import score_captions
+from clap_hf.pretrained import load_checked
 from conftest import GPT2_TOKENIZER, TINY_CNN14, make_model
 from pages import Block, run_python
 
@@ -43,7 +45,8 @@ def folder(tmp_path_factory, processor):
 
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
-    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
+    measured_apart = {"moments": export_embedded.MOMENTS, "calibration": export_embedded.CALIBRATION}
+    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE, **measured_apart)
     files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, license="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
@@ -51,6 +54,14 @@ def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path)
         content = picture.read_bytes()
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width == 1100 and height == 352
+
+
+def test_what_the_embedded_card_states_was_measured_of_its_weights():
+    model, processor = load_checked(clap_hf.MSClapModel, str(clap_hf.embedded_checkpoint()), dtype=torch.float32)
+    identity = model_identity(model, front_end(processor.feature_extractor), processor.tokenizer)
+    again = "measure it again"
+    assert json.loads(export_embedded.MOMENTS.read_text())["identity"] == identity, again
+    assert json.loads(export_embedded.CALIBRATION.read_text())["fitted"]["identity"]["float32"] == identity, again
 
 
 def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
@@ -73,8 +84,12 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
     assert all(torch.equal(value.half(), after[name].half()) for name, value in before.items())
     written = (output / "README.md").read_text()
+    assert "## Probabilities" not in written, "of other weights"
     export_embedded.main(output=output, records=tmp_path / "records")  # again, from the records alone
-    assert (output / "README.md").read_text() == written
+    again = (output / "README.md").read_text()
+    assert "## Probabilities" in again and "## Where in a recording" in again
+    left = re.sub("## Where in a recording.*?(?=## What it does not know)", "", again, flags=re.DOTALL)
+    assert left == written
 
 
 def test_the_mean_of_two_models_is_exported_and_its_card_says_so(folder, processor, tmp_path):
@@ -113,6 +128,7 @@ def test_the_script_writes_it_again(tmp_path):
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
     records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
     assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
+    assert f"Looks at the test: {records.evaluation['test_looks']} sets of weights" in embedded_card
     results = measured(records.evaluation)
     assert len(results) == 13
     for result in results:
@@ -122,8 +138,13 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card
     assert f"{records.corpus['rows']:,} clips" in embedded_card
     assert sum(entry["rows"] for entry in records.corpus["licenses"].values()) == records.corpus["rows"]
-    for entry in records.corpus["licenses"].values():
-        assert all(source in embedded_card for source in entry["sources"])
+    section = embedded_card.split("\n## Training data\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^- (.+): ([\d,]+) clips of (\d+) packages?$", section, re.MULTILINE)
+    assert len(shown) > 8
+    for name, clips, packages in shown:
+        entry = records.corpus["licenses"][name]
+        assert (f"{entry['rows']:,}", str(len(entry["sources"]))) == (clips, packages)
+    assert f"- the other clips: {len(records.corpus['licenses']) - len(shown)} further licenses" in section
     index = {result.dataset_config: result.metric_value for result in ModelCard(embedded_card).data.eval_results}
     assert index == {result["task"]: round(result["value"], 4) for result in results}
 
@@ -193,7 +214,7 @@ def test_a_run_of_todays_settings(folder, tmp_path):
     assert "| optimiser | Adam, 0.001, reduced on plateau | Adam, 1e-3, reduced on plateau |" in text
     assert "| epoch kept | 1 of 2, by validation loss on validation data |" in text
     assert "batch_size was 64 until step 10, then 128" in text
-    assert "1.0 hours of training" in text
+    assert "60 min of training" in text
     draw_curves(run, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5_000
 

@@ -154,7 +154,7 @@ WRONG = [
     (["classify", DOG, "--labels", " , "], "No labels"),
     (["classify", DOG, "--labels", "a,b", "--labels-file", "x"], "Both --labels and --labels-file"),
     (["classify", DOG, "--labels-file", "gone.txt"], "gone.txt: No such file"),
-    (["classify", DOG, "--labels-file", "{wrong}"], "Is a directory"),
+    (["classify", DOG, "--labels-file", "{wrong}"], "{wrong} is a folder, expected a text file"),
     (["classify", DOG, "--labels-file", "{wrong}/binary.txt"], "binary.txt is not UTF-8 text (byte 4)"),
     (["classify", DOG, "--labels-file", "{wrong}/blank.txt"], "No labels in {wrong}/blank.txt"),
     (["classify", "{wrong}/columns"], "columns/labels.csv has columns ['name;word'], expected file and label"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import shutil
@@ -203,6 +204,15 @@ def test_the_timeline_command(checkpoint, recording, tmp_path):
     for wrong in ("cat=0.3", "many"):
         result = invoke("timeline", recording, *options, "--threshold", wrong)
         assert result.exit_code and wrong in result.output and result.output.count("\n") == 1
+
+
+def test_a_picture_without_matplotlib_is_refused_before_any_work(recording, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *own: None if name == "matplotlib" else find(name, *own)
+    )
+    result = invoke("timeline", recording, "--plot", "it.png")
+    assert result.exit_code and "pip install 'clap-hf[plots]'" in result.output and result.output.count("\n") == 1
 
 
 def test_the_timeline_of_stdin(checkpoint, recording):

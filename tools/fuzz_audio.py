@@ -1,9 +1,10 @@
-"""Decode mutated sound files and count what goes wrong: `python tools/fuzz_audio.py --files 3000 --out fuzz.json`.
+"""Decode mutated sound files and count what goes wrong: `python tools/fuzz_audio.py --files 10000 --out fuzz.json`.
 
 Valid files of every format that the installed programs (soundfile's libsndfile, ffmpeg, sox, lame, flac, oggenc,
 opusenc) can write are decoded as they are, which must raise no alarm, and then with one mutation each from a seed:
 cuts, flipped bits, zeroed blocks, removed and doubled pieces, pieces of other files. Every file is decoded in a
-second process, which a crash or a hang ends.
+second process, which a crash or a hang ends. With `--minutes`, a run stops early, and the same command goes on from
+its record.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import warnings
 from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -93,6 +95,11 @@ PIPES = {  # written to a pipe: headers without lengths
     "mka-pipe": "ffmpeg -v error -i {wav} -c:a libvorbis -f matroska -",
     "m4a-fragments": "ffmpeg -v error -i {wav} -c:a aac -movflags frag_keyframe+empty_moov -f mp4 -",
 }
+# Streams that state no length: cut between two frames, or with whole frames removed, they are shorter valid ones.
+WITHOUT_LENGTH = (
+    *("wav-pipe-ffmpeg", "mp3-pipe", "mp3-no-tag", "mp3-vbr-no-tag", "mp3-id3v1", "mp3-tags", "mp2"),
+    *("chain-mp3-no-tag", "aac-adts"),
+)
 CHAINED = ["ogg-VORBIS", "ogg-OPUS", "ogg-oggenc", "mp3-MPEG_LAYER_III", "mp3-no-tag", "flac-PCM_16", "wav-PCM_16"]
 
 
@@ -252,38 +259,64 @@ def _worker(pipe: Connection) -> None:
         pipe.send(outcome(*pipe.recv()))
 
 
-def run(count: int, seed: int) -> dict[str, object]:
+def false_alarms(files: dict[str, bytes]) -> tuple[dict[str, tuple[float, int]], list[str]]:
+    """Decode valid files.
+
+    Returns:
+        Length, s, and rate, Hz, of every file by its name, and the files that were refused, shortened or reported.
+    """
+    lengths: dict[str, tuple[float, int]] = {}
+    alarms: list[str] = []
+    for name, data in files.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                audio = load_audio(data)
+            except AudioDecodeError as error:
+                alarms.append(f"{name}: refused: {error}")
+                continue
+        expected = SECONDS * (2 if name.startswith("chain-") else 1)
+        if "OPUS" in name:
+            expected *= RATE / 48_000
+        lengths[name] = (audio.duration_s, audio.sampling_rate)
+        if audio.truncated or audio.duration_s < expected - 2 * SHORTER_S:  # WMA loses a packet
+            alarms.append(f"{name}: {audio.duration_s:.3f} s of {expected} s: {'cut' if audio.truncated else ''}")
+    return lengths, alarms
+
+
+def run(count: int, seed: int, record: dict[str, Any] | None = None, minutes: float = float("inf")) -> dict[str, Any]:
     """Decode the valid files and `count` mutated ones.
+
+    Args:
+        count: Mutated files.
+        seed: Of the mutations.
+        record: What a run of the same seed gave that was stopped; it goes on from there.
+        minutes: Stop after so long.
 
     Returns:
         Counts of outcomes, overall and by mutation, and every case that should not be.
+
+    Raises:
+        ValueError: The record is of another seed, or of other valid files.
     """
     context = multiprocessing.get_context("spawn")
     worker, pipe = None, None
     started = time.monotonic()
-    by_mutation: dict[str, Counter[str]] = {}
-    bad: list[str] = []
-    alarms: list[str] = []
+    record = record or {}
+    by_mutation = {name: Counter(counts) for name, counts in record.get("by mutation", {}).items()}
+    bad: list[str] = list(record.get("to look at", []))
+    done: int = record.get("mutated files", 0)
     with tempfile.TemporaryDirectory() as folder:
         files = valid_files(Path(folder))
-        lengths: dict[str, tuple[float, int]] = {}
-        for name, data in files.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    audio = load_audio(data)
-                except AudioDecodeError as error:
-                    alarms.append(f"{name}: refused: {error}")
-                    continue
-            expected = SECONDS * (2 if name.startswith("chain-") else 1)
-            if "OPUS" in name:
-                expected *= RATE / 48_000
-            lengths[name] = (audio.duration_s, audio.sampling_rate)
-            if audio.truncated or audio.duration_s < expected - 2 * SHORTER_S:  # WMA loses a packet
-                alarms.append(f"{name}: {audio.duration_s:.3f} s of {expected} s: {'cut' if audio.truncated else ''}")
+        if record and (record["seed"], record["valid files"]) != (seed, len(files)):
+            raise ValueError(
+                f"The record has seed {record['seed']} and {record['valid files']} valid files, expected {seed} and "
+                f"{len(files)}. Remove it, or name another file."
+            )
+        lengths, alarms = false_alarms(files)
         path = Path(folder, "mutated")
-        for number in range(count):
-            name, mutation, data = mutated(files, number, seed)
+        while done < count and time.monotonic() - started < 60 * minutes:
+            name, mutation, data = mutated(files, done, seed)
             path.write_bytes(data)
             if worker is None or pipe is None:
                 pipe, other_end = context.Pipe()
@@ -298,31 +331,49 @@ def run(count: int, seed: int) -> dict[str, object]:
             if result == "hang" or result == "crash: the process ended":
                 worker.kill()
                 worker = None
+            if result == "silent shortening" and mutation == "cut" and name.startswith(WITHOUT_LENGTH):
+                result = "cut stream without length"
             by_mutation.setdefault(mutation, Counter())[result] += 1
             if result not in ("refused", "reported", "as long as before"):
-                bad.append(f"{number} {name} {mutation}: {result}")
+                bad.append(f"{done} {name} {mutation}: {result}")
+            done += 1
         if worker is not None:
             worker.kill()
     total = sum(by_mutation.values(), Counter())
     return {
         "valid files": len(files),
+        "formats": len({_format(name) for name in files}),
         "false alarms on valid files": alarms,
-        "mutated files": count,
+        "mutated files": done,
         "seed": seed,
         "outcomes": dict(total),
+        "silent share": (total["silent shortening"] + total["cut stream without length"]) / max(done, 1),
         "by mutation": {mutation: dict(counts) for mutation, counts in by_mutation.items()},
         "to look at": bad,
-        "seconds": round(time.monotonic() - started),
+        "seconds": record.get("seconds", 0) + round(time.monotonic() - started),
     }
 
 
-if __name__ == "__main__":
+def _format(name: str) -> str:
+    """A format by the name of one of its files: container and codec, whichever program wrote it."""
+    return name.removeprefix("chain-").removesuffix("-stereo")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000, help="mutated files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file for the result, which is also printed")
+    parser.add_argument("--out", type=Path, help="JSON file for the result; a run that was stopped goes on from it")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
-    text = json.dumps(run(arguments.files, arguments.seed), indent=2)
+    record = None
+    if arguments.out and arguments.out.exists():
+        record = json.loads(arguments.out.read_text())
+    text = json.dumps(run(arguments.files, arguments.seed, record, arguments.minutes), indent=1)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -65,9 +65,9 @@ def serve(folder: Path) -> Iterator[Served]:
         thread.join()
 
 
-def missing() -> str | None:
+def missing(programs: tuple[str, ...] = ("npm", "chromium", "chromedriver")) -> str | None:
     """What is missing to build the page and drive it; None when nothing is."""
-    for program in ("npm", "chromium", "chromedriver"):
+    for program in programs:
         if shutil.which(program) is None:
             return f"{program} is not installed"
     try:

@@ -27,6 +27,7 @@ except ImportError:  # Windows
 ROWS_PER_GROUP = 100  # what a streaming reader fetches at once
 LEFTOVER = re.compile(r"\.[0-9a-f]{12}\.new$")  # the ending of a file that is being written
 NUMBER = re.compile(r"part-(\d+)")
+UNPACKED_BYTES, UNPACKED_RATIO = 1 << 28, 200  # what packed files from elsewhere may unpack to
 LEFTOVER_S = 3600  # without a write for that long, nobody writes it any more
 _threads = threading.Lock()  # where there is no fcntl
 
@@ -168,6 +169,10 @@ class PartError(ValueError):
     """A part that cannot be used; the message names the file, what is wrong with it, and the remedy."""
 
 
+class ForeignPartError(PartError):
+    """A part of another identity, or that something else wrote."""
+
+
 class PartStore:
     """A table kept as files in a folder, each written whole: a stopped run goes on with the parts that are missing.
 
@@ -272,7 +277,7 @@ class PartStore:
         """
         found = part_facts(path)["identity"]
         if found != self.identity:
-            raise PartError(
+            raise ForeignPartError(
                 f"{path}: made from {found[:16]}, expected {self.identity[:16]}. Use what it was made from, or move "
                 "it out of the folder."
             )
@@ -290,13 +295,85 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         PartError: If the part is damaged.
     """
     try:
+        _check_regular(path)
         if path.suffix == ".parquet":
             names = None if columns is None else list(columns)
+            _check_plain(path)
             return pq.read_table(path, columns=names, page_checksum_verification=True, partitioning=None)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return table if columns is None else table.select(list(columns))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # opening a FIFO would wait
+        raise OSError("no regular file")
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a part that takes more memory than disk: one of a few kilobytes could unpack to any size.
+
+    Raises:
+        ForeignPartError: If a column is compressed or has a dictionary, or states more values than the file has bytes.
+    """
+    metadata, size = pq.read_metadata(path), path.stat().st_size
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            found = ""
+            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+                found = f"the column {column.path_in_schema} is packed ({column.compression})"
+            elif column.num_values > size:
+                found = f"the column {column.path_in_schema} states {column.num_values:,} values in {size:,} bytes"
+            if found:
+                raise ForeignPartError(
+                    f"{path}: not a part that clap-hf wrote: {found}, expected plain values. Move it away."
+                )
+
+
+def check_unpacked(path: Path) -> None:
+    """Refuse a parquet file that is damaged, or that would unpack to far more than its size.
+
+    Args:
+        path: The file, of any writer.
+
+    Raises:
+        ValueError: If it is no parquet file, or unpacks to more than `UNPACKED_BYTES` and to more than
+            `UNPACKED_RATIO` times its size. Texts in a dictionary count once.
+    """
+    if not path.is_file():  # reading a FIFO would wait
+        raise ValueError(f"{path}: no regular file, expected a parquet file.")
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: {str(error).strip().splitlines()[0]} Expected a parquet file.") from error
+    widths = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(metadata.num_columns))
+    unpacked = sum(
+        max(column.total_uncompressed_size, column.num_values * widths.get(column.physical_type, 1))
+        for column in columns
+    )
+    check_ratio(path, unpacked)
+
+
+def check_ratio(path: Path, unpacked: int) -> None:
+    """Refuse a file that unpacks to far more than its size.
+
+    Args:
+        path: The file.
+        unpacked: Bytes that it unpacks to.
+
+    Raises:
+        ValueError: If these are more than `UNPACKED_BYTES` and more than `UNPACKED_RATIO` times its size.
+    """
+    limit = max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
+    if unpacked > limit:
+        raise ValueError(
+            f"{path}: unpacks from {path.stat().st_size:,} bytes to {unpacked:,}, expected at most {limit:,}. Leave "
+            "it out, or unpack it yourself."
+        )
 
 
 def part_facts(path: Path) -> dict[str, Any]:
@@ -309,6 +386,7 @@ def part_facts(path: Path) -> dict[str, Any]:
         PartError: If the part is damaged, or was written by something else.
     """
     try:
+        _check_regular(path)
         if path.suffix == ".parquet":
             metadata = pq.read_metadata(path).metadata or {}
         else:
@@ -318,7 +396,7 @@ def part_facts(path: Path) -> dict[str, Any]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if not isinstance(facts, dict) or not isinstance(facts.get("identity"), str):
-        raise PartError(f"{path}: not a part that clap-hf wrote, expected one. Move it out of the folder.")
+        raise ForeignPartError(f"{path}: not a part that clap-hf wrote, expected one. Move it out of the folder.")
     return facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .atomic_io import replacing
+from .embedding import front_end, model_identity
+from .model.feature_extraction_msclap import MSClapFeatureExtractor
+from .model.modeling_msclap import MSClapModel
+from .pretrained import HUB_ID
 
 FILE = "calibration.safetensors"  # beside the weights
 BACKGROUND = 256  # sounds and texts that are kept
@@ -37,7 +42,8 @@ class Calibration:
         weights: Of the constant and the two standardised scores in the logit of the probability, at even odds `[3]`.
         thresholds: Logits that at most the shares `RATES` of absent sounds exceed, in three of four sources, ascending
             `[64]`.
-        facts: What it was made of, for the record.
+        facts: What it was made of; `identity` has the model's for every dtype that it may be loaded in, see
+            `model_identity`.
     """
 
     sounds: np.ndarray
@@ -113,6 +119,8 @@ class Calibration:
             ValueError: The file is damaged or no calibration.
         """
         try:
+            if not file.is_file():  # opening a FIFO would wait
+                raise OSError("no regular file")
             with safe_open(file, "numpy") as content:
                 tensors = {name: content.get_tensor(name).astype(np.float32) for name in TENSORS}
                 facts = json.loads((content.metadata() or {})["calibration"])
@@ -123,10 +131,43 @@ class Calibration:
         return cls(**tensors, facts=facts)
 
     @classmethod
-    def beside(cls, checkpoint: str) -> Calibration | None:
-        """The calibration in a checkpoint's folder; None where it has none, or the checkpoint is on the Hub."""
-        file = Path(checkpoint) / FILE
-        return cls.load(file) if file.is_file() else None
+    def beside(
+        cls, checkpoint: str, model: MSClapModel, *, extractor: MSClapFeatureExtractor, tokenizer: Any
+    ) -> Calibration | None:
+        """The calibration in a checkpoint's folder, or fetched from its repository on the Hub.
+
+        Args:
+            checkpoint: Folder or Hub id that the model was loaded from.
+            model: The model.
+            extractor: Its feature extractor.
+            tokenizer: Its tokenizer.
+
+        Returns:
+            The calibration; None where there is none.
+
+        Raises:
+            ValueError: The file is damaged, or was made for another model.
+        """
+        file: str | None = str(Path(checkpoint) / FILE)
+        if not Path(checkpoint).is_dir() and HUB_ID.fullmatch(checkpoint):
+            from transformers.utils import cached_file
+
+            commit = model.config.__dict__.get("_commit_hash")
+            optional = ("missing_entries", "connection_errors", "gated_repo")
+            file = cached_file(
+                checkpoint, FILE, revision=commit, **{f"_raise_exceptions_for_{name}": False for name in optional}
+            )
+        if file is None or not os.path.lexists(file):
+            return None
+        found = cls.load(Path(file))
+        made_for = found.facts.get("identity", {}).get(str(model.dtype).removeprefix("torch."))
+        if made_for != (identity := model_identity(model, front_end(extractor), tokenizer)):
+            raise ValueError(
+                f"{checkpoint}: its {FILE} was made for a model with the fingerprint {made_for}, expected {identity}. "
+                "Make it again by scripts/calibrate.py, or go without it: --raw, timeline --threshold 0.35, or "
+                "calibration=False."
+            )
+        return found
 
     @classmethod
     def fit(

@@ -485,6 +485,27 @@ def fingerprint(model: torch.nn.Module, settings: dict[str, Any], prefixes: tupl
     return digest.hexdigest()
 
 
+def model_identity(model: MSClapModel, front_end: dict[str, Any], tokenizer: Any) -> str:
+    """Hash of both towers' weights and of the settings that shape a vector, 16 hexadecimal digits.
+
+    Args:
+        model: The model; its dtype counts.
+        front_end: See `front_end`.
+        tokenizer: Its tokenizer.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings = {
+        **front_end,
+        "audio_config": tower_settings(model.config.audio_config),
+        "text_config": tower_settings(model.config.text_config),
+        "text_pooling": model.config.text_pooling,
+        "max_length": tokenizer.model_max_length,
+        # Padding and truncation are what the last call asked for, and no property of the tokenizer.
+        "tokenizer": {name: value for name, value in rules.items() if name not in ("padding", "truncation")},
+    }
+    return fingerprint(model, settings)[:16]
+
+
 # The model as evaluation and search use it
 
 
@@ -564,21 +585,10 @@ class ClapEncoder:
 
     def settings(self) -> dict[str, Any]:
         """Model, revision, front end and dtype."""
-        config, tokenizer = self.model.config, json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
-        # What the last call asked for, and no property of the tokenizer.
-        tokenizer = {name: value for name, value in tokenizer.items() if name not in ("padding", "truncation")}
-        identity = {
-            **self._front_end,
-            "audio_config": tower_settings(config.audio_config),
-            "text_config": tower_settings(config.text_config),
-            "text_pooling": config.text_pooling,
-            "max_length": self.processor.tokenizer.model_max_length,
-            "tokenizer": tokenizer,
-        }
         return {
             "model": self.name,
-            "revision": config.__dict__.get("_commit_hash"),  # only configurations from the Hub have it
-            "fingerprint": fingerprint(self.model, identity)[:16],
+            "revision": self.model.config.__dict__.get("_commit_hash"),  # only configurations from the Hub have it
+            "fingerprint": model_identity(self.model, self._front_end, self.processor.tokenizer),
             "logit_scale": round(self.logit_scale, 4),
             "mono": "mean of the channels",
             "resampler": "windowed sinc (torchaudio's default kernel)",

@@ -18,12 +18,11 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from .cards import CARD, check_card, write_card
-from .model.processing_msclap import MSClapProcessor
-from .pretrained import model_class
+from .pretrained import load_config, load_processor, model_class
+from .text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +188,8 @@ def _complete_folder(folder: Path, repo_id: str, repo_type: str, license: str | 
                 f"{path} is a link to {os.readlink(path)}, expected files and folders of its own: what a link leads "
                 "to may be private. Put a copy in its place, or remove it."
             )
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path} is neither a file nor a folder, expected those alone. Remove it.")
     files = {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
     with tempfile.TemporaryDirectory() as made:
         if repo_type == "model":
@@ -204,7 +205,7 @@ def _complete_folder(folder: Path, repo_id: str, repo_type: str, license: str | 
             if repo_type != "model":
                 raise FileNotFoundError(f"{folder} has no {CARD}. Write a card: source, license, splits, fields.")
             files |= write_card(folder, Path(made) / "card", repo_id=repo_id, license=license)
-        check_card(files[CARD].read_text(encoding="utf-8"), files[CARD])
+        check_card(read_text(files[CARD]), files[CARD])
         yield files
 
 
@@ -214,7 +215,7 @@ def _hidden(path: Path) -> bool:
 
 def _code(folder: Path, target: Path) -> dict[str, Path]:
     """The code of a model and its processor, and the JSON files that point to it, for a folder saved without."""
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(str(folder))
     try:
         architecture = model_class((config.architectures or ["none"])[0])
     except ValueError as error:
@@ -223,7 +224,7 @@ def _code(folder: Path, target: Path) -> dict[str, Path]:
         model = architecture(config)
     custom_object_save(model, target, config=config)
     config.save_pretrained(target)
-    MSClapProcessor.from_pretrained(folder).save_pretrained(target)
+    load_processor(str(folder)).save_pretrained(target)
     return {path.name: path for path in target.iterdir()}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .text_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -92,13 +94,9 @@ def load_config(name: str) -> PreTrainedConfig:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, expected the configuration of a model. {SAVE_AGAIN}")
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{file} is not JSON ({_reason(error)}), expected a configuration. {SAVE_AGAIN}"
-            ) from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file} holds a {type(settings).__name__}, expected a JSON object. {SAVE_AGAIN}")
+            settings = read_json(file)
+        except ValueError as error:
+            raise ValueError(f"{error} {SAVE_AGAIN}") from error
         for setting, layers in _layers(settings):
             if layers > MAX_LAYERS:
                 raise ValueError(f"{file}: {setting} is {layers:,}, expected at most {MAX_LAYERS:,}. {SAVE_AGAIN}")
@@ -151,9 +149,7 @@ def load_checked(cls: type[PreTrainedModel], name: str, **options: Any) -> tuple
         OSError: If a file is missing.
         ValueError: If a file is damaged, or the weights are not those that the configuration describes.
     """
-    config = load_config(name)
-    if Path(name).is_dir():
-        _check_files(Path(name), config)
+    check_checkpoint(name)
     try:
         model = cls.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
     except OSError:
@@ -164,6 +160,27 @@ def load_checked(cls: type[PreTrainedModel], name: str, **options: Any) -> tuple
         ) from error
     check_weights(model, name)
     return model.eval(), load_processor(name)
+
+
+def check_checkpoint(name: str) -> PreTrainedConfig:
+    """Check the files of a model before it is loaded: its configuration, and in a folder its weights.
+
+    Args:
+        name: Folder or Hub id.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If a file is damaged, or holds less than the configuration describes.
+    """
+    config = load_config(name)
+    if Path(name).is_dir():
+        if os.path.lexists(Path(name) / "generation_config.json"):
+            read_json(Path(name) / "generation_config.json")
+        _check_files(Path(name), config)
+    return config
 
 
 def load_processor(name: str) -> MSClapProcessor:
@@ -179,6 +196,9 @@ def load_processor(name: str) -> MSClapProcessor:
     from .model.processing_msclap import MSClapProcessor
 
     try:
+        for file in (Path(name) / part for part in ("processor_config.json", "tokenizer_config.json")):
+            if os.path.lexists(file):
+                read_json(file)
         processor = MSClapProcessor.from_pretrained(name)
         # Without its files a tokenizer is made all the same, and reads every text as nothing.
         known = set(processor.tokenizer("a sound", add_special_tokens=False)["input_ids"])
@@ -252,7 +272,10 @@ def _check_files(folder: Path, config: PreTrainedConfig) -> None:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not single.exists() and index.is_file():
         try:
-            files = [folder / str(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]
+            if [file.name for file in files] != names:
+                raise ValueError(f"it names {names[0]}, expected files of the folder")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged ({_reason(error)}), expected a weight_map. {SAVE_AGAIN}") from error
     else:

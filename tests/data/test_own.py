@@ -287,7 +287,7 @@ MALFORMED = [
     (_no_sound_in_them, "none of 4 rows can be read; the first, applause_0.wav:"),
     (_empty_texts, "none of 4 rows can be read; the first, applause_0.wav: no text"),
     (_empty_table, "metadata.csv has no rows below its head"),
-    (_latin_table, "metadata.csv: byte 24 is not UTF-8"),
+    (_latin_table, "metadata.csv is not UTF-8 text (byte 24)"),
     (_loose_commas, "metadata.csv, line 2: more values than the 2 columns of its head"),
     (_bad_json, "metadata.jsonl, line 2:"),
     (_loose_sounds, "applause_0.wav has no text:"),

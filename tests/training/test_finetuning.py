@@ -86,7 +86,7 @@ def test_the_card_states_what_was(sounds, checkpoint, tmp_path, monkeypatch):
     text = (tmp_path / "runs" / "mine" / "README.md").read_text()
     assert str(tmp_path) not in text and str(checkpoint.parent) not in text and str(sounds.parent) not in text
     assert f"fine-tuned from {checkpoint.name}" in text and ModelCard(text).data.license == "cc-by-4.0"
-    assert "| pairs | 20 of my-sounds, 0 more rows could not be read | 4.6 M |" in text
+    assert "| pairs | 20 rows of my-sounds, 4 more held out, 0 that could not be read | 4.6 M |" in text
     temperature = float(torch.exp(-weights(checkpoint)["logit_scale"]))
     assert f"| temperature τ | learnt, from {temperature:.3g}, the base's |" in text
     assert f"{checkpoint.name}, is under terms that its card does not state" in text
@@ -95,7 +95,7 @@ def test_the_card_states_what_was(sounds, checkpoint, tmp_path, monkeypatch):
         label = "loss" if name == "validation_loss" else name.replace("_", " ")
         assert f"| {label} | {before:{form}} | {report['after'][name]:{form}} |" in text
     assert "On 4 pairs of the same dataset, held out by the seed" in text
-    assert "measured once before the first step and after each of 2 epochs. They chose nothing" in text
+    assert "measured once before the first step and after every epoch (2). They chose nothing" in text
 
 
 def test_a_base_from_the_hub_is_named_in_the_metadata(hub, sounds, checkpoint, tmp_path):

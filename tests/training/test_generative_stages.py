@@ -12,7 +12,7 @@ from transformers import AutoModelForMultimodalLM, pipeline
 from clap_hf import MSClapForConditionalGeneration, MSClapModel
 from clap_hf.cards import model_card, records_of_folder
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.training.factory import build_language_model, build_model, load_audio_tower
+from clap_hf.training.factory import build_captioner, build_language_model, build_model, load_audio_tower
 from clap_hf.training.prompt_stage import PromptStage
 from clap_hf.training.recipe import LanguageModel, load_recipe
 from clap_hf.training.run import train_recipe
@@ -215,6 +215,14 @@ def test_a_language_model_must_end_its_texts(tmp_path):
     )
     with pytest.raises(ValueError, match="does not end texts with an end token"):
         build_language_model(replace(bert, config=bert.config | {"num_attention_heads": 2}), 0)
+
+
+def test_a_language_model_must_have_places_for_the_longest_caption(tmp_path):
+    language_model = LANGUAGE_MODEL | {"config": LANGUAGE_MODEL["config"] | {"n_positions": 64}}
+    settings = {"stage": "captioning", "name": "x", "clap": "embedded", "language_model": language_model}
+    recipe = load_recipe(write_recipe(tmp_path, settings | {"sources": [{"dataset": "d"}], "validation": {}}))
+    with pytest.raises(ValueError, match="has 64 positions, expected at least 117: the prefix of 40"):
+        build_captioner(recipe)
 
 
 def test_the_shipped_towers_fit():

@@ -5,7 +5,8 @@
     python -m tools.release.export_embedded --run RUN --results results/results.json --dataset sound-corpus \\
         --test-looks 31
 
-The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus:
+The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus. It then
+also states what docs/calibration.md and docs/timeline.md measure of the new weights, by their commands:
 
     python -m tools.release.export_embedded
 """
@@ -26,6 +27,7 @@ from clap_hf.atomic_io import replace_folder, write_json, write_text
 from clap_hf.cards import AVERAGE, CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
 
 ROOT = Path(__file__).parent.parent.parent
+MOMENTS, CALIBRATION = ROOT / "docs" / "records" / "moments.json", ROOT / "benchmarks" / "calibration.json"
 
 
 def export_weights(source: Path, folder: Path) -> None:
@@ -84,7 +86,13 @@ def main(
         rows = datasets.load_dataset(dataset, split=split).remove_columns("audio")
         write_json(stored[CORPUS], corpus_facts(rows, split))
     found = read_records(
-        stored[RUN], stored[RESULTS], stored[CORPUS], earlier=stored[EARLIER], average=stored[AVERAGE]
+        stored[RUN],
+        stored[RESULTS],
+        stored[CORPUS],
+        earlier=stored[EARLIER],
+        average=stored[AVERAGE],
+        moments=None if run else MOMENTS,  # of the weights before, until they are measured again
+        calibration=None if run else CALIBRATION,
     )
 
     def write(folder: Path) -> None:

@@ -18,7 +18,7 @@ from clap_hf.atomic_io import part_facts, replace_folder, write_json, write_text
 from tools.sound_corpus.captions import caption_variants
 from tools.sound_corpus.card import write_card
 from tools.sound_corpus.decode import SAMPLING_RATE
-from tools.sound_corpus.duplicates import find_near_duplicates
+from tools.sound_corpus.duplicates import Outside, find_near_duplicates
 from tools.sound_corpus.manifest import SPLITS, Clip
 from tools.sound_corpus.sounds import PackageJob, Problem, is_finished
 
@@ -91,7 +91,7 @@ def _load(
 
 
 def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
-    """Drop byte-equal sounds inside train and inside validation: many kits and banks reuse a recording."""
+    """Drop byte-equal sounds inside each split but the test: many kits and banks reuse a recording."""
     kept: list[int] = []
     seen: set[tuple[str, str]] = set()
     for index in order:
@@ -105,10 +105,10 @@ def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
 def _without_leaks(
     sounds: list[_Sound], order: list[int], pictures: np.ndarray
 ) -> tuple[list[int], list[dict[str, object]]]:
-    """Drop from validation near-duplicates of test clips, and from train near-duplicates of either."""
+    """Drop from every other split near-duplicates of test clips, and from train those of validation."""
     leaks: list[dict[str, object]] = []
     kept = [index for index in order if sounds[index].clip.split == "test"]
-    for split in ("validation", "train"):
+    for split in ("validation", "train", "unlabelled"):
         candidates = [index for index in order if sounds[index].clip.split == split]
         found = find_near_duplicates(pictures[candidates], pictures[kept])
         for position, (other, cosine) in sorted(found.items()):
@@ -116,6 +116,38 @@ def _without_leaks(
             leaks.append({"id": sounds[candidates[position]].id, "split": split, "like": twin.id, "cosine": cosine})
         kept += [index for position, index in enumerate(candidates) if position not in found]
     return sorted(kept), leaks
+
+
+def _without_outside(
+    sounds: list[_Sound], order: list[int], pictures: np.ndarray, outside: Outside
+) -> tuple[list[int], list[dict[str, object]]]:
+    """Drop near-duplicates of sounds of other datasets and folders."""
+    found = find_near_duplicates(pictures[order], outside.pictures)
+    dropped: list[dict[str, object]] = []
+    for position, (other, cosine) in sorted(found.items()):
+        sound = sounds[order[position]]
+        dropped.append({"id": sound.id, "split": sound.clip.split, "like": outside.names[other], "cosine": cosine})
+    return [index for position, index in enumerate(order) if position not in found], dropped
+
+
+def _without_shared(
+    sounds: list[_Sound], order: list[int], pictures: np.ndarray
+) -> tuple[list[int], list[dict[str, object]]]:
+    """Drop from git repositories what an earlier source has: projects copy sounds, takes inside one stay."""
+    shared: list[dict[str, object]] = []
+    kept = [index for index in order if sounds[index].clip.commit is None]
+    by_source: dict[str, list[int]] = {}
+    for index in order:
+        if sounds[index].clip.commit is not None:
+            by_source.setdefault(sounds[index].clip.package, []).append(index)
+    for indices in by_source.values():
+        found = find_near_duplicates(pictures[indices], pictures[kept])
+        for position, (other, cosine) in sorted(found.items()):
+            clip = sounds[indices[position]]
+            twin = sounds[kept[other]]
+            shared.append({"id": clip.id, "split": clip.clip.split, "like": twin.id, "cosine": cosine})
+        kept += [index for position, index in enumerate(indices) if position not in found]
+    return sorted(kept), shared
 
 
 def _row(sound: _Sound, tables: list[pa.Table]) -> dict[str, object]:
@@ -156,29 +188,44 @@ def _write_split(split: str, sounds: list[_Sound], tables: list[pa.Table], folde
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
+def _joined(authors: set[str]) -> str:
+    """Join a few authors; many are named file by file in the manifest."""
+    return "; ".join(sorted(authors)) if len(authors) <= 3 else f"{len(authors)} statements, by file in the manifest"
+
+
 def _summary(sounds: list[_Sound]) -> Report:
     by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     by_package: dict[str, Counter[str]] = {}
     seconds = dict.fromkeys(SPLITS, 0.0)
-    licenses: dict[str, str] = {}
+    licenses: dict[str, set[str]] = {}
+    authors: dict[str, set[str]] = {}
+    commits: dict[str, str] = {}
     for sound in sounds:
         clip = sound.clip
         by_split[clip.split][clip.category] += 1
         by_package.setdefault(clip.package, Counter())[clip.split] += 1
         seconds[clip.split] += sound.duration_s
-        licenses[clip.package] = clip.license
+        licenses.setdefault(clip.package, set()).add(clip.license)
+        if clip.author is not None:
+            authors.setdefault(clip.package, set()).add(clip.author)
+        if clip.commit is not None:
+            commits[clip.package] = clip.commit
     return {
         "rows": {split: sum(counts.values()) for split, counts in by_split.items()},
         "hours": {split: round(seconds[split] / 3600, 2) for split in SPLITS},
         "categories": {split: dict(sorted(counts.items())) for split, counts in by_split.items()},
         "packages": {
-            package: {"license": licenses[package], "rows": dict(sorted(counts.items()))}
+            package: {"license": ", ".join(sorted(licenses[package])), "rows": dict(sorted(counts.items()))}
+            | ({"author": _joined(authors[package])} if package in authors else {})
+            | ({"commit": commits[package]} if package in commits else {})
             for package, counts in sorted(by_package.items())
         },
     }
 
 
-def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: list[Problem]) -> Report:
+def assemble(
+    jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: list[Problem], outside: Outside | None = None
+) -> Report:
     """Write the parquet files, the report and the dataset card from the finished packages.
 
     Rows are shuffled by a fixed seed, so that each row group is a mix. Equal input gives equal bytes.
@@ -188,6 +235,7 @@ def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: l
         work_dir: The builder's own folder.
         output_dir: Folder to write; `datasets.load_dataset` opens it.
         failed: Packages that could not be fetched, for the report.
+        outside: Sounds of other datasets; what sounds like them is left out.
 
     Returns:
         What `build_report.json` holds.
@@ -201,11 +249,18 @@ def assemble(jobs: list[PackageJob], work_dir: Path, output_dir: Path, failed: l
         raise ValueError(f"no clip of {len(jobs)} packages could be used; first problems: {problems[:3]}")
     everything = list(range(len(sounds)))
     unrepeated = _without_repeats(sounds, everything)
-    kept, leaks = _without_leaks(sounds, unrepeated, pictures)
+    apart = unrepeated
+    known: list[dict[str, object]] = []
+    if outside is not None:
+        apart, known = _without_outside(sounds, unrepeated, pictures, outside)
+    unshared, shared = _without_shared(sounds, apart, pictures)
+    kept, leaks = _without_leaks(sounds, unshared, pictures)
     report: Report = {
         **_summary([sounds[index] for index in kept]),
         "repeats_dropped": len(everything) - len(unrepeated),
         "near_duplicates_dropped": leaks,
+        "shared_dropped": shared,
+        "outside_dropped": known,
         "reasons": dict(Counter(problem["reason"].split(":")[0] for problem in problems).most_common()),
         "problems": problems,
         "seed": SEED,

@@ -11,7 +11,7 @@ from pathlib import Path
 from tools.sound_corpus.manifest import Clip
 from tools.sound_corpus.packages import PackageError
 from tools.sound_corpus.soundfonts import Font, plan_phrases
-from tools.sound_corpus.sounds import PackageJob, Problem, build_package, is_finished
+from tools.sound_corpus.sounds import GitClones, PackageJob, Problem, build_package, is_finished
 
 
 def plan_jobs(
@@ -58,6 +58,7 @@ def build_packages(
     work_dir: Path,
     processes: int = 2,
     on_finished: Callable[[PackageJob], None] | None = None,
+    clones: GitClones | None = None,
 ) -> list[Problem]:
     """Make the sounds of every package that is not finished yet.
 
@@ -66,6 +67,7 @@ def build_packages(
         work_dir: The builder's own folder.
         processes: Worker processes; 1 works in this process.
         on_finished: Called with each package when it is done.
+        clones: Where the git repositories are.
 
     Returns:
         The packages that could not be fetched or unpacked, with the reason.
@@ -89,11 +91,11 @@ def build_packages(
 
     if processes == 1:
         for job in waiting:
-            finish(job, partial(build_package, job, work_dir))
+            finish(job, partial(build_package, job, work_dir, clones))
     elif waiting:
         # Spawned, since a forked child of a process with torch threads may hang.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(build_package, job, work_dir): job for job in waiting}
+            futures = {pool.submit(build_package, job, work_dir, clones): job for job in waiting}
             for future in as_completed(futures):
                 finish(futures[future], future.result)
     return sorted(failed, key=lambda problem: problem["package"])

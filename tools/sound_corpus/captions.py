@@ -74,16 +74,20 @@ def _mended(caption: str, category: str) -> str:
 
 
 def caption_variants(clip: Clip) -> list[str]:
-    """Write one to five captions; the manifest's own comes first.
+    """Write up to five captions; the manifest's own comes first.
 
     Args:
         clip: The clip to describe.
 
     Returns:
-        Distinct captions. None states how loud a note or hit is, which level normalisation would undo.
+        Distinct captions, none for an unlabelled sound. None states how loud a note or hit is, which level
+        normalisation would undo.
     """
+    if not clip.caption:
+        return []
     captions = [_mended(clip.caption, clip.category)]
-    if clip.package in _TITLED_PACKAGES and clip.quality == "named" and clip.lang is None and clip.raw_label:
+    is_titled = clip.package in _TITLED_PACKAGES or clip.commit is not None
+    if is_titled and clip.quality == "named" and clip.lang is None and clip.raw_label:
         title = clean_title(clip.raw_label)
         captions += [f"the sound of {title}"] if title else []
     if clip.lang is not None:

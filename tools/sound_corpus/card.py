@@ -42,7 +42,35 @@ copyleft, and some state a license per file. Read a package's copyright file bef
 | package | license of the sounds | {split_names} |
 |---|---|{split_rules}|
 {licenses}
+{repositories}"""
+
+
+_REPOSITORIES = """
+## Git repositories
+
+Read at the named commit; only sounds under an explicit free license. Copies between sources were dropped ({shared}).
+The split `unlabelled` has no captions: music, voices and ambience for distillation.
+
+| repository | license of the sounds | author | commit | {split_names} |
+|---|---|---|---|{split_rules}|
+{rows}
 """
+
+
+def _repositories(report: dict[str, Any], splits: list[str]) -> str:
+    entries = {name: entry for name, entry in report["packages"].items() if "commit" in entry}
+    if not entries:
+        return ""
+    rows = []
+    for name, entry in entries.items():
+        counts = " | ".join(f"{entry['rows'].get(split, 0):,}" for split in splits)
+        rows.append(f"| {name} | {entry['license']} | {entry.get('author', '')} | {entry['commit'][:10]} | {counts} |")
+    return _REPOSITORIES.format(
+        shared=len(report["shared_dropped"]),
+        split_names=" | ".join(splits),
+        split_rules="|".join("---:" for _ in splits),
+        rows="\n".join(rows),
+    )
 
 
 def write_card(report: dict[str, Any]) -> str:
@@ -80,6 +108,8 @@ def write_card(report: dict[str, Any]) -> str:
         licenses="\n".join(
             f"| {package} | {entry['license']} | {cells(entry['rows'])} |"
             for package, entry in report["packages"].items()
+            if "commit" not in entry
         ),
+        repositories=_repositories(report, splits),
     )
     return "\n".join(head) + text

@@ -16,8 +16,9 @@ from clap_hf.audio import AudioDecodeError, load_audio
 SAMPLING_RATE = 44_100
 MAX_SECONDS = 10.0
 MIN_SECONDS = 0.04
-# Music this long gives three excerpts instead of one.
-LONG_MUSIC_SECONDS = 40.0
+# A file this long gives several excerpts where several are wanted; music gives three.
+LONG_SECONDS = 40.0
+MUSIC_WINDOWS = 3
 # -80 dB of full scale: below it a 16-bit file holds a few steps of noise at most.
 SILENCE_PEAK = 1e-4
 _LEADING_SILENCE = 1e-3
@@ -34,7 +35,7 @@ class Excerpt:
     Args:
         waveform: float32 samples at 44.1 kHz, shape `[samples]`.
         sampling_rate: Rate of the source file in Hz.
-        part: 0 for the only excerpt, otherwise 1, 2, 3.
+        part: 0 for the only excerpt, otherwise counted from 1.
     """
 
     waveform: np.ndarray
@@ -57,7 +58,19 @@ def _transcode(path: Path, folder: str) -> Path:
     return target
 
 
-def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+def to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Average the channels, resample once to 44.1 kHz and undo overshoot.
+
+    Args:
+        samples: float32, shape `[channels, samples]`.
+        sampling_rate: Rate of the samples in Hz.
+
+    Returns:
+        float32, shape `[samples]`.
+
+    Raises:
+        UnusableSound: The sound is silent or too short.
+    """
     mono = samples.mean(axis=0, dtype=np.float32)
     waveform = (
         soxr.resample(mono, sampling_rate, SAMPLING_RATE, quality="HQ") if sampling_rate != SAMPLING_RATE else mono
@@ -71,25 +84,27 @@ def _to_corpus_rate(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     return waveform / peak if peak > 1.0 else waveform
 
 
-def _long_music_starts(path: Path) -> list[float]:
-    """Where in seconds to cut three excerpts out of a long file; empty for a short one."""
+def _window_starts(path: Path, windows: int) -> list[float]:
+    """Where in seconds to cut the excerpts out of a long file; empty for a short one."""
     try:
         file = soundfile.info(path)
     except soundfile.LibsndfileError:
         return []  # formats left to ffmpeg: a handful of files, treated as short
-    if file.duration <= LONG_MUSIC_SECONDS:
+    if file.duration <= LONG_SECONDS:
         return []
+    windows = min(windows, int(file.duration / MAX_SECONDS))
     half_window = MAX_SECONDS * file.samplerate / 2
-    return [int(file.frames * share - half_window) / file.samplerate for share in (1 / 6, 3 / 6, 5 / 6)]
+    shares = ((2 * window + 1) / (2 * windows) for window in range(windows))
+    return [int(file.frames * share - half_window) / file.samplerate for share in shares]
 
 
-def _read(path: Path, is_music: bool) -> list[Excerpt]:
+def _read(path: Path, windows: int) -> list[Excerpt]:
     try:
-        starts = _long_music_starts(path) if is_music else []
+        starts = _window_starts(path, windows) if windows > 1 else []
         if starts:
             parts = [load_audio(path, start_s=start, duration_s=MAX_SECONDS) for start in starts]
             return [
-                Excerpt(_to_corpus_rate(audio.samples, audio.sampling_rate), audio.sampling_rate, part)
+                Excerpt(to_corpus_rate(audio.samples, audio.sampling_rate), audio.sampling_rate, part)
                 for part, audio in enumerate(parts, start=1)
             ]
         audio = load_audio(path, duration_s=3 * MAX_SECONDS)
@@ -100,26 +115,26 @@ def _read(path: Path, is_music: bool) -> list[Excerpt]:
         audible = np.flatnonzero(np.abs(samples).max(axis=0) > _LEADING_SILENCE)
         start = max(0, int(audible[0]) - audio.sampling_rate // 100) if len(audible) else 0
         samples = samples[:, start : start + window]
-    return [Excerpt(_to_corpus_rate(samples, audio.sampling_rate), audio.sampling_rate)]
+    return [Excerpt(to_corpus_rate(samples, audio.sampling_rate), audio.sampling_rate)]
 
 
-def read_excerpts(path: Path, is_music: bool = False) -> list[Excerpt]:
+def read_excerpts(path: Path, windows: int = 1) -> list[Excerpt]:
     """Decode a sound file: channels averaged, resampled once with soxr's HQ filter, at most ten seconds.
 
-    A longer file gives its first ten seconds after the leading silence; music above 40 s gives three excerpts spread
-    over the file.
+    A longer file gives its first ten seconds after the leading silence; where several windows are wanted, a file above
+    40 s gives that many excerpts spread over it.
 
     Args:
         path: The file, in any format that `clap_hf.load_audio` reads, or raw GSM named `.gsm`.
-        is_music: Whether the file is music.
+        windows: At most this many excerpts of a file above 40 s.
 
     Returns:
-        One excerpt, or three for long music.
+        One excerpt, or several of a long file.
 
     Raises:
         UnusableSound: The file cannot be decoded, or is silent or too short.
     """
     if path.suffix.lower() != ".gsm":
-        return _read(path, is_music)
+        return _read(path, windows)
     with tempfile.TemporaryDirectory(prefix="sound-corpus-") as folder:
-        return _read(_transcode(path, folder), is_music)
+        return _read(_transcode(path, folder), windows)

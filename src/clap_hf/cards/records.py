@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..msclap_weights import OFFICIAL_REPO
+from ..text_files import read_json, read_json_lines
 
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
 EARLIER, AVERAGE, BASE = "earlier.jsonl", "average.json", "base.json"
+MOMENTS, CALIBRATION = "moments.json", "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Records:
         earlier: Lines of the runs before, where a run went on from the weights, or took the audio tower, of another.
         average: What `tools.release.average_weights` wrote, where the weights are a mean.
         base: What `base_facts` found of the model whose weights the run went on from.
+        moments: What `scripts/measure_moments.py` measured of the model.
+        calibration: What `scripts/calibrate.py` measured of the model.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -40,6 +44,8 @@ class Records:
     earlier: Sequence[dict[str, Any]] = ()
     average: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
+    moments: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
 
 def read_records(
@@ -50,6 +56,8 @@ def read_records(
     earlier: Path | None = None,
     average: Path | None = None,
     base: Path | None = None,
+    moments: Path | None = None,
+    calibration: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -61,15 +69,15 @@ def read_records(
         earlier: `earlier.jsonl`.
         average: `average.json`.
         base: `base.json`.
+        moments: `moments.json`.
+        calibration: `calibration.json`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+        return read_json(path) if path is not None and os.path.lexists(path) else None
 
     def lines(path: Path | None) -> list[dict[str, Any]]:
-        if path is None or not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(path) if path is not None and os.path.lexists(path) else []
 
     return Records(
         lines(run),
@@ -79,6 +87,8 @@ def read_records(
         lines(earlier),
         content(average),
         content(base),
+        content(moments),
+        content(calibration),
     )
 
 
@@ -86,20 +96,28 @@ def records_of_folder(folder: Path) -> Records:
     """What lies in a model's folder, or beside it (`run.jsonl` of a run is beside `best/`)."""
 
     def found(name: str) -> Path:
-        return folder / name if (folder / name).is_file() else folder.parent / name
+        return folder / name if os.path.lexists(folder / name) else folder.parent / name
 
     return read_records(
-        found(RUN), found(RESULTS), found(CORPUS), folder / CONVERSION, found(EARLIER), folder / AVERAGE, found(BASE)
+        found(RUN),
+        found(RESULTS),
+        found(CORPUS),
+        folder / CONVERSION,
+        found(EARLIER),
+        folder / AVERAGE,
+        found(BASE),
+        folder / MOMENTS,
+        folder / CALIBRATION,
     )
 
 
-def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
-    """What is known of a model whose weights a run goes on from, for the card of what becomes of it.
+def base_facts(name: str, folder: str, temperature: float | None = None) -> dict[str, Any]:
+    """What is known of a model whose weights a run goes on from or takes the audio tower of, for its own card.
 
     Args:
-        name: As the recipe names it: a folder, a Hub id, or `package:NAME/FOLDER`.
+        name: As the recipe names it: a folder, a Hub id, `package:NAME/FOLDER`, or `embedded`.
         folder: Where it is, or its Hub id.
-        temperature: Its own, the inverse of its logit scale.
+        temperature: Its own, the inverse of its logit scale, where that goes on to learn.
 
     Returns:
         `name` (no path), `hub_id` of the nearest model of its line that is on the Hub, `license` and `data` where its
@@ -115,8 +133,9 @@ def base_facts(name: str, folder: str, temperature: float) -> dict[str, Any]:
     elif card is not None and hub_id is None:
         base = card.data.get("base_model")
         hub_id = base if isinstance(base, str) else None
-    if name.startswith("package:"):
-        title = f"the checkpoint embedded in {name.removeprefix('package:').partition('/')[0].replace('_', '-')}"
+    if name == "embedded" or name.startswith("package:"):
+        package = name.removeprefix("package:").partition("/")[0] if name != "embedded" else "clap_hf"
+        title = f"the checkpoint embedded in {package.replace('_', '-')}"
     else:
         title = path_name(Path(name).resolve()) if local else name
     return {"name": title, "hub_id": hub_id, "license": license, "data": data, "temperature": temperature}

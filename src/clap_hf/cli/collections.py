@@ -1,4 +1,4 @@
-"""The commands embed, search, check, duplicates and upgrade: collections of sounds."""
+"""The commands embed, search, map, check, duplicates and upgrade: collections of sounds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def embed(
     files = sound_names(input_names(paths))
     if hop is None and any(output.glob("*.parquet")):
         hop = collection_facts(output).get("hop_s")
-    collection = load_collection(output, model, device, max_windows, hop_s=hop)
+    collection = load_collection(output, model, device, max_windows, hop_s=hop, calibrated=False)
     try:
         if num_processes is None and engine == "processes" and max_errors == 1.0 and not launched:
             added = collection.add(files, tags=tag or ())
@@ -164,7 +164,7 @@ def search(
         given = ", ".join(like or []) or None
         raise ValueError(f"Words {text!r} and --like {given} were given, expected one of them.")
     facts = collection_facts(folder)
-    name = _recorded_model(folder, facts, model)
+    name = recorded_model(folder, facts, model)
     query: Any = parse_words(text) if text is not None else None
     if like:
         sounds = [load_part(sound) for sound in like]
@@ -200,7 +200,7 @@ def search(
     output.write(report, hits, print_table)
 
 
-def _recorded_model(folder: Path, facts: dict[str, Any], model: str | None) -> str:
+def recorded_model(folder: Path, facts: dict[str, Any], model: str | None) -> str:
     """The model that was named, or that a collection was made with; nothing is fetched from the Hub unasked."""
     name = model or facts.get("name") or ""
     if model is None and name != "embedded" and not (name and Path(name).is_dir()):
@@ -284,6 +284,25 @@ def duplicates(
     output.write({"groups": groups, "failures": failures}, rows, print_groups)
 
 
+@app.command("map")
+def draw_map_of(
+    folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("map.html"),
+    method: Annotated[
+        str | None, typer.Option(help="pca or umap; the latter by default where umap-learn is installed.")
+    ] = None,
+    color: Annotated[str, typer.Option(help="What the color shows: folder or tag.")] = "folder",
+    clips: Annotated[
+        float | None, typer.Option(min=0.1, help="Put the first seconds of every sound into the file, s.")
+    ] = None,
+) -> None:
+    """Draw a map of a collection as one HTML file, in which a point plays its sound and sounds alike are close."""
+    from ..search import draw_map
+
+    count = draw_map(folder, output, method=method, color=color, clips_s=clips)
+    typer.echo(f"Wrote {output}: {count:,} sounds, {output.stat().st_size / 1e6:.1f} MB. Open it in a browser.")
+
+
 @app.command()
 def upgrade(
     folder: Annotated[Path, typer.Argument(help="Collection that `clap-hf embed` made.")],
@@ -298,8 +317,8 @@ def upgrade(
     from ..search import collection_facts
 
     facts = collection_facts(folder)
-    name = _recorded_model(folder, facts, old_model)
-    old = load_collection(folder, name, device, facts.get("max_windows"), hop_s=facts.get("hop_s"))
+    name = recorded_model(folder, facts, old_model)
+    old = load_collection(folder, name, device, facts.get("max_windows"), hop_s=facts.get("hop_s"), calibrated=False)
     loaded, processor, name, calibration = load_dual_encoder(model, device)
     new, done = old.upgrade(loaded, processor, name, calibration)
     for reason in done.skipped.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .collections import app as collections_app
+from .demo import app as demo_app
 from .finetune import app as finetune_app
 from .io import (
     Format,
@@ -50,6 +52,7 @@ app.add_typer(collections_app)
 app.add_typer(training_app)
 app.add_typer(finetune_app)
 app.add_typer(timeline_app)
+app.add_typer(demo_app)
 
 
 def _print_version(asked: bool) -> None:
@@ -88,6 +91,7 @@ def classify(
         ),
     ] = 0.2,
     raw: Annotated[bool, typer.Option("--raw", help="Without calibration: one of the labels always fits.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the cosines of sounds and labels: a PNG file.")] = None,
     format: StdoutFormat = Format.table,
     json_path: JsonPath = None,
     device: Device = None,
@@ -121,12 +125,15 @@ def classify(
         hypothesis_template=template or [DEFAULT_TEMPLATE],
         max_windows=max_windows,
         calibration=not raw,
+        function_to_apply="softmax" if plot is None else "none",
     )
     threshold = None
     if classifier.calibration is not None:
         threshold = classifier.calibration.threshold(false_alarms, count=len(candidates))
 
     def record(file: Path, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
+        if plot is not None and scores:
+            scores = shares_of(scores, float(classifier.model.logit_scale.detach().exp()))
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         if threshold is not None and scores:
             known["none_of_these"] = max(score["probability"] for score in scores) < threshold
@@ -139,6 +146,8 @@ def classify(
         return classifier.score_vector(found.vectors[0])
 
     results, failures, interrupted = run_over_files(files, classifier, record, classify_long)
+    if plot is not None:
+        draw_similarity(results, candidates, plot)
     output.write(
         {"model": source, "labels": candidates, "results": results, "failures": failures},
         (
@@ -149,6 +158,34 @@ def classify(
         lambda console: print_scores(console, results, failures, top_k),
     )
     finish(output, len(files), results, failures, interrupted)
+
+
+def shares_of(scores: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
+    """Scores that are logits as shares of a softmax, with the `cosine` of each: the logit over the model's scale."""
+    highest = max(score["score"] for score in scores)
+    total = sum(math.exp(score["score"] - highest) for score in scores)
+    return [
+        {**score, "score": math.exp(score["score"] - highest) / total, "cosine": score["score"] / scale}
+        for score in scores
+    ]
+
+
+def draw_similarity(results: list[dict[str, Any]], labels: list[str], path: Path) -> None:
+    """Draw the cosines of sounds and labels; silent sounds are left out.
+
+    Raises:
+        ValueError: There is no sound.
+    """
+    import numpy as np
+
+    from ..evaluation.plots import draw_heatmap
+
+    scored = {Path(result["file"]).name: result["scores"] for result in results if result["scores"]}
+    if not scored:
+        raise ValueError(f"No sound was classified, expected one at least to draw {path}.")
+    cosines = [{score["label"]: score["cosine"] for score in scores} for scores in scored.values()]
+    values = np.array([[own[label] for label in labels] for own in cosines])
+    draw_heatmap(values, list(scored), labels, "Cosine of sound and label", ("sound", "label"), path)
 
 
 @app.command()

@@ -23,6 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from ..text_files import read_text
+
 STDIN = STDOUT = Path("-")
 PROBE = 4096  # bytes that --json must have room for
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -196,25 +198,13 @@ def input_names(paths: list[Path]) -> list[Path]:
     return named
 
 
-def read_text(path: Path) -> str:
-    """Content of a UTF-8 file; errors name it."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}), expected a text file in UTF-8. Save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; expected a readable text file.") from error
-
-
 def labels_beside(files: list[Path]) -> dict[Path, str]:
     """Labels that the labels.csv beside each file gives."""
     labels: dict[Path, str] = {}
     wanted = set(files)
     for folder in dict.fromkeys(file.parent for file in files):
         table = folder / "labels.csv"
-        if not table.is_file():
+        if not os.path.lexists(table):
             continue
         try:
             rows = csv.DictReader(io.StringIO(read_text(table), newline=""), strict=True)

@@ -107,7 +107,9 @@ def usable_device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
+def load_dual_encoder(
+    model: str, device: str | None, calibrated: bool = True
+) -> tuple[MSClapModel, MSClapProcessor, str, Calibration | None]:
     """A checked model of sounds and texts on a device, its processor, its name for records, its calibration if any."""
     from accelerate import PartialState
 
@@ -119,7 +121,9 @@ def load_dual_encoder(model: str, device: str | None) -> tuple[MSClapModel, MSCl
     name = str(Path(model).resolve()) if source == model and Path(model).is_dir() else model
     target = usable_device(device) or PartialState().device
     loaded, processor = load_model(source)
-    return loaded.to(target), processor, name, Calibration.beside(source)
+    parts = {"extractor": processor.feature_extractor, "tokenizer": processor.tokenizer}
+    calibration = Calibration.beside(source, loaded, **parts) if calibrated else None
+    return loaded.to(target), processor, name, calibration
 
 
 def load_collection(
@@ -134,24 +138,17 @@ def load_collection(
     """A collection with its model."""
     from ..search import SoundCollection
 
-    loaded, processor, name, calibration = load_dual_encoder(model, device)
+    loaded, processor, name, calibration = load_dual_encoder(model, device, calibrated)
     return SoundCollection(
-        folder,
-        loaded,
-        processor,
-        name,
-        max_windows=max_windows,
-        hop_s=hop_s,
-        calibration=calibration if calibrated else None,
+        folder, loaded, processor, name, max_windows=max_windows, hop_s=hop_s, calibration=calibration
     )
 
 
 def model_facts(model: str) -> dict[str, str]:
     """Facts of a model from its configuration and front end, without its weights."""
     import torch
-    from transformers import AutoFeatureExtractor
 
-    from ..pretrained import load_config, model_class
+    from ..pretrained import load_config, load_processor, model_class
 
     try:
         source = checked_checkpoint(model, ())
@@ -165,7 +162,7 @@ def model_facts(model: str) -> dict[str, str]:
     audio, text = config.audio_config, config.text_config
     with torch.device("meta"):
         parameters = sum(weights.numel() for weights in cls(config).parameters())
-    extractor = AutoFeatureExtractor.from_pretrained(source)
+    extractor = load_processor(source).feature_extractor
     return {
         "embedded checkpoint" if model == "embedded" else "model": source,
         "class": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .io import STDIN, Output, candidate_labels, one_line, read_text
+from ..text_files import parse_json, read_text
+from .io import STDIN, Output, candidate_labels, one_line
 from .models import load_dual_encoder
 from .options import EVERYDAY_LABELS, Device, JsonPath, ModelName
 
@@ -105,9 +107,11 @@ def timeline(
 
     output = Output(format, json_path)
     output.check()
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'clap-hf[plots]'")
     names = candidate_labels(labels, labels_file, (), EVERYDAY_LABELS)
     given = given_thresholds(threshold or [], names)
-    encoder, processor, _, calibration = load_dual_encoder(model, device)
+    encoder, processor, _, calibration = load_dual_encoder(model, device, calibrated="" not in given)
     found = score_timeline(
         encoder,
         processor,
@@ -186,7 +190,7 @@ def moments(
     if bool(queries) == (queries_file is not None):
         raise ValueError(f"Queries {queries} and --queries {queries_file} were given, expected one of them.")
     asked = queries_of(path, queries or [], queries_file)
-    encoder, processor, *_ = load_dual_encoder(model, device)
+    encoder, processor, *_ = load_dual_encoder(model, device, calibrated=False)
     rows: list[dict[str, Any]] = []
     for file, own in asked.items():
         texts = list(dict.fromkeys(row["query"] for row in own))
@@ -250,13 +254,15 @@ def queries_of(path: Path, queries: list[str], queries_file: Path | None) -> dic
     asked: dict[Path, list[dict[str, Any]]] = defaultdict(list)
     for number, line in enumerate(read_text(queries_file).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, "the line")
             asked[files[row["vid"]]].append({name: row[name] for name in ("qid", "query", "vid")})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{queries_file}, line {number}: {error!r}; expected JSON with qid, query and vid, the name of a file "
                 f"in {path} without its suffix."
             ) from error
+    if not asked:
+        raise ValueError(f"{queries_file} is empty, expected JSON with qid, query and vid, a line each.")
     return asked
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import tarfile
 from collections import Counter, defaultdict
@@ -22,11 +21,13 @@ import pyarrow as pa
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from ..atomic_io import check_unpacked
 from ..audio import AUDIO_EXTENSIONS, audio_files, open_audio, read_ahead
 from ..audio.load import files_below
 from ..audio.reader import printable
 from ..audio.stored import AUDIO_COLUMNS, CONTAINERS, inside, sounds_inside
 from ..pretrained import HUB_ID
+from ..text_files import parse_json, read_json, read_json_lines, read_text
 from .source import (
     LABEL_COLUMNS,
     TEXT_COLUMNS,
@@ -43,6 +44,8 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 TABLES = (".csv", ".tsv", ".jsonl")
+TEXTS = ("txt", "json", "cls")  # of members of an archive
+MAX_TEXT = 1 << 20  # bytes of one
 CHECKED_ROWS = 20_000  # of a source that are opened before the run
 NAMED_REASONS = 20  # reasons of unreadable rows that a run's record keeps
 FORMS = (
@@ -260,10 +263,10 @@ def _rows_of(source: StreamSource, given: Any) -> tuple[datasets.Dataset, bool]:
     path = Path(name)
     if not path.exists():
         path = _fetched(source)
-    if path.is_file():
+    if not path.is_dir():
         return _of_files(source, [path], path.parent), False
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _of_split(datasets.load_from_disk(str(path)), name, split), False
+        return _of_split(_saved(path), name, split), False
     files = _below(path)
     for kind in (
         [f for f in files if f.stem == "metadata" and f.suffix in (*TABLES, ".parquet")],
@@ -274,6 +277,25 @@ def _rows_of(source: StreamSource, given: Any) -> tuple[datasets.Dataset, bool]:
         if kind:
             return _of_files(source, _in_split(source, kind, path), path), False
     return _of_classes(source, path), True
+
+
+def _saved(folder: Path) -> Any:
+    """What `save_to_disk` wrote."""
+    for file in sorted(folder.rglob("*")):
+        if file.suffix == ".json":
+            read_json(file)
+        elif file.suffix == ".arrow":
+            try:
+                if not file.is_file():  # opening a FIFO would wait
+                    raise OSError("no regular file")
+                pa.ipc.open_stream(pa.memory_map(str(file)))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise ValueError(f"{file}: {error}; expected a file of save_to_disk. Save it again.") from error
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # of a file's reader, or of what its values are taken for
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{folder}: no dataset of save_to_disk ({reason}). Save it again.") from error
 
 
 def _of_split(given: Any, name: str, split: str) -> datasets.Dataset:
@@ -329,6 +351,8 @@ def _of_files(source: StreamSource, files: list[Path], root: Path) -> datasets.D
     """Rows of parquet files, of archives, or of tables."""
     kind = files[0].suffix
     if kind == ".parquet":
+        for file in files:
+            check_unpacked(file)
         try:
             rows = datasets.Dataset.from_parquet([str(file) for file in files])
         except (pa.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
@@ -359,14 +383,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If it is not such a table, or has no rows.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected a table in UTF-8. Save it so.") from error
     if path.suffix == ".jsonl":
-        rows = [_json_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = read_json_lines(path)
     else:
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+        reader = csv.DictReader(
+            read_text(path).splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ","
+        )
         rows = []
         for row in reader:
             if None in row or None in row.values():
@@ -378,16 +400,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} has no rows below its head, expected at least one sound.")
     return rows
-
-
-def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}, expected a JSON object a line.") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: a {type(row).__name__}, expected a JSON object.")
-    return row
 
 
 def _names_sounds(source: StreamSource, table: Path) -> bool:
@@ -446,6 +458,8 @@ def _of_classes(source: StreamSource, root: Path) -> datasets.Dataset:
 def _members(source: StreamSource, archive: Path) -> Iterator[dict[str, Any]]:
     """Samples of a WebDataset tar: a sound, where it lies in the archive, and texts of its other members."""
     samples: dict[str, dict[str, Any]] = {}
+    if not archive.is_file():  # opening a FIFO would wait
+        raise ValueError(f"{archive}: no regular file, expected a tar archive.")
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
@@ -453,16 +467,21 @@ def _members(source: StreamSource, archive: Path) -> Iterator[dict[str, Any]]:
                 stem, _, ending = file.partition(".")
                 if not member.isfile() or not stem:
                     continue
+                if member.issparse() or (ending in TEXTS and member.size > MAX_TEXT):
+                    raise ValueError(
+                        f"{archive}: {member.name} has {member.size:,} bytes, expected stored sounds, and texts of at "
+                        f"most {MAX_TEXT:,}."
+                    )
                 row = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
                 if f".{ending.lower()}" in AUDIO_EXTENSIONS:
                     place = {"path": str(archive), "offset": member.offset_data, "size": member.size}
                     row["audio"] = {"bytes": None} | place
-                elif ending in ("txt", "json", "cls"):
+                elif ending in TEXTS:
                     content = tar.extractfile(member)
                     assert content is not None  # a regular file
                     text = content.read().decode("utf-8", errors="replace").strip()
                     row |= (
-                        _json_line(archive, 1, text)
+                        parse_json(text, f"{archive}, {member.name}")
                         if ending == "json"
                         else {"text" if ending == "txt" else "label": text}
                     )

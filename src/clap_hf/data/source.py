@@ -43,7 +43,7 @@ class StreamSource:
             path of a file; the first of `AUDIO_COLUMNS` when None.
         text: Column of a text or a list of texts; the first of `TEXT_COLUMNS` and `LABEL_COLUMNS` when None.
         every_text: Whether each text of a list is a pair of its own, so that an epoch goes over all of them. If not,
-            a visit draws one of them, as it does of what `texts` forms.
+            a visit draws one of them, as it does of what `texts` forms, and where rows come from a `SimpleStream`.
         texts: Forms the texts of a row instead, from `text_columns`.
         text_columns: What `texts` needs.
         template: Text with `{}` for what the column holds; `TEMPLATE` for labels, none for texts when None.

@@ -19,6 +19,7 @@ from ..data.splits import load_split
 from ..embedding import ClapEncoder
 from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
 from ..pretrained import checkpoint_path, load_checked
+from ..text_files import read_json
 from .benchmarks import SUITES
 from .captioner import ClapCaptioner
 from .loading import AudioColumn, DataLocation, DataSourceError, TaskData
@@ -136,7 +137,10 @@ def _labels_before(path: Path | None) -> dict[str, dict[str, str]]:
     """Labels of clips before they were corrected, by the clips' ids."""
     if path is None:
         return {}
-    return {clip["id"]: clip["was"] for clip in json.loads(path.read_text(encoding="utf-8"))["clips"]}
+    try:
+        return {clip["id"]: dict(clip["was"]) for clip in read_json(path)["clips"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error!r}; expected JSON with clips, each with id and was, its labels.") from error
 
 
 def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
@@ -145,8 +149,8 @@ def read_descriptions(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: If the file holds something else.
     """
-    given = json.loads(path.read_text(encoding="utf-8"))
-    right = isinstance(given, dict) and all(
+    given = read_json(path)
+    right = all(
         isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in given.values()
     )
     if not right:

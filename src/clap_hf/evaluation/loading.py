@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 
-from ..atomic_io import replace_folder
+from ..atomic_io import check_ratio, replace_folder
 from ..data.own import read_table
 from .benchmarks import Source, Task
 
@@ -466,6 +466,7 @@ def _unpacked(archive: Path, cache_dir: Path, location: DataLocation) -> Path:
 
         def extract(fresh: Path) -> None:
             with zipfile.ZipFile(archive) as content:
+                check_ratio(archive, sum(member.file_size for member in content.infolist()))
                 content.extractall(fresh)
 
         replace_folder(folder, extract)

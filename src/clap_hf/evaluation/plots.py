@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,14 @@ def draw(details: Details, title: str, folder: Path) -> list[Path]:
         counts = details.confusion.sum(axis=1, keepdims=True)
         shares = np.divide(details.confusion, counts, out=np.zeros(details.confusion.shape), where=counts > 0)
         labels = ("true class", "called")
-        files.append(_heatmap(shares, details.classes, f"{title}: confusion", labels, folder / "confusion.png", 0.0))
+        heading = f"{title}: confusion"
+        file = folder / "confusion.png"
+        files.append(draw_heatmap(shares, details.classes, details.classes, heading, labels, file, low=0.0))
     if len(details.classes) <= LARGEST_HEATMAP:
         labels = ("sounds of", "text")
         heading = f"{title}: mean cosine"
-        files.append(_heatmap(details.similarity, details.classes, heading, labels, folder / "similarity.png", None))
+        file = folder / "similarity.png"
+        files.append(draw_heatmap(details.similarity, details.classes, details.classes, heading, labels, file))
     return files
 
 
@@ -67,23 +71,42 @@ def _bars(details: Details, title: str, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _heatmap(
-    values: np.ndarray, names: tuple[str, ...], title: str, labels: tuple[str, str], path: Path, low: float | None
+def draw_heatmap(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    labels: tuple[str, str],
+    path: Path,
+    *,
+    low: float | None = None,
 ) -> Path:
-    size = 3 + 0.2 * len(names)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    """Draw a matrix as colors, with its numbers where there are few.
+
+    Args:
+        values: `[rows, columns]`.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        title: Heading.
+        labels: What rows and columns are.
+        path: PNG file to write.
+        low: Value of the darkest color, with 1 that of the brightest; those of the values when None.
+
+    Returns:
+        The file.
+    """
+    figure = Figure(figsize=(4 + 0.2 * len(columns), 3 + 0.2 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="viridis", vmin=low, vmax=None if low is None else 1.0)
     figure.colorbar(image, ax=axes, shrink=0.7)
-    shown = [_short(name) for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=90)
-    axes.set_yticks(range(len(names)), shown)
+    axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90)
+    axes.set_yticks(range(len(rows)), map(_short, rows))
     axes.set_ylabel(labels[0])
     axes.set_xlabel(labels[1])
     axes.set_title(title)
-    if len(names) <= 12:
+    if len(columns) <= 12:
         middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
         for (row, column), value in np.ndenumerate(values):
-            colour = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+            color = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
     return _save(figure, path)

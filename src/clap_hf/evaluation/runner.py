@@ -21,6 +21,7 @@ from rich.console import Console
 
 from ..atomic_io import write_json
 from ..embedding import Encoder
+from ..text_files import read_json
 from .benchmarks import SUITES, Task
 from .cache import EmbeddingCache, encode_clips, take_from_collection
 from .captioner import Captioner, score_captions
@@ -268,7 +269,7 @@ def _kept(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = read_json(file)
     except ValueError:
         return None
     same = result.get("settings") == json.loads(json.dumps(settings))

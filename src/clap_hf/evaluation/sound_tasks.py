@@ -19,6 +19,7 @@ Row = dict[str, Any]  # a corpus row without its audio
 _TABLE = read_table("sound_tasks.yaml")
 TEMPLATES: tuple[str, ...] = tuple(_TABLE["templates"])
 RETRIEVAL_SOURCE: str = _TABLE["retrieval_source"]
+DESCRIBED = "described"  # quality of a clip whose caption was written for it alone
 RELABELLED_COLUMNS = ("category", "label", "quality")
 
 
@@ -121,6 +122,10 @@ def select_clips(task: SoundTask, rows: Sequence[Row]) -> dict[int, str]:
     }
 
 
+def _has_own_caption(row: Row) -> bool:
+    return row["source"] == RETRIEVAL_SOURCE or row["quality"] == DESCRIBED
+
+
 def corpus_tasks(rows: Sequence[Row], audio: Sequence[dict[str, Any]]) -> list[tuple[Task, TaskData]]:
     """All tasks of a split with their clips; a task whose classes have too few clips has none.
 
@@ -129,13 +134,13 @@ def corpus_tasks(rows: Sequence[Row], audio: Sequence[dict[str, Any]]) -> list[t
         audio: Its encoded sounds.
     """
     tasks = [_classification(task, rows, audio) for task in SOUND_TASKS]
-    written = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE]
+    written = [i for i, row in enumerate(rows) if _has_own_caption(row)]
     first = TaskData(audio, written, captions=[rows[i]["captions"][:1] for i in written])
     for name in ("text to audio", "audio to text"):
         task = Task(name, name.replace(" ", "-"), "R@1", "sound corpus", scored=True)
         tasks.append((task, first))
     events = next(task for task in SOUND_TASKS if task.name == "sound events")
-    captioned = [i for i, row in enumerate(rows) if row["source"] == RETRIEVAL_SOURCE or events.class_of(row)]
+    captioned = [i for i, row in enumerate(rows) if _has_own_caption(row) or events.class_of(row)]
     task = Task("captions", "captioning", "SPIDEr", "sound corpus", note="Events, with all captions.")
     return [*tasks, (task, TaskData(audio, captioned, captions=[rows[i]["captions"] for i in captioned]))]
 

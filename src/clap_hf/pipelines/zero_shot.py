@@ -87,7 +87,8 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
     share a pipeline.
 
     Args:
-        calibration: Of the model, for probabilities; True for the one beside its weights if any, False for none.
+        calibration: Of the model, for probabilities; True for the one beside its weights, on disk or on
+            the Hub, if any; False for none.
         kwargs: As for every pipeline of transformers.
     """
 
@@ -96,7 +97,10 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         self._label_embeds: dict[LabelSet, torch.Tensor] = {}
         self.calibration = calibration if isinstance(calibration, Calibration) else None
         if calibration is True:
-            self.calibration = Calibration.beside(kwargs["model"].name_or_path)
+            model = kwargs["model"]
+            self.calibration = Calibration.beside(
+                model.name_or_path, model, extractor=kwargs["feature_extractor"], tokenizer=kwargs["tokenizer"]
+            )
         super().__init__(**kwargs)
         check_weights(self.model)
         optimize_if_possible(self.model)

@@ -4,6 +4,7 @@ from .check import CollectionCheck, check_collection, collection_facts
 from .collection import CollectionUpdate, SearchHit, SoundCollection
 from .duplicates import Duplicates, find_duplicates
 from .index import Filter
+from .map import draw_map
 from .query import WeightedQuery, load_part, parse_words
 from .shards import add_in_shards
 
@@ -18,6 +19,7 @@ __all__ = [
     "add_in_shards",
     "check_collection",
     "collection_facts",
+    "draw_map",
     "find_duplicates",
     "load_part",
     "parse_words",

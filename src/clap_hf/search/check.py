@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..atomic_io import PartError, PartStore, locked, part_facts, read_part
+from ..atomic_io import ForeignPartError, PartError, PartStore, locked, part_facts, read_part
 from ..audio.stored import is_there
 
 COLUMNS = {"file", "embedding", "size", "mtime_ns", "sha256"}
@@ -85,15 +85,11 @@ def check_collection(folder: str | os.PathLike[str], *, mend: bool = False) -> C
         rows: dict[str, int] = Counter()
         for part in sorted(folder.glob("*.parquet")):
             try:
+                facts = part_facts(part)
                 table = read_part(part)
             except PartError as error:
                 if part.exists():  # and was not removed meanwhile
-                    damaged[part] = str(error)
-                continue
-            try:
-                facts = part_facts(part)
-            except PartError as error:
-                foreign[part] = str(error)
+                    (foreign if isinstance(error, ForeignPartError) else damaged)[part] = str(error)
                 continue
             if not COLUMNS <= set(table.column_names):
                 foreign[part] = f"{part}: has the columns {table.column_names}, expected {sorted(COLUMNS)}."

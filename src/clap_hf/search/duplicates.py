@@ -1,14 +1,15 @@
 """Copies of one recording in a collection: in another codec, at another level, or cut shorter.
 
-Candidates are neighbours by their vectors; whether they are copies is decided by log-mels of the files themselves,
-aligned in time, whose mean over time and bands is taken out: that is the level.
+Candidates are neighbours by their vectors whose log-mels, aligned in time, are alike whatever their level. Whether
+they are copies is decided by the correlation of their waveforms in a band that every codec keeps: two sounds of one
+kind have log-mels alike, but not waveforms.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,16 @@ from ..model.feature_extraction_msclap import resample
 from .check import collection_facts, root_of
 from .index import Index
 
-RATE = 8_000  # Hz: what every codec keeps
+RATE, WAVE_RATE = 8_000, 16_000  # Hz; of the waveforms twice what the band needs, so that samples are aligned well
 FFT, HOP, BANDS = 512, 256, 24  # samples; 32 ms a frame
 LOWEST, HIGHEST = 100.0, 3400.0  # Hz
 RANGE_DB = 50.0  # below the loudest band; what is below is noise of the codec
 LONGEST_S = 30.0  # of a file that is compared
 OVERLAP = 0.5  # of the shorter one of two files, at least
-NEIGHBOURS, COSINE = 30, 0.8  # of a vector, which are compared
-ALIKE = 0.9  # correlation of two aligned log-mels
+NEIGHBOURS, COSINE = 30, 0.6  # of a vector, which are compared
+SIMILAR = 0.7  # correlation of two aligned log-mels from which the waveforms are compared
+ALIKE = 0.7  # correlation of two aligned waveforms from which files are copies
+WAVES = 64  # waveforms kept in memory, 2 MB each
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ class Duplicates:
     skipped: dict[Path, str]
 
 
-def find_duplicates(folder: str | os.PathLike[str], *, alike: float = ALIKE) -> Duplicates:
+def find_duplicates(
+    folder: str | os.PathLike[str], *, alike: float = ALIKE, cosine: float = COSINE, neighbours: int = NEIGHBOURS
+) -> Duplicates:
     """Find files of a collection that hold the same recording. Needs no model.
 
     Args:
         folder: The collection.
-        alike: Correlation of their log-mels from which two files are copies, 0 to 1.
+        alike: Correlation of their waveforms from which two files are copies, 0 to 1.
+        cosine: Of the vectors of two files, from which they are compared, -1 to 1.
+        neighbours: Of a file, those with the highest cosines, that it is compared with.
 
     Raises:
         ValueError: There is no collection, or a part of it is damaged.
@@ -58,11 +65,13 @@ def find_duplicates(folder: str | os.PathLike[str], *, alike: float = ALIKE) -> 
     vectors = Index(store).vectors()
     whole = vectors.matrix[vectors.first]
     paths = [root_of(folder) / name for name in vectors.files]
-    cosines = _candidates(whole)
-    pairs = sorted(cosines, key=lambda pair: -cosines[pair])  # groups are found early, and their other pairs left out
+    cosines = _candidates(whole, cosine, neighbours)
+    # File by file, so that a waveform is read once; its copies first, so that their other pairs are left out.
+    pairs = sorted(cosines, key=lambda pair: (pair[0], -cosines[pair]))
     needed = sorted({number for pair in pairs for number in pair})
     skipped: dict[int, str] = {}
     pictures = dict(read_ahead(needed, lambda number: fingerprint(paths[number]), skipped))
+    waves = lru_cache(WAVES)(lambda number: waveform(paths[number]))
     group = list(range(len(paths)))
 
     def first(number: int) -> int:
@@ -71,9 +80,12 @@ def find_duplicates(folder: str | os.PathLike[str], *, alike: float = ALIKE) -> 
         return number
 
     for one, other in pairs:
-        if one in pictures and other in pictures and first(one) != first(other):
-            if likeness(pictures[one], pictures[other]) >= alike:
-                group[max(first(one), first(other))] = min(first(one), first(other))
+        if one not in pictures or other not in pictures or first(one) == first(other):
+            continue
+        if likeness(pictures[one], pictures[other]) < SIMILAR:
+            continue
+        if likeness(waves(one), waves(other)) >= alike:
+            group[max(first(one), first(other))] = min(first(one), first(other))
     members: dict[int, list[Path]] = {}
     for number in needed:
         members.setdefault(first(number), []).append(paths[number])
@@ -81,14 +93,14 @@ def find_duplicates(folder: str | os.PathLike[str], *, alike: float = ALIKE) -> 
     return Duplicates(sorted(found), {paths[number]: reason for number, reason in skipped.items()})
 
 
-def _candidates(vectors: np.ndarray) -> dict[tuple[int, int], float]:
+def _candidates(vectors: np.ndarray, cosine: float, neighbours: int) -> dict[tuple[int, int], float]:
     """Cosines of the pairs of files whose vectors are neighbours."""
     found: dict[tuple[int, int], float] = {}
-    count = min(NEIGHBOURS + 1, len(vectors))
+    count = min(neighbours + 1, len(vectors))
     for start in range(0, len(vectors), 1024):
         cosines = vectors[start : start + 1024] @ vectors.T
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-        for row, column in zip(*np.nonzero(np.take_along_axis(cosines, nearest, axis=1) >= COSINE), strict=True):
+        for row, column in zip(*np.nonzero(np.take_along_axis(cosines, nearest, axis=1) >= cosine), strict=True):
             one, other = start + int(row), int(nearest[row, column])
             if one != other:
                 found[min(one, other), max(one, other)] = float(cosines[row, other])
@@ -115,11 +127,7 @@ def fingerprint(file: Path) -> np.ndarray:
     Raises:
         AudioDecodeError: The file cannot be decoded.
     """
-    import torch
-
-    audio = load_audio(file, duration_s=LONGEST_S)
-    mono = torch.from_numpy(audio.samples).mean(dim=0)
-    samples = resample(mono, audio.sampling_rate, RATE).numpy()
+    samples = _samples(file, RATE)
     padded = np.pad(samples, (FFT // 2, FFT // 2 + HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP] * np.hanning(FFT).astype(np.float32)
     power = np.abs(np.fft.rfft(frames, axis=1)).astype(np.float32) ** 2 @ _filterbank()
@@ -127,28 +135,50 @@ def fingerprint(file: Path) -> np.ndarray:
     return np.maximum(decibels - decibels.max() + RANGE_DB, 0)
 
 
+def waveform(file: Path) -> np.ndarray:
+    """Waveform of a file's first 30 s at 16 kHz, from 100 to 3400 Hz, whatever its level `[samples, 1]`.
+
+    Raises:
+        AudioDecodeError: The file cannot be decoded.
+    """
+    samples = _samples(file, WAVE_RATE)
+    frequencies = np.fft.rfftfreq(len(samples), 1 / WAVE_RATE)
+    # High bands are weak in most sounds, but differ between similar ones: 3 dB more an octave.
+    weights = np.sqrt(frequencies) * ((frequencies >= LOWEST) & (frequencies <= HIGHEST))
+    filtered = np.fft.irfft(np.fft.rfft(samples) * weights, len(samples))
+    return (filtered / max(float(np.abs(filtered).max()), 1e-12)).astype(np.float32)[:, None]
+
+
+def _samples(file: Path, rate: int) -> np.ndarray:
+    """Mono samples of a file's first 30 s at a rate, Hz `[samples]`."""
+    import torch
+
+    audio = load_audio(file, duration_s=LONGEST_S)
+    return resample(torch.from_numpy(audio.samples).mean(dim=0), audio.sampling_rate, rate).numpy()
+
+
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Highest correlation of two log-mels over all shifts in time at which they overlap enough, -1 to 1.
+    """Highest correlation of two log-mels or waveforms over all shifts at which they overlap enough, -1 to 1.
 
     Args:
-        one: `[frames, bands]`.
-        other: `[frames, bands]`.
+        one: `[frames, bands]` or `[samples, 1]`.
+        other: The same.
     """
-    shorter = min(len(one), len(other))
-    size = len(one) + len(other) - 1
-    length = 1 << (size - 1).bit_length()
+    shifts = np.arange(1 - len(other), len(one))  # of the other's first frame, in frames of the one
+    length = 1 << (len(shifts) - 1).bit_length()
+    spectrum = np.fft.rfft(one, length, axis=0) * np.fft.rfft(other[::-1], length, axis=0)
+    products = np.fft.irfft(spectrum.sum(axis=1), length)[: len(shifts)]
+    first, end = np.maximum(shifts, 0), np.minimum(shifts + len(other), len(one))
 
-    def against(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Sum of products of `a` and `b` for every shift of `b` by -(len(b) - 1) to len(a) - 1 frames."""
-        spectrum = np.fft.rfft(a, length, axis=0) * np.fft.rfft(b[::-1], length, axis=0)
-        return np.fft.irfft(spectrum.sum(axis=1), length)[:size]
+    def overlaps(picture: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of values and of squares of the frames that overlap, for every shift."""
+        sums = np.cumsum([picture.sum(axis=1), (picture**2).sum(axis=1)], axis=1, dtype=np.float64)
+        before = np.concatenate([np.zeros((2, 1)), sums], axis=1)
+        return tuple(before[:, start + (end - first)] - before[:, start])
 
-    ones, others = np.ones_like(one), np.ones_like(other)
-    count = against(ones, others)
-    sum_one, sum_other = against(one, others), against(ones, other)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        covariance = against(one, other) - sum_one * sum_other / count
-        variances = (against(one**2, others) - sum_one**2 / count) * (against(ones, other**2) - sum_other**2 / count)
-        correlation = covariance / np.sqrt(variances)
-    enough = (count >= OVERLAP * shorter * BANDS - 0.5) & (variances > 1e-3)
-    return float(np.max(correlation[enough], initial=-1.0))
+    (sum_one, square_one), (sum_other, square_other) = overlaps(one, first), overlaps(other, first - shifts)
+    count = (end - first) * one.shape[1]
+    covariance = products - sum_one * sum_other / count
+    variances = (square_one - sum_one**2 / count) * (square_other - sum_other**2 / count)
+    enough = (end - first >= OVERLAP * min(len(one), len(other))) & (variances > 1e-3)
+    return float(np.max(covariance[enough] / np.sqrt(variances[enough]), initial=-1.0))

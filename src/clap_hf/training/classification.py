@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..evaluation.scoring import bootstrap_interval
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
 from ..model.modeling_msclap import MSClapForAudioClassification
 from ..pretrained import check_finite, checkpoint_path
+from ..text_files import read_json
 from .recipe import ClassificationRecipe
 
 
@@ -188,7 +188,10 @@ def _finished(folder: Path, description: dict[str, Any]) -> dict[str, Any] | Non
     file = folder / "result.json"
     if not file.is_file():
         return None
-    result = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        result = read_json(file)
+    except ValueError:
+        return None
     return result if all(result.get(key) == value for key, value in description.items()) else None
 
 

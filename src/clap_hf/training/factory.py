@@ -29,7 +29,7 @@ from ..model.modeling_msclap_captioning import (
     MSClapGenerativeModel,
 )
 from ..model.processing_msclap import MSClapProcessor
-from ..pretrained import check_finite, checkpoint_path, load_checked
+from ..pretrained import check_checkpoint, check_finite, checkpoint_path, load_checked, load_processor
 from ..tokenization import sentence_tokenizer
 from .recipe import CaptioningRecipe, ContrastiveRecipe, LanguageModel, Lora, PromptRecipe
 
@@ -106,10 +106,15 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
     Raises:
         ValueError: If the recipe asks for other sizes, or for another front end than the model's.
     """
-    processor = MSClapProcessor.from_pretrained(name)
+    stored = check_checkpoint(name)
+    processor = load_processor(name)
     asked = MSClapFeatureExtractor(**recipe.features)
     found = _differences(processor.feature_extractor, asked, tuple(recipe.features))
-    config = MSClapConfig.from_pretrained(name)
+    if not isinstance(stored, MSClapConfig):
+        raise ValueError(
+            f"The model {name!r} is of the type {stored.model_type!r}, expected a CLAP model of two towers."
+        )
+    config = stored
     if "logit_scale_init_value" in recipe.model:  # the trained logit scale replaces it
         found += _differences(config, MSClapConfig(**recipe.model), ("logit_scale_init_value",))
     audio = config.audio_config.to_dict() | recipe.audio
@@ -118,6 +123,7 @@ def trained_model(recipe: ContrastiveRecipe, name: str) -> tuple[MSClapModel, MS
         config=MSClapConfig(**(config.to_dict() | recipe.model | {"audio_config": audio})),
         dtype=torch.float32,
         output_loading_info=True,
+        use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are refused below, with a remedy
     )
     found += [
@@ -193,8 +199,8 @@ def load_audio_tower(model: MSClapModel, processor: MSClapProcessor, name: str) 
     Raises:
         ValueError: If the towers differ in size, or the front ends in a setting.
     """
-    config = AutoConfig.from_pretrained(name).audio_config
-    extractor = MSClapProcessor.from_pretrained(name).feature_extractor
+    config = check_checkpoint(name).audio_config
+    extractor = load_processor(name).feature_extractor
     parts = ((config, model.config.audio_config, TOWER_SIZES), (extractor, processor.feature_extractor, FRONT_END))
     found = [difference for part in parts for difference in _differences(*part)]
     if found:
@@ -257,6 +263,13 @@ def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning,
     language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = MSClapForAudioCaptioning.from_clap(clap, language_model, **recipe.model)
+    positions = getattr(language_model.config, "max_position_embeddings", None)  # rotary models have no limit
+    needed = model.config.prefix_length + recipe.language_model.max_length
+    if positions is not None and positions < needed:
+        raise ValueError(
+            f"language_model has {positions} positions, expected at least {needed}: the prefix of "
+            f"{model.config.prefix_length} and max_length {recipe.language_model.max_length}. Lower max_length."
+        )
     _set_end_tokens(model, tokenizer)
     return model, MSClapProcessor(extractor, tokenizer)
 

@@ -122,7 +122,7 @@ def finetune(
         return {}
     report = read_report(output_dir)
     write_json(output_dir / REPORT, report)
-    write_card(output_dir / BEST, output_dir, repo_id=output_dir.name, license=license)
+    write_card(output_dir / BEST, output_dir, repo_id=BEST, license=license)  # beside which the card lies
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..model.configuration_msclap import (
     MSClapConfig,
 )
 from ..model.feature_extraction_msclap import MSClapFeatureExtractor
+from ..text_files import read_text
 from .settings import DATASET_ONLY, SOURCES_ONLY, PairSettings, TrainingSettings, check_limits, refuse_unused
 from .teacher import Teacher
 
@@ -401,11 +403,11 @@ def _combinations(values: dict[str, Any], path: str | Path) -> dict[str, dict[st
 
 def _read(path: str | Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Settings of a YAML file, with those of the file that it extends; `extending` are the files that led to it."""
-    file = Path(path).resolve()
+    file = Path(os.path.realpath(path))  # of a loop of links, too
     if file in extending:
         raise ValueError(f"{path} extends itself, expected another file under 'extends'.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(Path(path)))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

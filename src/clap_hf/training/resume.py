@@ -9,7 +9,6 @@ checkpoint before the newest is kept too, for a disk that tears what was written
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from ..atomic_io import write_json
+from ..text_files import read_json
 
 MANIFEST = "manifest.json"
 
@@ -81,12 +81,12 @@ def _sync(path: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether all files of a checkpoint are there as they were written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         return all(
             (folder / name).stat().st_size == size and _sha256(folder / name) == digest
             for name, (size, digest) in manifest.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -122,7 +122,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        return state, json.loads((path / "progress.json").read_text())
+        return state, read_json(path / "progress.json")
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # Its own message advises to run the code that an unknown file holds.
         raise ValueError(

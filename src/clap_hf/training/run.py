@@ -21,6 +21,7 @@ from ..data.splits import load_split
 from ..hub import BackgroundPush
 from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
+from ..pretrained import checkpoint_path
 from .captioning_stage import CaptioningStage, CaptionValidation
 from .contrastive_stage import ContrastiveStage
 from .factory import build_captioner, build_model, build_prompt_model, resolve
@@ -94,6 +95,8 @@ def train_recipe(
             stage = _contrastive_stage(recipe, opened, make, output_dir, data_dir)
         else:
             model, processor = build_captioner(recipe)
+            if PartialState().is_main_process and not (output_dir / RECORD).exists():
+                write_json(output_dir / BASE, base_facts(recipe.clap, checkpoint_path(recipe.clap)))
             held_out = opened.held_out if opened else [stream_rows(source_of(recipe.validation, "validation"), given)]
             validation = CaptionValidation(held_out, processor, recipe.validation_clips)
             stage = CaptioningStage(model, processor, make(processor), validation, validation.metrics)

@@ -1,0 +1,220 @@
+"""Writes the manifest of the git repositories: which file of which repository has which caption.
+
+Needs the clones. Each repository of `repositories.json` names the license of its sounds, the files to take and the
+commit; a repository without a clone is one line, and its rows are left out.
+
+    python -m tools.sound_corpus.scan --git-root clones
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import soundfile
+import typer
+import yaml
+
+from tools.sound_corpus.decode import LONG_SECONDS, MAX_SECONDS
+from tools.sound_corpus.manifest import Clip
+from tools.sound_corpus.naming import NamedSound, describe_path, plain_words
+from tools.sound_corpus.packages import PackageError
+from tools.sound_corpus.repositories import find_repository, list_files, read_blobs
+
+# In order of preference: a project may keep a sound in several formats.
+_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aif", ".aiff", ".au")
+_MUSIC_FOLDERS = {"music", "musics", "mus", "themes", "soundtrack"}
+# Sounds that stay alike for minutes give several excerpts.
+_STEADY = {"weather", "nature", "vehicle"}
+STEADY_WINDOWS = 3
+MAX_PER_LABEL = 40
+UNLABELLED_WINDOWS = 12
+MAX_UNLABELLED = 220
+MIN_UNLABELLED_SECONDS = 3.0
+_FREE_LICENSES = (
+    "CC0-",
+    "CC-BY-3",
+    "CC-BY-4",
+    "CC-BY-SA-",
+    "MIT",
+    "GPL-",
+    "AGPL-",
+    "LGPL-",
+    "OGA-BY",
+    "WTFPL",
+    "Unlicense",
+)
+
+Settings = dict[str, Any]
+
+
+def load_repositories() -> dict[str, Settings]:
+    """Read the repositories with their licenses, commits and wanted files.
+
+    Returns:
+        For each `owner/name`: `commit`, `license`, `take` (patterns of paths), and where needed `author`, `skip`,
+        `unlabelled` (patterns), `prefix` and `without` (words), `titles` (names by path), `titled` (whether the file
+        names are titles by people) and `attributions` (name of the YAML files that state license and author by file).
+    """
+    return json.loads((resources.files(__package__) / "repositories.json").read_text(encoding="utf-8"))
+
+
+def _matches(path: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def wanted_paths(paths: list[str], settings: Settings) -> list[str]:
+    """Choose the sounds to take, one format of each.
+
+    Args:
+        paths: All paths of a repository.
+        settings: Its entry in `repositories.json`.
+
+    Returns:
+        Sorted paths.
+    """
+    chosen: dict[str, str] = {}
+    for path in sorted(paths):
+        suffix = PurePosixPath(path).suffix.lower()
+        if suffix not in _SUFFIXES or not _matches(path, settings["take"]) or _matches(path, settings.get("skip", [])):
+            continue
+        stem = path[: -len(suffix)]
+        other = chosen.get(stem)
+        if other is None or _SUFFIXES.index(suffix) < _SUFFIXES.index(PurePosixPath(other).suffix.lower()):
+            chosen[stem] = path
+    return sorted(chosen.values())
+
+
+def read_attributions(git_dir: Path, commit: str, paths: list[str], name: str) -> dict[str, tuple[str, str]]:
+    """Read who made which file under which license.
+
+    Args:
+        git_dir: The clone.
+        commit: Commit name.
+        paths: All paths of the repository.
+        name: Name of the YAML files, each a list of `files`, `license` and `copyright` for its own folder.
+
+    Returns:
+        License and author of each path stated under a free license.
+    """
+    stated: dict[str, tuple[str, str]] = {}
+    listings = [path for path in paths if PurePosixPath(path).name == name]
+    for path, content in read_blobs(git_dir, commit, listings):
+        for entry in yaml.safe_load(content) or []:
+            license_name = str(entry.get("license", ""))
+            if not license_name.startswith(_FREE_LICENSES):
+                continue
+            author = " ".join(str(entry.get("copyright", "")).split())[:160]
+            for file in entry.get("files") or []:
+                stated[str(PurePosixPath(path).parent / _stem(str(file)))] = (license_name, author)
+    return stated
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0] if PurePosixPath(path).suffix.lower() in _SUFFIXES else path
+
+
+def _described(path: str, settings: Settings) -> NamedSound | None:
+    folders = {folder.lower() for folder in PurePosixPath(path).parts[:-1]}
+    if folders & _MUSIC_FOLDERS or _matches(path, settings.get("unlabelled", [])):
+        return None
+    title = settings.get("titles", {}).get(path)
+    without = frozenset(settings.get("without", "").split())
+    return describe_path(title or path, settings.get("prefix", ""), without)
+
+
+def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Iterator[Clip]:
+    """List the clips of a repository.
+
+    Args:
+        repository: `owner/name`.
+        settings: Its entry in `repositories.json`.
+        git_dir: Its clone.
+
+    Yields:
+        Labelled clips, at most `MAX_PER_LABEL` a label, and unlabelled ones of at least `MIN_UNLABELLED_SECONDS`.
+
+    Raises:
+        PackageError: The commit is not in the clone.
+    """
+    commit = settings["commit"]
+    counts: Counter[str] = Counter()
+    unlabelled = 0
+    paths = list_files(git_dir, commit)
+    attributions = settings.get("attributions")
+    stated = read_attributions(git_dir, commit, paths, attributions) if attributions else None
+    for path, content in read_blobs(git_dir, commit, wanted_paths(paths, settings)):
+        terms = settings["license"], settings.get("author")
+        if stated is not None:
+            if path.rpartition(".")[0] not in stated:
+                continue
+            terms = stated[path.rpartition(".")[0]]
+        try:
+            seconds = float(soundfile.info(io.BytesIO(content)).duration)
+        except soundfile.LibsndfileError:
+            continue  # a Git LFS pointer or a damaged file
+        known = {"package": repository, "path": path, "commit": commit, "license": terms[0]}
+        known |= {"author": terms[1], "id": f"{repository}/{PurePosixPath(path).with_suffix('')}"}
+        named = _described(path, settings)
+        if named is None:
+            windows = min(UNLABELLED_WINDOWS, max(1, int(seconds // MAX_SECONDS))) if seconds > LONG_SECONDS else 1
+            if seconds < MIN_UNLABELLED_SECONDS or unlabelled >= MAX_UNLABELLED:
+                continue
+            unlabelled += windows
+            known |= {"split": "unlabelled", "category": "other", "quality": "none", "label": "", "caption": ""}
+            yield Clip(**known, raw_label=PurePosixPath(path).stem, windows=windows)
+            continue
+        if counts[named.label] >= MAX_PER_LABEL:
+            continue
+        counts[named.label] += 1
+        is_titled = settings.get("titled", False) or path in settings.get("titles", {})
+        words = plain_words(settings.get("titles", {}).get(path, PurePosixPath(path).stem))
+        known |= {"split": "train", "category": named.category, "quality": "named" if is_titled else "rule"}
+        yield Clip(
+            **known,
+            label=named.label,
+            caption=named.caption,
+            raw_label=words if is_titled else PurePosixPath(path).stem,
+            windows=STEADY_WINDOWS if named.category in _STEADY and seconds > LONG_SECONDS else 1,
+        )
+
+
+def main(
+    git_root: Annotated[Path, typer.Option(help="Folder of clones, named owner+name.")],
+    output: Annotated[Path, typer.Option(help="The manifest to write.")] = Path(
+        "tools/sound_corpus/manifest_git.jsonl.gz"
+    ),
+) -> None:
+    """Write the manifest of the git repositories."""
+    lines: list[str] = []
+    missing = 0
+    for repository, settings in sorted(load_repositories().items()):
+        git_dir = find_repository(git_root, repository)
+        if git_dir is None:
+            typer.echo(f"{repository}: no clone in {git_root}")
+            missing += 1
+            continue
+        try:
+            clips = list(scan_repository(repository, settings, git_dir))
+        except PackageError as error:
+            typer.echo(str(error))
+            missing += 1
+            continue
+        for clip in clips:
+            row = {key: value for key, value in dataclasses.asdict(clip).items() if value is not None}
+            lines.append(json.dumps(row, ensure_ascii=False))
+    # A fixed time keeps equal manifests byte-equal.
+    output.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
+    typer.echo(f"{len(lines)} clips, {missing} repositories left out")
+
+
+if __name__ == "__main__":
+    typer.run(main)
