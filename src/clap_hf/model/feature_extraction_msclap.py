@@ -377,25 +377,12 @@ class MSClapFeatureExtractor(SequenceFeatureExtractor):
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
     ) -> Iterator[list[torch.Tensor]]:
-        """The first half of a call: one clip or a list of clips as windows at the extractor's rate.
+        """The first half of a call, with its arguments and errors: clips as windows at the extractor's rate.
 
         A clip at a time: on a CPU its log-mel follows while its samples are in the cache.
 
-        Args:
-            raw_audio: As for a call, and so are the others.
-            sampling_rate: Rate of clips that do not carry their own, Hz.
-            long_audio: Overrides the extractor's policy for this call.
-            short_audio: Overrides the extractor's policy for this call.
-            max_windows: Overrides the extractor's limit for this call.
-            generator: Source of the crop positions of `long_audio="random"`, on the CPU.
-            device: Where clips are resampled.
-
         Returns:
             The windows of every clip, `[window_samples]` each.
-
-        Raises:
-            TypeError: If a clip is not audio.
-            ValueError: If a clip is empty, not finite, ambiguous in shape, or its rate is missing or impossible.
         """
         long_audio = self.long_audio if long_audio is None else long_audio
         short_audio = self.short_audio if short_audio is None else short_audio
