@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +143,29 @@ def compared(output: Path, clean: dict[tuple[str, str], np.ndarray]) -> dict[str
     }
 
 
-def command(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """`clap-hf embed`, which has begun with its files."""
-    program = [sys.executable, "-c", "from clap_hf.cli import app; app()", "embed", str(folder)]
-    process = subprocess.Popen(
-        [*program, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not output.exists() and process.poll() is None:
-        time.sleep(0.02)
+def run_command(folder: str, output: str) -> None:
+    """`clap-hf embed` in this process."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # the process ends with it
+    from clap_hf.cli import app
+
+    app(["embed", folder, "--output", output])
+
+
+def command(folder: Path, output: Path) -> BaseProcess:
+    """`clap-hf embed` in a new process, whose modules are imported already, when it has begun with its files."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clap_hf.cli", "clap_hf.adapters", "clap_hf.search", "accelerate"])
+    process = context.Process(target=run_command, args=(str(folder), str(output)))
+    process.start()
+    while not output.exists() and process.is_alive():
+        time.sleep(0.01)
     return process
+
+
+def ended(process: BaseProcess) -> int | None:
+    """What a process ended with, once it has."""
+    process.join()
+    return process.exitcode
 
 
 def contents(output: Path) -> dict[str, dict[str, Any]]:
@@ -167,7 +183,7 @@ def measure_command(folder: Path, trials: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:  # beside the sounds: paths are stored alike
         root = Path(name)
         process, started = command(folder, root / "clean"), time.perf_counter()
-        assert process.wait() == 0
+        assert ended(process) == 0
         seconds = record["seconds"] = time.perf_counter() - started
         clean = contents(root / "clean")
         record["files"] = len(clean)
@@ -178,13 +194,13 @@ def measure_command(folder: Path, trials: int) -> dict[str, Any]:
             process = command(folder, output)
             moment = moments.uniform(0, seconds)
             time.sleep(moment)
-            if process.poll() is not None:  # faster than the undisturbed run
+            if not process.is_alive():  # faster than the undisturbed run
                 continue
             process.kill()
-            process.wait()
+            assert ended(process) == -signal.SIGKILL
             parts = len(list(output.glob("*.parquet")))
             written = sum(len(read_part(part)) for part in output.glob("*.parquet"))
-            assert command(folder, output).wait() == 0
+            assert ended(command(folder, output)) == 0
             trial = {"killed_after_s": moment, "parts": parts, "rows": written, "equal": contents(output) == clean}
             record["trials"].append(trial | {"whole": check_collection(output).whole})
             print(json.dumps(record["trials"][-1]), flush=True)

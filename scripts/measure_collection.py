@@ -245,13 +245,17 @@ def main(
     chosen_on: Annotated[int, typer.Option(min=0, help="Further sounds, by which the threshold was chosen.")] = 50,
     vectors: Annotated[list[int] | None, typer.Option(help="Sizes of collections; repeatable.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Keeps copies and collections, to go on after a stop.")] = None,
+    part: Annotated[str | None, typer.Option(help="queries or duplicates alone; the record keeps the other.")] = None,
 ) -> None:
     """Measure and write."""
-    found: dict[str, Any] = {"queries": [measure_queries(count) for count in vectors or (100_000,)]}
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) if folder is None else folder
-        place.mkdir(parents=True, exist_ok=True)
-        found["duplicates"] = measure_duplicates(source, chosen_on, sounds, place)
+    found: dict[str, Any] = json.loads(record.read_text()) if part and record.is_file() else {}
+    if part != "duplicates":
+        found["queries"] = [measure_queries(count) for count in vectors or (100_000,)]
+    if part != "queries":
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary) if folder is None else folder
+            place.mkdir(parents=True, exist_ok=True)
+            found["duplicates"] = measure_duplicates(source, chosen_on, sounds, place)
     write_json(record, found)
     typer.echo(json.dumps(found, indent=1))
 

@@ -9,18 +9,22 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import soundfile
 from huggingface_hub import constants
+from PIL import Image
 from transformers import pipeline
 from typer.testing import CliRunner
 
 import clap_hf
 from clap_hf.cli import app
 from clap_hf.cli.commands import EVERYDAY_LABELS
+from clap_hf.embedding import ClapEncoder
+from clap_hf.pretrained import load_checked
 from conftest import EXAMPLES, make_model, sound
 
 
@@ -88,6 +92,25 @@ def test_scores_are_the_pipeline_s(run, folder, checkpoint, tmp_path):
     )
     expected = classify(folder / "dog.ogg", candidate_labels=["dog", "cat"], hypothesis_template=["{}", "hear {}"])
     assert json.loads((tmp_path / "out.json").read_text())["results"][0]["scores"] == expected
+
+
+def test_a_plot_of_cosines_changes_no_score(run, folder, checkpoint, tmp_path):
+    options = ("classify", folder, "--labels", "dog,cat,rain", "--json", tmp_path / "out.json")
+    run(*options)
+    plain = json.loads((tmp_path / "out.json").read_text())["results"]
+    run(*options, "--plot", tmp_path / "it.png")
+    drawn = json.loads((tmp_path / "out.json").read_text())["results"]
+    with Image.open(tmp_path / "it.png") as image:
+        assert image.width > 300 and image.height > 300
+    model, processor = load_checked(clap_hf.MSClapModel, str(checkpoint))
+    encoder = ClapEncoder(model, processor)
+    for before, after in zip(plain, drawn, strict=True):
+        assert [s["label"] for s in before["scores"]] == [s["label"] for s in after["scores"]]
+        assert [s["score"] for s in before["scores"]] == pytest.approx([s["score"] for s in after["scores"]], abs=1e-6)
+        if after["scores"]:
+            sound_vector = encoder.embed_audio([encoder.prepare(Path(after["file"]))])[0]
+            texts = encoder.embed_texts([f"this is a sound of {s['label']}" for s in after["scores"]])
+            assert [s["cosine"] for s in after["scores"]] == pytest.approx((texts @ sound_vector).tolist(), abs=1e-5)
 
 
 def test_labels_csv_gives_labels_and_is_compared_with(run, tmp_path):

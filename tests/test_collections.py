@@ -22,6 +22,7 @@ from clap_hf.embedding import embed_texts
 from clap_hf.search import Filter, WeightedQuery, check_collection, find_duplicates, load_part, parse_words
 from clap_hf.search import collection as collection_module
 from clap_hf.search.approximate import RECALL, approximate_index
+from clap_hf.search.duplicates import fingerprint, likeness, waveform
 from clap_hf.search.index import DATABASE
 from clap_hf.streaming import embed_stream
 from conftest import EXAMPLES, make_model, sound
@@ -256,6 +257,21 @@ def test_copies_in_other_codecs_levels_and_cuts_are_found(processor, tmp_path):
     assert find_duplicates(tmp_path / "index").groups == sorted(expected)
     result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "index"), "--format", "json"])
     assert json.loads(result.stdout)["groups"] == [list(map(str, group)) for group in sorted(expected)]
+
+
+def test_sounds_of_one_kind_are_no_copies(processor, tmp_path):
+    """Two explosions have log-mels alike, but not waveforms."""
+    (tmp_path / "sounds").mkdir()
+    fade = np.exp(-np.arange(2 * RATE) / (0.3 * RATE))
+    for i in range(3):
+        noise = np.cumsum(np.random.default_rng(i).normal(size=2 * RATE))
+        burst = fade * (noise - np.convolve(noise, np.ones(400) / 400, "same"))
+        soundfile.write(tmp_path / "sounds" / f"{i}.wav", 0.5 * burst / np.abs(burst).max(), RATE)
+    one, other = (tmp_path / "sounds" / f"{i}.wav" for i in range(2))
+    assert likeness(fingerprint(one), fingerprint(other)) > 0.9
+    assert likeness(waveform(one), waveform(other)) < 0.2
+    SoundCollection(tmp_path / "index", make_model(), processor).add(tmp_path / "sounds")
+    assert find_duplicates(tmp_path / "index").groups == []
 
 
 def test_approximate_search_states_its_recall():

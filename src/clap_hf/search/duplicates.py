@@ -8,6 +8,7 @@ kind have log-mels alike, but not waveforms.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,7 +30,8 @@ LONGEST_S = 30.0  # of a file that is compared
 OVERLAP = 0.5  # of the shorter one of two files, at least
 NEIGHBOURS, COSINE = 30, 0.6  # of a vector, which are compared
 SIMILAR = 0.7  # correlation of two aligned log-mels from which the waveforms are compared
-ALIKE = 0.7  # correlation of two aligned waveforms from which files are copies
+ALIKE = 0.5  # correlation of two aligned waveforms from which files are copies
+CLOSE, TRIES = 0.9, 3  # cosine of pairs compared before all others; pairs of two groups compared before they are apart
 WAVES = 64  # waveforms kept in memory, 2 MB each
 
 
@@ -66,13 +68,15 @@ def find_duplicates(
     whole = vectors.matrix[vectors.first]
     paths = [root_of(folder) / name for name in vectors.files]
     cosines = _candidates(whole, cosine, neighbours)
-    # File by file, so that a waveform is read once; its copies first, so that their other pairs are left out.
-    pairs = sorted(cosines, key=lambda pair: (pair[0], -cosines[pair]))
+    # Close ones first, so that groups are found and their other pairs left out; file by file, so that a waveform is
+    # read once.
+    pairs = sorted(cosines, key=lambda pair: (cosines[pair] < CLOSE, pair[0], -cosines[pair]))
     needed = sorted({number for pair in pairs for number in pair})
     skipped: dict[int, str] = {}
     pictures = dict(read_ahead(needed, lambda number: fingerprint(paths[number]), skipped))
     waves = lru_cache(WAVES)(lambda number: waveform(paths[number]))
     group = list(range(len(paths)))
+    apart: Counter[tuple[int, int]] = Counter()
 
     def first(number: int) -> int:
         while group[number] != number:
@@ -82,10 +86,13 @@ def find_duplicates(
     for one, other in pairs:
         if one not in pictures or other not in pictures or first(one) == first(other):
             continue
-        if likeness(pictures[one], pictures[other]) < SIMILAR:
+        groups = (min(first(one), first(other)), max(first(one), first(other)))
+        if apart[groups] == TRIES or likeness(pictures[one], pictures[other]) < SIMILAR:
             continue
         if likeness(waves(one), waves(other)) >= alike:
-            group[max(first(one), first(other))] = min(first(one), first(other))
+            group[groups[1]] = groups[0]
+        else:
+            apart[groups] += 1
     members: dict[int, list[Path]] = {}
     for number in needed:
         members.setdefault(first(number), []).append(paths[number])
