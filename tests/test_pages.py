@@ -197,6 +197,15 @@ def test_the_speed_section_is_made_from_the_results(monkeypatch):
     assert shown.count("\n| audio embedding") >= 3
 
 
+def test_the_section_on_cold_starts_is_made_from_its_record(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import start
+
+    record = json.loads(start.RECORD.read_text())
+    assert start.SECTION.findall(start.PAGE.read_text()) == [start.section(record)]
+    assert set(record["seconds"]) == {*start.COMMANDS, start.WHOLE, start.FLOOR}
+
+
 def test_searching_works(monkeypatch, tmp_path):
     [block] = [block for block in BLOCKS if block.page == "README.md" and "sound-index" in block.code]
     embed, search = (shlex.split(line)[1:] for line in block.commands)

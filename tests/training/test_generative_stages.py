@@ -1,6 +1,7 @@
 """Multi-task pretraining, then contrastive training from its tower, then captioning: tiny runs on real recordings."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForMultimodalLM, pipeline
 from clap_hf import MSClapForConditionalGeneration, MSClapModel
 from clap_hf.cards import model_card, records_of_folder
 from clap_hf.model.modeling_msclap_htsat import MSClapHtsatModel
-from clap_hf.training.factory import build_captioner, build_language_model, build_model, load_audio_tower
+from clap_hf.training.factory import build_language_model, build_model, load_audio_tower
 from clap_hf.training.prompt_stage import PromptStage
 from clap_hf.training.recipe import LanguageModel, load_recipe
 from clap_hf.training.run import train_recipe
@@ -145,7 +146,7 @@ def test_a_run_goes_on_from_the_weights_of_another(corpus, contrastive_run, tmp_
     assert records(tmp_path / "run")[-1]["loss"] < records(contrastive_run)[1]["loss"]
     assert (tmp_path / "run" / "earlier.jsonl").read_text() == (contrastive_run / "run.jsonl").read_text()
     card = model_card(tmp_path / "run" / "best", records_of_folder(tmp_path / "run" / "best"), repo_id="acme/longer")
-    assert "| before that | 8 steps (64 clips seen), 0 min; this run went on from their weights |" in card
+    assert re.search(r"\| before that \| 8 steps \(64 clips seen\), \d+ s; this run went on from their weights", card)
     for change, message in (
         ({"model": {"projection_dim": 16}}, r"audio_projection.layer_norm.bias: \(32,\) there, \(16,\) here"),
         ({"features": FEATURES | {"fmax": 7000.0}}, r"fmax: 8000.0 there, 7000.0 here"),
@@ -215,14 +216,6 @@ def test_a_language_model_must_end_its_texts(tmp_path):
     )
     with pytest.raises(ValueError, match="does not end texts with an end token"):
         build_language_model(replace(bert, config=bert.config | {"num_attention_heads": 2}), 0)
-
-
-def test_a_language_model_must_have_places_for_the_longest_caption(tmp_path):
-    language_model = LANGUAGE_MODEL | {"config": LANGUAGE_MODEL["config"] | {"n_positions": 64}}
-    settings = {"stage": "captioning", "name": "x", "clap": "embedded", "language_model": language_model}
-    recipe = load_recipe(write_recipe(tmp_path, settings | {"sources": [{"dataset": "d"}], "validation": {}}))
-    with pytest.raises(ValueError, match="has 64 positions, expected at least 117: the prefix of 40"):
-        build_captioner(recipe)
 
 
 def test_the_shipped_towers_fit():

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..atomic_io import write_text
 from ..pretrained import load_config, load_processor, model_class
-from . import parts
+from . import measurements, parts
 from .curves import draw_curves
 from .records import Records, epochs_of, records_of_folder, starts_of
 
@@ -106,11 +106,11 @@ def model_card(
         "training": parts.training(model, front_end, kind, records) if recipe else None,
         "curves": curves,
         "corpus": parts.corpus(records.corpus, embedded=repo_id is None),
-        "results": parts.results(records.evaluation, repo_id or "embedded", records.average),
-        "extremes": parts.extremes(records.evaluation),
-        "moments": parts.moments(records.moments),
-        "calibration": parts.calibration(records.calibration),
-        "examples": parts.examples(records.evaluation),
+        "results": measurements.results(records.evaluation, repo_id or "embedded", records.average),
+        "extremes": measurements.extremes(records.evaluation),
+        "moments": measurements.moments(records.moments),
+        "calibration": measurements.calibration(records.calibration),
+        "examples": measurements.examples(records.evaluation),
         "license_text": parts.license_text(license, records),
     }
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)

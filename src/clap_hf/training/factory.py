@@ -272,13 +272,6 @@ def build_captioner(recipe: CaptioningRecipe) -> tuple[MSClapForAudioCaptioning,
     language_model, tokenizer = build_language_model(recipe.language_model, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = MSClapForAudioCaptioning.from_clap(clap, language_model, **recipe.model)
-    positions = getattr(language_model.config, "max_position_embeddings", None)  # rotary models have no limit
-    needed = model.config.prefix_length + recipe.language_model.max_length
-    if positions is not None and positions < needed:
-        raise ValueError(
-            f"language_model has {positions} positions, expected at least {needed}: the prefix of "
-            f"{model.config.prefix_length} and max_length {recipe.language_model.max_length}. Lower max_length."
-        )
     _set_end_tokens(model, tokenizer)
     return model, MSClapProcessor(extractor, tokenizer)
 
