@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from ..audio import is_one_sound, pipeline_inputs, read_sound
-from ..embedding import embed_file, evaluation_mode, is_long, long_sounds
+from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
 from ..pretrained import check_weights
+from .long_files import embed_file, is_long, long_sounds
 
 TASK = "audio-captioning"
 

@@ -19,9 +19,10 @@ from transformers import ZeroShotAudioClassificationPipeline
 
 from ..audio import is_one_sound, pipeline_inputs, read_sound
 from ..calibration import Calibration
-from ..embedding import embed_classes, embed_file, evaluation_mode, is_long, long_sounds, warn_of_unreadable_labels
+from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
 from ..pretrained import check_weights
+from .long_files import embed_file, is_long, long_sounds
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
