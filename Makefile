@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # One torch thread a worker: more only fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: setup setup-test demo web docs bench check format test test-fast test-slow test-lowest test-wheel fuzz clean
+.PHONY: setup setup-test demo web docs bench check format test test-fast test-slow test-lowest test-python test-wheel fuzz clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -60,14 +60,24 @@ test-fast: setup-test
 test-slow: setup-test
 	$(PYTEST) -m slow
 
-# The fast tests beside the lowest versions that pyproject.toml allows, and the wheel outside of the repository.
+# The fast tests beside the lowest versions that pyproject.toml allows, and the wheel outside of the repository. torchao,
+# which is optional and is of the newest torch, goes: transformers imports it where it is, and fails beside torch 2.6.
+# `make test-lowest PYTHON=python3.12`: another Python. `make test-python PYTHON=python3.13`: the newest versions there.
 LOWEST ?= .venv-lowest
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m tools.lowest > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install -c $(LOWEST)/lowest.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pip install --no-deps -r requirements-parity.txt
+	$(LOWEST)/bin/python -m pip uninstall -y torchao
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+OTHER ?= .venv-other
+test-python:
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install -e '.[test]'
+	$(OTHER)/bin/python -m pip install --no-deps -r requirements-parity.txt
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 WHEEL ?= .venv-wheel
 test-wheel:
@@ -77,8 +87,8 @@ test-wheel:
 	$(WHEEL)/bin/python -m pip install $(WHEEL)/dist/*.whl
 	cd $(WHEEL) && bin/clap-hf classify ../examples && bin/clap-hf --version
 
-FILES ?= 2000
-SEED ?= 0
+FILES ?= 10000
+SEED ?= 1
 fuzz: setup-test
 	$(BIN)/python tools/fuzz_audio.py --files $(FILES) --seed $(SEED)
 
@@ -86,4 +96,4 @@ docs: setup-test
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WHEEL) web/node_modules .pytest_cache .ruff_cache .mypy_cache dist build site
+	rm -rf $(VENV) $(LOWEST) $(OTHER) $(WHEEL) web/node_modules .pytest_cache .ruff_cache .mypy_cache dist build site

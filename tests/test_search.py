@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -326,10 +328,17 @@ def test_folders_and_queries_are_what_a_person_expects(library, processor, tmp_p
     with pytest.raises(ValueError, match="'3.wav' is the name of a file.*pass a Path, or --like"):
         collection.search("3.wav")
     clip = load_audio("3.wav")
-    kinds = [sounds / "3.wav", clip, (sounds / "3.wav").open("rb"), (sounds / "3.wav").read_bytes(), {"path": "3.wav"}]
+    data = (sounds / "3.wav").read_bytes()
+    decoder = SimpleNamespace(
+        get_all_samples=lambda: SimpleNamespace(data=torch.from_numpy(clip.samples), sample_rate=RATE)
+    )
+    kinds = [sounds / "3.wav", clip, (sounds / "3.wav").open("rb"), io.BytesIO(data), decoder]
+    kinds += [data, bytearray(data), memoryview(data), {"path": "3.wav"}, {"bytes": data, "path": None}]
+    kinds += [{"array": clip.samples, "sampling_rate": RATE}, {"audio": {"bytes": data, "path": None}, "label": 1}]
     for kind in kinds:
         assert collection.search(kind, 1)[0].file == sounds / "3.wav"
-    assert collection.search(clip.samples, 1, sampling_rate=RATE)[0].file == sounds / "3.wav"
+    for samples in (clip.samples, torch.from_numpy(clip.samples), clip.samples[0].tolist()):
+        assert collection.search(samples, 1, sampling_rate=RATE)[0].file == sounds / "3.wav"
 
 
 def test_max_windows_belongs_to_the_collection(tmp_path, processor):

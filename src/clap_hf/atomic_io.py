@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -126,8 +127,10 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         write(fresh)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if "No space left on device" in str(error) and not isinstance(error, OSError):  # safetensors has its own
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         raise
     if folder.exists():
         os.replace(folder, old)

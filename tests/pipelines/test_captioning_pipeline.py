@@ -116,3 +116,34 @@ def test_bad_sounds_are_errors(describe, audio, error, message):
 def test_unknown_options_are_errors(describe):
     with pytest.raises(TypeError, match="beams"):
         describe(sound(0.5), sampling_rate=RATE, beams=3)
+
+
+def test_long_files_are_captioned_and_classified_in_blocks(captioner, checkpoint, tmp_path, monkeypatch):
+    import clap_hf.audio.load
+    from clap_hf import MSClapZeroShotAudioClassificationPipeline
+
+    short, long = tmp_path / "short.wav", tmp_path / "long.wav"
+    soundfile.write(short, sound(3.0), 16_000)
+    soundfile.write(long, sound(40.0, seed=4), 16_000)  # windows of 1 s: more than 32 of them
+    describe = pipeline("audio-captioning", model=str(captioner), device="cpu")
+    classify = pipeline(
+        "zero-shot-audio-classification",
+        model=str(checkpoint),
+        pipeline_class=MSClapZeroShotAudioClassificationPipeline,
+        device="cpu",
+    )
+    samples = {"array": soundfile.read(long, dtype="float32")[0], "sampling_rate": 16_000}
+    expected = describe(samples, generate_kwargs={"num_beams": 2, "num_return_sequences": 2})
+    scores = classify(samples, candidate_labels=["dog", "rain"])
+    limited = classify(samples, candidate_labels=["dog", "rain"], max_windows=5, top_k=1)
+    whole = clap_hf.audio.load.load_audio
+    monkeypatch.setattr(
+        clap_hf.audio.load, "load_audio", lambda path: pytest.fail("decoded whole") if path == long else whole(path)
+    )
+    assert describe(long, generate_kwargs={"num_beams": 2, "num_return_sequences": 2}) == expected
+    assert [len(answer) for answer in describe([short, long, str(long)])] == [1, 1, 1]
+    found = classify([long, short], candidate_labels=["dog", "rain"])
+    assert [entry["label"] for entry in found[0]] == [entry["label"] for entry in scores] and len(found) == 2
+    assert [entry["score"] for entry in found[0]] == pytest.approx([entry["score"] for entry in scores], abs=1e-5)
+    [one] = classify(long, candidate_labels=["dog", "rain"], max_windows=5, top_k=1)
+    assert one["score"] == pytest.approx(limited[0]["score"], abs=1e-5)

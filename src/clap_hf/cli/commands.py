@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -201,6 +202,7 @@ def caption(
     """Describe the sounds in files and folders in words."""
     from transformers import AutoModelForMultimodalLM
 
+    from ..model.modeling_msclap_captioning import MSClapForAudioCaptioning
     from ..pipelines.captioning import TASK
     from ..pretrained import load_checked
     from .sounds import run_over_files
@@ -216,7 +218,13 @@ def caption(
     def record(file: Path, answer: list[dict[str, str]] | None) -> dict[str, Any]:
         return {"caption": answer[0]["generated_text"] if answer else ""}
 
-    results, failures, interrupted = run_over_files(files, describe, record)
+    def caption_long(file: Path) -> list[dict[str, str]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the record has the damage
+            return describe.caption_file(file)
+
+    for_long = caption_long if isinstance(describe.model, MSClapForAudioCaptioning) else None
+    results, failures, interrupted = run_over_files(files, describe, record, for_long)
 
     def print_table(console: Console) -> None:
         table = Table("file", "length", "caption")

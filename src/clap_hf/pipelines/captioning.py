@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ..audio import pipeline_inputs, read_sound
+from ..audio import is_one_sound, pipeline_inputs, read_sound
 from ..embedding import evaluation_mode
 from ..fast_cpu import optimize_if_possible
 from ..model.pipeline_msclap import MSClapCaptioningPipeline
 from ..pretrained import check_weights
+from .long_files import embed_file, is_long, long_sounds
 
 TASK = "audio-captioning"
 
@@ -33,7 +34,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
 
     Options of transformers' `generate`, such as `num_beams`, go into `pipeline(...)` or into a call's
     `generate_kwargs`. Clips longer than the model's window are covered by several windows, whose embeddings are
-    averaged.
+    averaged; files of more than 32 windows are decoded in blocks, so that memory does not grow with them.
     """
 
     def __init__(self, **kwargs: Any):
@@ -74,7 +75,7 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
                 missing or impossible; if an option of `generate` is wrong.
             AudioDecodeError: If a file, or bytes, cannot be decoded.
         """
-        options = {
+        options: dict[str, Any] = {
             "sampling_rate": sampling_rate,
             "max_windows": max_windows,
             "max_new_tokens": max_new_tokens,
@@ -82,9 +83,33 @@ class MSClapAudioCaptioningPipeline(MSClapCaptioningPipeline):
             "batch_size": batch_size,
             "num_workers": num_workers,
         }
+        if is_one_sound(audios) and is_long(self.feature_extractor, audios):
+            return self.caption_file(audios, **options)
+        if isinstance(audios, (list, tuple)) and (long := long_sounds(self.feature_extractor, audios)):
+            rest = iter(self([sound for i, sound in enumerate(audios) if i not in long], **options))
+            return [self.caption_file(own, **options) if i in long else next(rest) for i, own in enumerate(audios)]
         inputs, many = pipeline_inputs(audios, self._num_workers if num_workers is None else num_workers)
         outputs = super().__call__(inputs, **options)
         return list(outputs) if many else outputs
+
+    @torch.inference_mode()
+    def caption_file(self, file: Any, **options: Any) -> list[dict[str, str]]:
+        """Caption a file of any length, decoded in blocks.
+
+        Args:
+            file: Its path.
+            options: Of a call.
+        """
+        preprocess, forward, _ = self._sanitize_parameters(
+            **{name: options.get(name) for name in ("max_new_tokens", "generate_kwargs", "max_windows")}
+        )
+        limit = (self._preprocess_params | preprocess).get("max_windows")
+        vector = embed_file(self.model, self.feature_extractor, file, limit).to(self.model.device)
+        settings = (self._forward_params | forward).get("generate_kwargs") or {}
+        with evaluation_mode(self.model):
+            prefix = self.model.mapper(vector[None, None].to(next(self.model.mapper.parameters()).dtype))
+            tokens = self.model.generate_from(prefix, **self._prepare_generate_kwargs(settings))
+        return self.postprocess({"tokens": tokens[None]})
 
     def _sanitize_parameters(
         self,

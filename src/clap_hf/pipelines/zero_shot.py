@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from transformers import ZeroShotAudioClassificationPipeline
 
-from ..audio import pipeline_inputs, read_sound
+from ..audio import is_one_sound, pipeline_inputs, read_sound
 from ..calibration import Calibration
 from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
 from ..pretrained import check_weights
+from .long_files import embed_file, is_long, long_sounds
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
 DEFAULT_TEMPLATE = "this is a sound of {}"
@@ -82,8 +83,9 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
     >>> classify("dog.ogg", candidate_labels=["dog", "cat", "rain"], top_k=1)
     ```
 
-    Clips longer than the model's window are covered by several windows, whose embeddings are averaged. The
-    embeddings of the last label sets are kept: after changing the model's weights, make a new pipeline. Threads may
+    Clips longer than the model's window are covered by several windows, whose embeddings are averaged; files of more
+    than 32 windows are decoded in blocks, so that memory does not grow with them. The embeddings of the last label
+    sets are kept: after changing the model's weights, make a new pipeline. Threads may
     share a pipeline.
 
     Args:
@@ -153,7 +155,7 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         """
         if candidate_labels is None and "candidate_labels" not in self._forward_params:
             raise ValueError("candidate_labels is missing, expected the labels to choose from, a list of texts.")
-        options = {
+        options: dict[str, Any] = {
             "candidate_labels": candidate_labels,
             "hypothesis_template": hypothesis_template,
             "sampling_rate": sampling_rate,
@@ -164,9 +166,22 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
             "batch_size": batch_size,
             "num_workers": num_workers,
         }
+        if is_one_sound(audios) and is_long(self.feature_extractor, audios):
+            return self._classify_file(audios, **options)
+        if isinstance(audios, (list, tuple)) and (long := long_sounds(self.feature_extractor, audios)):
+            rest = iter(self([sound for i, sound in enumerate(audios) if i not in long], **options))
+            return [self._classify_file(own, **options) if i in long else next(rest) for i, own in enumerate(audios)]
         inputs, many = pipeline_inputs(audios, self._num_workers if num_workers is None else num_workers)
         outputs = super().__call__(inputs, **options)
         return list(outputs) if many else outputs
+
+    def _classify_file(self, file: Any, **options: Any) -> list[dict[str, Any]]:
+        """Scores of a file of any length, decoded in blocks."""
+        given = {name: value for name, value in options.items() if name not in ("batch_size", "num_workers")}
+        preprocess, forward, postprocess = self._sanitize_parameters(**given)
+        limit = (self._preprocess_params | preprocess).get("max_windows")
+        vector = embed_file(self.model, self.feature_extractor, file, limit)
+        return self.score_vector(vector, forward, postprocess)
 
     def _sanitize_parameters(
         self,
@@ -247,18 +262,25 @@ class MSClapZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipel
         return found
 
     @torch.inference_mode()
-    def score_vector(self, vector: torch.Tensor) -> list[dict[str, Any]]:
+    def score_vector(
+        self,
+        vector: torch.Tensor,
+        forward: dict[str, Any] | None = None,
+        postprocess: dict[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Scores of a sound that is embedded already, such as by `embed_files`.
 
         Args:
             vector: Its unit vector `[projection_dim]`.
+            forward: Parameters of `_forward` that replace those that the pipeline was made with.
+            postprocess: Those of `postprocess`.
 
         Returns:
             As a call with the labels and options that the pipeline was made with.
         """
-        compared = self._compare(vector[None].to(self.model.device), **self._forward_params)
+        compared = self._compare(vector[None].to(self.model.device), **(self._forward_params | (forward or {})))
         logits = {name: value.cpu() for name, value in compared.items()}
-        return self.postprocess(logits, **self._postprocess_params)
+        return self.postprocess(logits, **(self._postprocess_params | (postprocess or {})))
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Embed labels, as the mean over the templates; warn of those that the tokenizer cannot read.

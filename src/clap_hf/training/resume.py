@@ -39,13 +39,23 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any], progress: di
 
     Returns:
         The checkpoint's own folder.
+
+    Raises:
+        OSError: If it cannot be written, such as to a full disk; the checkpoints before it are kept.
     """
     fresh, target = folder / f"{name}.new", folder / name
     if not is_whole(target):
         for leftover in (fresh, target):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
-        torch.save(state, fresh / "state.pt")
+        try:
+            torch.save(state, fresh / "state.pt")
+        except RuntimeError as error:  # of torch's writer, which does not name a full disk
+            free = shutil.disk_usage(fresh).free
+            raise OSError(
+                f"{fresh}: the checkpoint cannot be written, {free / 1e6:.1f} MB are free ({str(error)[:100]}). Make "
+                "room, and go on with --resume."
+            ) from error
         write_json(fresh / "progress.json", progress)
         files = [fresh / "state.pt", fresh / "progress.json"]
         write_json(fresh / MANIFEST, {path.name: [path.stat().st_size, _sha256(path)] for path in files})
