@@ -235,7 +235,7 @@ def resolve(name: str) -> str:
     """Local folder or Hub id of a name in a recipe.
 
     Args:
-        name: `"embedded"`, a folder, a Hub id, or `package:NAME/FOLDER` for a folder inside an installed Python package.
+        name: `"embedded"`, a folder, a Hub id, or `package:NAME/FOLDER`, a folder inside an installed package.
 
     Raises:
         ValueError: If that package is not installed.
