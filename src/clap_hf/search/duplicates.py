@@ -30,7 +30,7 @@ LONGEST_S = 30.0  # of a file that is compared
 OVERLAP = 0.5  # of the shorter one of two files, at least
 NEIGHBOURS, COSINE = 30, 0.6  # of a vector, which are compared
 SIMILAR = 0.7  # correlation of two aligned log-mels from which the waveforms are compared
-ALIKE = 0.5  # correlation of two aligned waveforms from which files are copies
+ALIKE = 0.8  # correlation of two aligned waveforms from which files are copies
 CLOSE, TRIES = 0.9, 3  # cosine of pairs compared before all others; pairs of two groups compared before they are apart
 WAVES = 64  # waveforms kept in memory, 2 MB each
 
