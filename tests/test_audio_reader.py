@@ -256,6 +256,18 @@ def test_a_false_duration_of_wma_ends_no_run(tmp_path, seconds):
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_cut_wma_is_reported(tmp_path, share):
+    """FFmpeg guesses the length of a cut file from its size, and complains of nothing."""
+    data = made(tmp_path, "ffmpeg -v error -i {wav} -c:a wmav2 -f asf {out}")
+    assert not load_audio(data).truncated
+    live = ["ffmpeg", "-v", "error", "-i", tmp_path / "in.wav", "-c:a", "wmav2", "-f", "asf", "-"]
+    assert not load_audio(subprocess.run(live, check=True, capture_output=True).stdout).truncated  # states no sizes
+    with pytest.warns(UserWarning, match=r"the data states \d+ bytes, \d+ are there"):
+        assert load_audio(data[: int(share * len(data))]).truncated
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("answer", ["", "{", "{}", '{"streams": [{"sample_rate": "N/A"}]}', '{"streams": [{}]}'])
 def test_what_ffprobe_cannot_tell_is_a_named_error(tmp_path, monkeypatch, answer):
     for program in ("ffprobe", "ffmpeg"):

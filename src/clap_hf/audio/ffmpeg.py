@@ -67,7 +67,19 @@ def probe(source: str) -> Stream:
         if shutil.which(program) is None:
             raise FFmpegError(f"{program} is not installed", f"put FFmpeg on the PATH, or {_CONVERT}")
     entries = "stream=sample_rate,channels,duration:format=duration,format_name"
-    command = ["ffprobe", *_GUARD, "-select_streams", "a:0", "-show_entries", entries, "-of", "json", source]
+    command = [
+        "ffprobe",
+        *_GUARD,
+        "-v",
+        "warning",
+        "-select_streams",
+        "a:0",
+        "-show_entries",
+        entries,
+        "-of",
+        "json",
+        source,
+    ]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_STALLED_S)
     except subprocess.TimeoutExpired as error:
@@ -86,7 +98,7 @@ def probe(source: str) -> Stream:
         duration = float(stream.get("duration", found.get("format", {}).get("duration", "nan")))
     except ValueError:
         duration = math.nan
-    estimated = found.get("format", {}).get("format_name") in _ESTIMATED
+    estimated = found.get("format", {}).get("format_name") in _ESTIMATED or b"Estimating duration" in done.stderr
     return Stream(rate, channels, duration if 0 < duration < math.inf else None, estimated)
 
 

@@ -39,6 +39,8 @@ def inspect(file: File, until_s: float = math.inf) -> Structure:
         structure = chunks.inspect_voc(reader, size)
     elif magic[:7] == b"NIST_1A":
         structure = chunks.inspect_nist(reader, size)
+    elif magic == chunks.ASF:
+        structure = chunks.inspect_asf(reader, size)
     elif reader.at(start, 4) == b"fLaC":
         structure = flac.inspect(reader, start, size, until_s)
     else:

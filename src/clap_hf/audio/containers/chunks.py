@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from .structure import TRAILING, Damage, Part, Reader, Structure
 
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 LAYOUTS = {  # a chunk's header, what chunks are padded to in bytes, and where the first one stands
     b"RIFF": ("<4sI", 2, 12),
@@ -143,4 +145,17 @@ def inspect_nist(reader: Reader, size: int) -> Structure:
         samples = math.prod(int(stated[name]) for name in names)
         if not 0 <= size - 1024 - samples <= TRAILING:
             structure.damage.append(Damage(f"the header states {samples} bytes of samples, {size - 1024} are there"))
+    return structure
+
+
+def inspect_asf(reader: Reader, size: int) -> Structure:
+    """Compare the size that the data of an ASF file (WMA) states with the file's; live streams state none."""
+    structure = Structure([Part(0, size)])
+    start = int.from_bytes(reader.at(16, 8), "little")  # the header comes first
+    data = reader.at(start, 24)
+    stated = int.from_bytes(data[16:], "little")
+    if data[:16] != ASF_DATA:
+        structure.damage.append(Damage("no data follows the header", math.inf))
+    elif stated > size - start:
+        structure.damage.append(Damage(f"the data states {stated} bytes, {size - start} are there", math.inf))
     return structure
