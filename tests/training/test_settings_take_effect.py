@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -134,8 +135,14 @@ def outcome(runs, settings, monkeypatch):
         text = text.replace(f"'{name}'", place)
     path = folder / f"run-{next(NUMBERS)}.yaml"
     path.write_text(text)
-    recipe = load_recipe(path)
     output = path.with_suffix("")
+    try:
+        return outcome_of(load_recipe(path), output, folder, monkeypatch)
+    finally:
+        shutil.rmtree(output, ignore_errors=True)  # 60 MB, a hundred times and more
+
+
+def outcome_of(recipe, output, folder, monkeypatch):
     if isinstance(recipe, ClassificationRecipe):
         found = cross_validate(recipe, output)
         results = [json.loads(file.read_text()) for file in sorted(output.glob("fold-*/result.json"))]
