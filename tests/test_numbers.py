@@ -27,7 +27,7 @@ SKIPPED = re.compile(
 )
 UNRECORDED = "No record of these"  # in a section: its figures have no record, and it says so
 COMPUTED = "*computed*"  # in a paragraph or table: its figures were not measured
-TIME, SIZE = r"second|hours|time|_s\b|ms\b|median|low|high", r"byte|size|memory|kB|MiB"
+TIME, SIZE = r"second|hours|time|_s\b|ms\b|median|low|high", r"byte|size|memory|kB|MiB|_mb\b"
 UNITS: dict[str, tuple[tuple[float, ...], str]] = {  # unit -> factors of a record's number, and what its key holds
     "%": ((100, 1), ""), "×": ((1,), ""), "times": ((1,), ""), "points": ((100, 1), ""),
     "ms": ((1000, 1), TIME), "s": ((1,), TIME), "min": ((1 / 60,), TIME), "minutes": ((1 / 60,), TIME),
