@@ -86,9 +86,9 @@ class Demo:
                     if frames > longest:
                         break
         if frames > longest:
-            length = f"{'over ' if reader.frames is None else ''}{clock(frames / reader.sampling_rate)[:8]}"
+            length = f"{'over ' if reader.frames is None else ''}{clock(frames / reader.sampling_rate)}"
             raise ValueError(
-                f"{name} is {length} long, expected at most {clock(self.max_s)[:8]} (hours:minutes:seconds). Cut it, "
+                f"{name} is {length} long, expected at most {clock(self.max_s)} (minutes:seconds). Cut it, "
                 "or use clap-hf timeline, which takes any length."
             )
         if peak < SILENT_PEAK:
@@ -161,7 +161,10 @@ class Demo:
         with tempfile.TemporaryDirectory() as folder:
             draw_timeline(found, spans, Path(folder, "timeline.png"))
             picture = Image.open(io.BytesIO(Path(folder, "timeline.png").read_bytes()))
-        return picture, [[clock(span.start_s), clock(span.end_s), f"{span.score:.2f}", span.label] for span in spans]
+        return picture, [
+            [clock(span.start_s, exact=True), clock(span.end_s, exact=True), f"{span.score:.2f}", span.label]
+            for span in spans
+        ]
 
     def caption(self, file: str | None) -> str:
         """What the captioner writes of a sound."""
@@ -186,7 +189,11 @@ def _labels(text: str) -> list[str]:
 
 def _place(start_s: float | None, end_s: float | None) -> str:
     """A window as minutes and seconds; nothing for a whole file."""
-    return "" if start_s is None or end_s is None else f"{clock(start_s)[3:10]}–{clock(end_s)[3:10]}"
+    return (
+        ""
+        if start_s is None or end_s is None
+        else f"{clock(start_s, exact=True)[3:10]}–{clock(end_s, exact=True)[3:10]}"
+    )
 
 
 # The page
@@ -276,7 +283,9 @@ def build_page(demo: Demo) -> gradio.Blocks:
 
     def play_hit(hits: list[SearchHit], event: gradio.SelectData) -> Any:
         hit = hits[int(event.row_value[0]) - 1]
-        label = hit.file.name if hit.start_s is None else f"{hit.file.name} from {clock(hit.start_s)[3:10]}"
+        label = (
+            hit.file.name if hit.start_s is None else f"{hit.file.name} from {clock(hit.start_s, exact=True)[3:10]}"
+        )
         return gradio.update(value=in_words(excerpt)(hit.file, hit.start_s or 0.0), label=label, visible=True)
 
     def play_segment(file: str | None, event: gradio.SelectData) -> Any:
