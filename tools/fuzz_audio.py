@@ -92,13 +92,14 @@ PIPES = {  # written to a pipe: headers without lengths
     "mp3-pipe-ffmpeg": "ffmpeg -v error -i {wav} -f mp3 -",
     "ogg-pipe-ffmpeg": "ffmpeg -v error -i {wav} -c:a libvorbis -f ogg -",
     "au-pipe-sox": "sox {wav} -t au -",
+    "wma-pipe": "ffmpeg -v error -i {wav} -c:a wmav2 -f asf -",
     "mka-pipe": "ffmpeg -v error -i {wav} -c:a libvorbis -f matroska -",
     "m4a-fragments": "ffmpeg -v error -i {wav} -c:a aac -movflags frag_keyframe+empty_moov -f mp4 -",
 }
 # Streams that state no length: cut between two frames, or with whole frames removed, they are shorter valid ones.
 WITHOUT_LENGTH = (
     *("wav-pipe-ffmpeg", "mp3-pipe", "mp3-no-tag", "mp3-vbr-no-tag", "mp3-id3v1", "mp3-tags", "mp2"),
-    *("chain-mp3-no-tag", "aac-adts"),
+    *("chain-mp3-no-tag", "aac-adts", "wma-pipe"),
 )
 CHAINED = ["ogg-VORBIS", "ogg-OPUS", "ogg-oggenc", "mp3-MPEG_LAYER_III", "mp3-no-tag", "flac-PCM_16", "wav-PCM_16"]
 
