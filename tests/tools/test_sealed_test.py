@@ -22,7 +22,7 @@ def app():
 def options(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     validation = corpus / "data" / "validation-00000-of-00001.parquet"
-    validation.rename(validation.with_name("test-00000-of-00001.parquet"))
+    validation.rename(validation.with_name("sealed-00000-of-00001.parquet"))
     values = {"weights": embedded_checkpoint(), "dataset": corpus, "why": "decided before the run began"}
     values |= {"output-dir": tmp_path / "out", "ledger": tmp_path / "looks.jsonl"}
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
@@ -45,4 +45,4 @@ def test_a_look_measures_and_needs_a_reason(app, options, tmp_path):
     assert short.exit_code == 2 and "says too little" in short.output and not (tmp_path / "looks.jsonl").exists()
     assert CliRunner().invoke(app, options).exit_code == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["settings"]["split"] == "test"
+    assert results["settings"]["split"] == "sealed"

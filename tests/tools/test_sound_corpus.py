@@ -121,7 +121,7 @@ def test_build_reports_and_loads(corpus_jobs) -> None:
     failed = build_packages(jobs, folder / "work", processes=1, on_finished=lambda job: finished.append(job.package))
     report = assemble(jobs, folder / "work", folder / "corpus", failed)
     assert failed == [] and sorted(finished) == ["birds-data", "wolves-data"]
-    assert report["rows"] == {"train": 1, "validation": 0, "test": 2, "unlabelled": 0}
+    assert report["rows"] == {"train": 1, "validation": 0, "test": 2, "sealed": 0, "unlabelled": 0}
     reasons = {Path(problem["path"]).stem: problem["reason"] for problem in report["problems"]}
     assert set(reasons) == {"broken", "silent", "tick", "gone"}
     assert reasons["gone"] == "missing from the package" and reasons["silent"] == "digital silence"

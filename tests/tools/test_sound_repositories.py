@@ -100,7 +100,7 @@ def test_corpus_of_two_repositories(two_projects: tuple[Path, dict[str, scan.Set
     jobs = plan_jobs(clips, fonts=())
     assert build_packages(jobs, tmp_path / "work", processes=1, clones=GitClones(root)) == []
     report = assemble(jobs, tmp_path / "work", tmp_path / "corpus", [])
-    assert report["rows"] == {"train": 3, "validation": 0, "test": 0, "unlabelled": 4}
+    assert report["rows"] == {"train": 3, "validation": 0, "test": 0, "sealed": 0, "unlabelled": 4}
     assert [drop["id"] for drop in report["shared_dropped"]] == ["someone/zoo/sfx/dog"]
     data = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
     assert sorted(zip(data["train"]["source"], data["train"]["label"], strict=True)) == [
@@ -111,6 +111,23 @@ def test_corpus_of_two_repositories(two_projects: tuple[Path, dict[str, scan.Set
     assert data["unlabelled"]["captions"] == [[]] * 4
     card = (tmp_path / "corpus" / "README.md").read_text()
     assert f"| someone/farm | CC0-1.0 | Someone | {settings['someone/farm']['commit'][:10]} |" in card
+
+
+def test_sounds_of_a_sealed_repository_are_in_no_other_split(
+    two_projects: tuple[Path, dict[str, scan.Settings]], tmp_path: Path
+) -> None:
+    base, settings = two_projects
+    settings["someone/zoo"]["sealed"] = True
+    root, clips = tmp_path / "clones", []
+    for repository, entry in settings.items():
+        clips += scan_repository(repository, entry, clone_repository(root, repository, str(base)))
+    assert {clip.package for clip in clips if clip.split == "sealed"} == {"someone/zoo"}
+    clips = [clip for clip in clips if clip.split != "train" or clip.label == "dog"]
+    jobs = plan_jobs(clips, fonts=())
+    assert build_packages(jobs, tmp_path / "work", processes=1, clones=GitClones(root)) == []
+    report = assemble(jobs, tmp_path / "work", tmp_path / "corpus", [])
+    # The dog is in both repositories; it stays in one of them.
+    assert report["rows"] == {"train": 1, "validation": 0, "test": 0, "sealed": 1, "unlabelled": 4}
 
 
 def test_sounds_like_another_dataset_are_left_out(
@@ -226,6 +243,7 @@ def test_recorded_repositories_have_free_licenses_and_commits() -> None:
     for clip in clips:
         entry = repositories[clip.package]
         assert clip.commit == entry["commit"] and clip.license
+        assert (clip.split == "sealed") == entry.get("sealed", False)
         assert clip.license == entry["license"] or "attributions" in entry
         assert not {"NC", "ND", "Custom"} & set(clip.license.replace(",", " ").replace("-", " ").split()), clip.id
         assert bool(clip.caption) == bool(clip.label) == (clip.split != "unlabelled") == bool(caption_variants(clip))

@@ -1,6 +1,6 @@
 """Measure weights on the sealed test, once, with a line in its ledger.
 
-    python -m tools.release.sealed_test --weights runs/embedded-6/mean --dataset sealed-sounds \\
+    python -m tools.release.sealed_test --weights runs/embedded-6/mean --dataset sound-corpus \\
         --why "decided before: the mean of the run's last epoch and the shipped weights" --output-dir sealed
 
 The line is written before the test is read, so that a look counts whatever comes of it. Weights that are in the ledger
@@ -42,7 +42,7 @@ def weights_hash(folder: Path) -> str:
 
 def main(
     weights: Annotated[Path, typer.Option(help="Folder of the checkpoint to measure.")],
-    dataset: Annotated[Path, typer.Option(help="Folder of the sealed test, in the layout of the sound corpus.")],
+    dataset: Annotated[Path, typer.Option(help="Folder of the sound corpus, whose split sealed is the test.")],
     why: Annotated[str, typer.Option(help="How these weights were decided on, before the look.")],
     output_dir: Annotated[Path, typer.Option(help="Where the results go.")],
     ledger: Annotated[Path, typer.Option(help="File of all looks, one a line.")] = LEDGER,
@@ -53,7 +53,7 @@ def main(
         raise typer.BadParameter(f"--why {why!r} says too little, expected a sentence.")
     if any(look["weights"] == identity for look in looks):
         raise typer.BadParameter(f"{weights} has been measured already, {ledger} says; it is not measured twice.")
-    rows = datasets.load_dataset(str(dataset), split="test").remove_columns("audio")
+    rows = datasets.load_dataset(str(dataset), split="sealed").remove_columns("audio")
     clips = hashlib.sha256("\n".join(rows["id"][:]).encode()).hexdigest()
     look = {
         "look": len(looks) + 1,
@@ -65,7 +65,7 @@ def main(
     }
     write_text(ledger, "".join(json.dumps(line) + "\n" for line in [*looks, look]))
     options = EvaluationOptions(
-        model=str(weights), suite="sounds", data_dir=str(dataset), split="test", output_dir=output_dir, plots=False
+        model=str(weights), suite="sounds", data_dir=str(dataset), split="sealed", output_dir=output_dir, plots=False
     )
     code = evaluate_model(options, Console())
     if code not in (0, 3):  # 3: a task that the sealed test has no clips for

@@ -105,10 +105,10 @@ def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
 def _without_leaks(
     sounds: list[_Sound], order: list[int], pictures: np.ndarray
 ) -> tuple[list[int], list[dict[str, object]]]:
-    """Drop from every other split near-duplicates of test clips, and from train those of validation."""
+    """Drop from every split near-duplicates of the splits before it: test, sealed, validation, train."""
     leaks: list[dict[str, object]] = []
     kept = [index for index in order if sounds[index].clip.split == "test"]
-    for split in ("validation", "train", "unlabelled"):
+    for split in ("sealed", "validation", "train", "unlabelled"):
         candidates = [index for index in order if sounds[index].clip.split == split]
         found = find_near_duplicates(pictures[candidates], pictures[kept])
         for position, (other, cosine) in sorted(found.items()):

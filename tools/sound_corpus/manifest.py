@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 # `unlabelled` sounds have no caption; they are for distillation.
-SPLITS = ("train", "validation", "test", "unlabelled")
+SPLITS = ("train", "validation", "test", "sealed", "unlabelled")
 MANIFESTS = ("manifest.jsonl.gz", "manifest_git.jsonl.gz")
 
 
@@ -21,7 +21,8 @@ class Clip:
         id: Unique and stable: the package, then the path without its suffix.
         package: Debian package name, `@scope/name@version` for an npm package, or `owner/name` for a git repository.
         path: Path inside the package; for a clip inside an archive, `<archive>/<member>` (see `archives`).
-        split: `train`, `validation`, `test` or `unlabelled`; a package, kit or soundfont is never on two sides.
+        split: `train`, `validation`, `test`, `sealed` (a test that is read once) or `unlabelled`; a package, kit or
+            soundfont is never on two sides.
         category: Coarse kind of sound, for example `animal`, `weapon`, `speech`, `instrument`, `drum`, `music`.
         quality: How the label was found: `named` by people, `rule` by keywords in the file name, `weak` the file name,
             `none` for an unlabelled sound.

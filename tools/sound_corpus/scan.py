@@ -62,7 +62,8 @@ def load_repositories() -> dict[str, Settings]:
     Returns:
         For each `owner/name`: `commit`, `license`, `take` (patterns of paths), and where needed `author`, `skip`,
         `unlabelled` (patterns), `prefix` and `without` (words), `titles` (names by path), `titled` (whether the file
-        names are titles by people) and `attributions` (name of the YAML files that state license and author by file).
+        names are titles by people), `sealed` (whether its clips are the sealed test) and `attributions` (name of the
+        YAML files that state license and author by file).
     """
     return json.loads((resources.files(__package__) / "repositories.json").read_text(encoding="utf-8"))
 
@@ -166,7 +167,8 @@ def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Itera
         named = _described(path, settings)
         if named is None:
             windows = min(UNLABELLED_WINDOWS, max(1, int(seconds // MAX_SECONDS))) if seconds > LONG_SECONDS else 1
-            if seconds < MIN_UNLABELLED_SECONDS or unlabelled >= MAX_UNLABELLED:
+            too_short_or_many = seconds < MIN_UNLABELLED_SECONDS or unlabelled >= MAX_UNLABELLED
+            if too_short_or_many or settings.get("sealed", False):
                 continue
             unlabelled += windows
             known |= {"split": "unlabelled", "category": "other", "quality": "none", "label": "", "caption": ""}
@@ -177,7 +179,8 @@ def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Itera
         counts[named.label] += 1
         is_titled = settings.get("titled", False) or path in settings.get("titles", {})
         words = plain_words(settings.get("titles", {}).get(path, PurePosixPath(path).stem))
-        known |= {"split": "train", "category": named.category, "quality": "named" if is_titled else "rule"}
+        split = "sealed" if settings.get("sealed", False) else "train"
+        known |= {"split": split, "category": named.category, "quality": "named" if is_titled else "rule"}
         yield Clip(
             **known,
             label=named.label,
