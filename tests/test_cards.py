@@ -7,10 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from safetensors.torch import load_file
 from tools.release import average_weights, export_embedded
 from transformers import AutoTokenizer
@@ -151,7 +153,8 @@ def test_every_number_of_the_records_is_in_the_card(embedded_card):
 
 def test_the_hubs_checks_take_it(hub, embedded_card):
     card = ModelCard(embedded_card)
-    card.validate()
+    if Version(huggingface_hub.__version__) > Version("1.31.0"):  # before, it asked the real Hub whatever was set
+        card.validate()
     check_card(embedded_card, Path("README.md"))
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "feature-extraction", "mit")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from clap_hf import MSClapProcessor
@@ -60,6 +61,9 @@ def test_graphs_for_the_web_are_small_and_close_to_the_model(tokenizer, tmp_path
     assert report["graphs"]["audio.onnx"]["lowest_cosine"] > 0.999
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"), reason="the exporter of torch 2.6 does not fit today's onnxscript"
+)
 def test_an_export_that_differs_is_refused_and_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     from clap_hf import export
 

@@ -59,7 +59,8 @@ def test_import_loads_next_to_nothing():
     assert not {"torch", "transformers", "numpy", "rich"} & set(alone)
     assert own == ["clap_hf", "clap_hf._torchaudio", "clap_hf.registration"]
     roots = {name.split(".")[0] for name in loaded}
-    assert roots <= {"clap_hf", "wrapt", "torchaudio"}
+    of_torchaudio = {"torio", "soundfile", "_soundfile", "_soundfile_data", "_cffi_backend"}  # its older releases
+    assert roots <= {"clap_hf", "wrapt", "torchaudio"} | of_torchaudio
 
 
 def test_every_public_name_is_lazy_and_known_to_type_checkers():

@@ -174,8 +174,9 @@ def test_moved_files_are_recognised(library, embedded, tmp_path):
     assert (added.embedded, added.known, added.recognised) == (0, 3, 3) and embedded == []
     found = {hit.file: hit.similarity for hit in collection.search("a dog")}
     assert set(found) == {*sounds.glob("*.wav"), sounds / "inner" / "moved.wav", tmp_path / "outside" / "4.wav"}
-    assert found[sounds / "inner" / "moved.wav"] == expected["3.wav"]
-    assert found[sounds / "copy.wav"] == expected["0.wav"] and len(collection) == 6
+    # One row more may change the last bit of a product.
+    assert found[sounds / "inner" / "moved.wav"] == pytest.approx(expected["3.wav"], abs=1e-6)
+    assert found[sounds / "copy.wav"] == pytest.approx(expected["0.wav"], abs=1e-6) and len(collection) == 6
 
 
 def test_a_collection_moves_with_its_sounds(library, embedded, tmp_path, processor):

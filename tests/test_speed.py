@@ -7,6 +7,7 @@ from math import prod
 
 import pytest
 import torch
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
@@ -133,6 +134,9 @@ def test_a_residual_is_added_as_onednn_stores_unless_the_layer_is_to_be_called(c
     assert moves.calls["_linear_pointwise.binary"] == int(torch.float32 in ONEDNN_DTYPES and change is None)
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"), reason="torch 2.6 cannot trace transformers' wrapper of forward"
+)
 def test_the_audio_tower_is_compiled_without_divisions():
     model = optimize_for_cpu(make_model())
     graphs: list[set[str]] = []

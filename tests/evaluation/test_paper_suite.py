@@ -261,7 +261,7 @@ def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
     settings = record["settings"]
     assert settings["limit"] == 12 and settings["templates"] == ["this is a sound of {}"]
     assert settings["model"]["sampling_rate"] == 16_000 and settings["model"]["long_audio"] == "windows"
-    assert len(settings["revision"]) == 40 and record["versions"]["torch"] == torch.__version__
+    assert len(settings["revision"]) == 40 and torch.__version__.startswith(record["versions"]["torch"])
     plots = {path.name for path in (tmp_path / "out" / "plots" / "US8K").iterdir()}
     assert plots == {"confusion.png", "per_class.png", "similarity.png"}
     embeddings = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.parquet")}
