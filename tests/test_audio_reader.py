@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -263,6 +264,8 @@ def test_a_cut_wma_is_reported(tmp_path, share):
     assert not load_audio(data).truncated
     live = ["ffmpeg", "-v", "error", "-i", tmp_path / "in.wav", "-c:a", "wmav2", "-f", "asf", "-"]
     assert not load_audio(subprocess.run(live, check=True, capture_output=True).stdout).truncated  # states no sizes
+    with pytest.warns(UserWarning, match="no data follows the header"), contextlib.suppress(AudioDecodeError):
+        load_audio(data[:16] + b"\xff" * 8 + data[24:])  # a header that would end far behind the file
     with pytest.warns(UserWarning, match=r"the data states \d+ bytes, \d+ are there"):
         assert load_audio(data[: int(share * len(data))]).truncated
 

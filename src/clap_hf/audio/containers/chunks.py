@@ -152,7 +152,7 @@ def inspect_asf(reader: Reader, size: int) -> Structure:
     """Compare the size that the data of an ASF file (WMA) states with the file's; live streams state none."""
     structure = Structure([Part(0, size)])
     start = int.from_bytes(reader.at(16, 8), "little")  # the header comes first
-    data = reader.at(start, 24)
+    data = reader.at(start, 24) if start <= size else b""
     stated = int.from_bytes(data[16:], "little")
     if data[:16] != ASF_DATA:
         structure.damage.append(Damage("no data follows the header", math.inf))
