@@ -161,6 +161,8 @@ def test_every_python_that_is_claimed_can_be_had():
     versions = [f"3.{minor}" for minor in range(8, 20) if claimed.contains(f"3.{minor}.0")]
     named = [line.split(" :: ")[-1] for line in project["classifiers"] if "Python :: 3." in line]
     assert named == versions[: len(named)] and named
+    if named[0] != f"{sys.version_info.major}.{sys.version_info.minor}":
+        return  # pip has chosen releases for this Python, which may refuse those before it
     for line in project["dependencies"]:
         required = metadata.metadata(Requirement(line).name)["Requires-Python"] or ""
         refused = [version for version in named if not SpecifierSet(required).contains(f"{version}.9")]
