@@ -249,7 +249,8 @@ def test_the_command(paper, tmp_path, checkpoint, captioner, monkeypatch):
         return re.sub(r"\s+", " ", result.stdout)
 
     listed = invoke("--dry-run")
-    assert all(task.name in listed for task in PAPER_TASKS) and not (tmp_path / "out").exists()
+    assert [task.name for task in PAPER_TASKS if task.name not in listed] == [], listed
+    assert not (tmp_path / "out").exists()
     out = invoke("--tasks", "US8K,AudioCaps captioning", "--limit", "12", code=3)
     assert "12 " in out and "no captioning model" in out
     monkeypatch.setattr(shutil, "which", lambda name: None)  # no Java, whose programs take long to start
