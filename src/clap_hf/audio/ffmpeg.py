@@ -17,7 +17,7 @@ import numpy as np
 # Containers of sound only: no playlists, devices or text, which can name other files or "decode" as anything.
 _FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpegts,ogg,tta,voc,w64,wav,wv"
 _ESTIMATED = {"aac", "ac3", "amr", "dts", "eac3", "mp3"}  # formats without a header for the whole
-_GUARD = ["-v", "error", "-protocol_whitelist", "file,subfile", "-format_whitelist", _FORMATS]
+_GUARD = ["-protocol_whitelist", "file,subfile", "-format_whitelist", _FORMATS]
 _CONVERT = "convert the file to WAV or FLAC, or leave it out"
 _STALLED_S = 60.0  # without a block; decoding a block takes milliseconds
 _MESSAGES = 20  # lines of FFmpeg's complaints that are kept
@@ -67,19 +67,8 @@ def probe(source: str) -> Stream:
         if shutil.which(program) is None:
             raise FFmpegError(f"{program} is not installed", f"put FFmpeg on the PATH, or {_CONVERT}")
     entries = "stream=sample_rate,channels,duration:format=duration,format_name"
-    command = [
-        "ffprobe",
-        *_GUARD,
-        "-v",
-        "warning",
-        "-select_streams",
-        "a:0",
-        "-show_entries",
-        entries,
-        "-of",
-        "json",
-        source,
-    ]
+    wanted = ["-select_streams", "a:0", "-show_entries", entries, "-of", "json"]
+    command = ["ffprobe", "-v", "warning", *_GUARD, *wanted, source]  # a guessed length is a warning
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_STALLED_S)
     except subprocess.TimeoutExpired as error:
@@ -121,7 +110,7 @@ class Decoding:
         window = ["-ss", f"{start_s:.6f}"] if start_s else []
         window += [] if duration_s is None else ["-t", f"{duration_s:.6f}"]
         pcm = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-ar", str(stream.sampling_rate), "-ac", str(stream.channels)]
-        command = ["ffmpeg", "-nostdin", *_GUARD, *window, "-i", source, *pcm, "-f", "f32le", "pipe:1"]
+        command = ["ffmpeg", "-nostdin", "-v", "error", *_GUARD, *window, "-i", source, *pcm, "-f", "f32le", "pipe:1"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
