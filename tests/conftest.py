@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from clap_hf import (
@@ -109,6 +110,14 @@ def sound(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=time.size)
     chirp = np.sin(2 * np.pi * (200 + 90 * seed + 300 * time) * time)
     return (0.3 * chirp + 0.05 * noise).astype(np.float32)
+
+
+def write_sounds(folder: Path, count: int, rate: int) -> None:
+    """Write WAV files numbered from 0, of which the first alone is longer than the tiny model's window."""
+    folder.mkdir()
+    for i in range(count):
+        samples = sound(2.5 if i == 0 else 0.4 + 0.1 * i, seed=i)
+        soundfile.write(folder / f"{i}.wav", samples, rate, subtype="FLOAT")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from clap_hf.model.modeling_msclap import MSClapModel
 from clap_hf.pretrained import load_checked
 from clap_hf.search import add_in_shards, check_collection
 from clap_hf.streaming import embed_stream
-from conftest import EXAMPLES, sound
+from conftest import EXAMPLES, sound, write_sounds
 
 RATE = 16_000
 
@@ -32,9 +32,7 @@ RATE = 16_000
 def files(tmp_path_factory):
     """Seven sounds, the first of three windows, and one that is none."""
     folder = tmp_path_factory.mktemp("library") / "sounds"
-    folder.mkdir()
-    for i in range(7):
-        soundfile.write(folder / f"{i}.wav", sound(2.5 if i == 0 else 0.4 + 0.1 * i, seed=i), RATE, subtype="FLOAT")
+    write_sounds(folder, 7, RATE)
     (folder / "x.wav").write_bytes(b"no sound")
     return sorted(folder.iterdir())
 

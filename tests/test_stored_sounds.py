@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import soundfile
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
@@ -21,7 +20,7 @@ from clap_hf.data.own import sound_names
 from clap_hf.model.modeling_msclap import MSClapModel
 from clap_hf.pretrained import load_checked
 from clap_hf.search import add_in_shards, check_collection, load_part
-from conftest import sound
+from conftest import write_sounds
 
 RATE = 16_000
 
@@ -30,9 +29,7 @@ RATE = 16_000
 def files(tmp_path_factory):
     """Five sounds, the first longer than a window."""
     folder = tmp_path_factory.mktemp("library") / "sounds"
-    folder.mkdir()
-    for i in range(5):
-        soundfile.write(folder / f"{i}.wav", sound(2.5 if i == 0 else 0.4 + 0.1 * i, seed=i), RATE, subtype="FLOAT")
+    write_sounds(folder, 5, RATE)
     return sorted(folder.iterdir())
 
 
