@@ -18,9 +18,9 @@ from .audio import AudioReader, open_audio, read_whole
 from .calibration import Calibration
 from .embedding import embed_files
 from .moments import false_alarm_thresholds, score_timeline, segments
-from .moments.formats import clock
 from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline, check_labels
 from .search import SearchHit, SoundCollection, parse_words
+from .streaming import clock
 
 if TYPE_CHECKING:
     import gradio
@@ -348,7 +348,7 @@ def serve(demo: Demo, *, host: str = "127.0.0.1", port: int | None = None, wait:
 
     Args:
         demo: What it does.
-        host: Address that it listens at.
+        host: Address that it is served at.
         port: Its port; a free one from 7860 on when None.
         wait: Until it is interrupted.
 

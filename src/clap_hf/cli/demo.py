@@ -54,7 +54,7 @@ def demo(
         str | None, typer.Option(help="'embedded', a folder, or a Hub id; the collection's by default.")
     ] = None,
     captioner: Annotated[str | None, typer.Option(help="Captioner: a folder, or a Hub id.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines, too.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 for other machines, too.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; a free one from 7860 by default.")] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="Largest file, MB.")] = 50,
     max_s: Annotated[float, typer.Option("--max-length", min=1, help="Longest sound, s.")] = 600.0,
