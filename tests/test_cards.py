@@ -1,6 +1,7 @@
 """Model cards: the embedded checkpoint's again from its stored records, and the cards of other models."""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -28,8 +29,8 @@ from pages import Block, run_python
 
 ROOT = Path(__file__).parent.parent
 STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
-EARLIER = ROOT / "model_cards" / "embedded.earlier.jsonl"
-AVERAGE = ROOT / "model_cards" / "embedded.average.json"
+APART = {name: ROOT / "model_cards" / f"embedded.{name}.json" for name in ("average", "sealed", "hubs")}
+APART |= {name: ROOT / "model_cards" / f"embedded.{name}.jsonl" for name in ("earlier", "looks")}
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory, processor):
 
 def test_the_embedded_card_is_what_the_generator_writes(embedded_card, tmp_path):
     measured_apart = {"moments": export_embedded.MOMENTS, "calibration": export_embedded.CALIBRATION}
-    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE, **measured_apart)
+    records = read_records(*STORED, **APART, **measured_apart)
     files = write_card(clap_hf.embedded_checkpoint(), tmp_path, records, license="mit")
     assert (tmp_path / "README.md").read_text() == embedded_card
     assert set(files) == {"README.md", "curves.png"}
@@ -64,6 +65,9 @@ def test_what_the_embedded_card_states_was_measured_of_its_weights():
     again = "measure it again"
     assert json.loads(export_embedded.MOMENTS.read_text())["identity"] == identity, again
     assert json.loads(export_embedded.CALIBRATION.read_text())["fitted"]["identity"]["float32"] == identity, again
+    file = hashlib.sha256((clap_hf.embedded_checkpoint() / "model.safetensors").read_bytes()).hexdigest()
+    assert json.loads(APART["looks"].read_text().splitlines()[-1])["weights"] == file, again
+    assert json.loads(APART["hubs"].read_text())["weights"] == file, again
 
 
 def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
@@ -80,7 +84,9 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
         rows.select([number]).to_parquet(corpus / "data" / f"{split}-00000-of-00001.parquet")
     output = tmp_path / "embedded"
     export_embedded.main(run, None, STORED[1], str(corpus), output, tmp_path / "records")
-    assert {path.name for path in (tmp_path / "records").iterdir()} == {path.name for path in (*STORED, EARLIER)}
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {
+        path.name for path in (*STORED, APART["earlier"])
+    }
     assert "2 clips, 1.0 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
     assert not list(output.glob("*.py")) and "auto_map" not in (output / "config.json").read_text()
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
@@ -128,13 +134,20 @@ def test_the_script_writes_it_again(tmp_path):
 
 
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
-    records = read_records(*STORED, earlier=EARLIER, average=AVERAGE)
+    records = read_records(*STORED, **APART)
     assert f"the mean of {' and '.join(records.average['of'])}; {records.average['why']}" in embedded_card
     assert f"Looks at the test: {records.evaluation['test_looks']} sets of weights" in embedded_card
     results = measured(records.evaluation)
     assert len(results) == 13
     for result in results:
         assert f"| {result['task']} | {result['metric']} | {result['value']:.1%} |" in embedded_card
+    for result in measured(records.sealed):
+        assert f"| {result['task']} | {result['metric']} | {result['value']:.1%} |" in embedded_card
+    for split, counted in records.hubs["splits"].items():
+        for row in counted["labels"]:
+            assert (
+                f"| {split} | {row['label']} | {row['first']} | {row['own']} | {row['ratio']:.1f} |" in embedded_card
+            )
     epochs = [line for line in records.run if "epoch" in line]
     before = [line for line in records.earlier if "epoch" in line]
     assert f"{sum(e['seconds'] for e in before + epochs) / 3600:.1f} hours of training on " in embedded_card

@@ -1,12 +1,14 @@
 """Make the embedded checkpoint of a training run: float16 weights, processor, and a card from the run's records.
 
+    python -m tools.release.sealed_test --weights RUN/best --dataset sound-corpus --why "..." --output-dir sealed
     clap-hf evaluate RUN/best --suite sounds --data-dir sound-corpus --output-dir results \\
         --relabelled model_cards/embedded.relabelled.json
     python -m tools.release.export_embedded --run RUN --results results/results.json --dataset sound-corpus \\
-        --test-looks 31
+        --test-looks 31 --sealed sealed/results.json
 
 The records are copied to `model_cards/`, so that the card can be written again without the run and the corpus. It then
-also states what docs/calibration.md and docs/timeline.md measure of the new weights, by their commands:
+also states what docs/calibration.md, docs/timeline.md and `tools.release.hubs` measure of the new weights, by their
+commands:
 
     python -m tools.release.export_embedded
 """
@@ -24,7 +26,19 @@ import typer
 
 import clap_hf
 from clap_hf.atomic_io import replace_folder, write_json, write_text
-from clap_hf.cards import AVERAGE, CORPUS, EARLIER, RESULTS, RUN, corpus_facts, read_records, write_card
+from clap_hf.cards import (
+    AVERAGE,
+    CORPUS,
+    EARLIER,
+    HUBS,
+    LOOKS,
+    RESULTS,
+    RUN,
+    SEALED,
+    corpus_facts,
+    read_records,
+    write_card,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 MOMENTS, CALIBRATION = ROOT / "docs" / "records" / "moments.json", ROOT / "benchmarks" / "calibration.json"
@@ -66,13 +80,17 @@ def main(
     test_looks: Annotated[
         int | None, typer.Option(help="Sets of weights that were measured on the test in all, these included.")
     ] = None,
+    sealed: Annotated[Path | None, typer.Option(help="results.json of tools.release.sealed_test.")] = None,
 ) -> None:
     """Export a run, or write the card of the exported one again."""
     if weights is not None and run is None:
         raise typer.BadParameter("--weights needs --run, for the records of the run that they come from.")
-    stored = {name: records / f"embedded.{name}" for name in (RUN, EARLIER, AVERAGE, RESULTS, CORPUS)}
+    stored = {
+        name: records / f"embedded.{name}" for name in (RUN, EARLIER, AVERAGE, RESULTS, CORPUS, SEALED, LOOKS, HUBS)
+    }
     source = run and (weights or run / "best")
     if run is not None and source is not None:
+        stored[SEALED].unlink(missing_ok=True)
         for folder, names in ((run, (RUN, EARLIER)), (source, (AVERAGE,))):
             for name in names:
                 stored[name].unlink(missing_ok=True)
@@ -80,6 +98,8 @@ def main(
                     write_text(stored[name], (folder / name).read_text(encoding="utf-8"))
     if results is not None:
         write_json(stored[RESULTS], json.loads(results.read_text(encoding="utf-8")) | {"test_looks": test_looks})
+    if sealed is not None:
+        write_json(stored[SEALED], json.loads(sealed.read_text(encoding="utf-8")))
     if dataset is not None:
         lines = [json.loads(line) for line in stored[RUN].read_text(encoding="utf-8").splitlines()]
         split = [line["recipe"] for line in lines if "recipe" in line][-1].get("split", "train")
@@ -93,6 +113,9 @@ def main(
         average=stored[AVERAGE],
         moments=None if run else MOMENTS,  # of the weights before, until they are measured again
         calibration=None if run else CALIBRATION,
+        sealed=stored[SEALED],
+        looks=stored[LOOKS],
+        hubs=None if run else stored[HUBS],
     )
 
     def write(folder: Path) -> None:

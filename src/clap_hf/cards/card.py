@@ -107,6 +107,8 @@ def model_card(
         "curves": curves,
         "corpus": parts.corpus(records.corpus, embedded=repo_id is None),
         "results": measurements.results(records.evaluation, repo_id or "embedded", records.average),
+        "sealed": measurements.sealed(records.sealed, records.looks),
+        "hubs": measurements.hubs(records.hubs),
         "extremes": measurements.extremes(records.evaluation),
         "moments": measurements.moments(records.moments),
         "calibration": measurements.calibration(records.calibration),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .results import markdown_table, measured
@@ -21,9 +22,6 @@ def results(
     """
     if evaluation is None:
         return None
-    lines = [_cells(row) for row in measured(evaluation)]
-    filled = [i for i in range(len(_COLUMNS)) if i < 3 or any(line[i] for line in lines)]
-    table = markdown_table([_COLUMNS[i] for i in filled], [[line[i] for i in filled] for line in lines])
     settings, score, command = evaluation.get("settings"), evaluation["score"], "clap-hf evaluate"
     text = f"{evaluation['title']}."
     if settings is not None:
@@ -41,7 +39,19 @@ def results(
     if score["score"] is not None:
         text += f" Mean of {len(score['tasks'])} values: {score['score']:.3f}."
     looks = _looks(evaluation["test_looks"], average) if "test_looks" in evaluation else ""
-    return {"settings": text, "looks": looks, "table": table + _before_relabelling(evaluation), "command": command}
+    return {
+        "settings": text,
+        "looks": looks,
+        "table": _table(evaluation) + _before_relabelling(evaluation),
+        "command": command,
+    }
+
+
+def _table(evaluation: dict[str, Any]) -> str:
+    """A row for each number; columns that no row fills are left out."""
+    lines = [_cells(row) for row in measured(evaluation)]
+    filled = [i for i in range(len(_COLUMNS)) if i < 3 or any(line[i] for line in lines)]
+    return markdown_table([_COLUMNS[i] for i in filled], [[line[i] for i in filled] for line in lines])
 
 
 def _looks(count: int | None, average: dict[str, Any] | None) -> str:
@@ -53,6 +63,49 @@ def _looks(count: int | None, average: dict[str, Any] | None) -> str:
     )
     why = f" The weights are {mean_of(average)}; {average['why']}." if average else ""
     return f"Looks at the test: {looks}{why}"
+
+
+def sealed(evaluation: dict[str, Any] | None, looks: Sequence[dict[str, Any]]) -> dict[str, str] | None:
+    """A table of the results on the sealed test, and how often that was read.
+
+    Args:
+        evaluation: What `tools.release.sealed_test` measured.
+        looks: Its ledger.
+    """
+    if evaluation is None:
+        return None
+    text = (
+        "Clips of repositories that no training clip comes from, compared by content with all of them. Looks at it, "
+        f"these weights' included: {len(looks)}; each was written to `model_cards/embedded.looks.jsonl` before the "
+        f"test was read. How these weights were decided on: {looks[-1]['why']}."
+    )
+    return {"text": text, "table": _table(evaluation)}
+
+
+def hubs(record: dict[str, Any] | None) -> dict[str, str] | None:
+    """The labels that come first most often beside the clips that are theirs.
+
+    Args:
+        record: What `tools.release.hubs` counted.
+    """
+    if record is None:
+        return None
+    rows = [
+        [split, row["label"], row["first"], row["own"], f"{row['ratio']:.1f}"]
+        for split, counted in record["splits"].items()
+        for row in counted["labels"]
+    ]
+    clips = " and ".join(
+        f"{counted['clips']:,} clips of the split {split}" for split, counted in record["splits"].items()
+    )
+    text = (
+        f"{record['everyday_labels']} everyday labels were compared with {clips}. A label's share are its own clips, "
+        f"or 1/{record['everyday_labels']} of all where those are fewer; the labels furthest above theirs:"
+    )
+    return {
+        "text": text,
+        "table": markdown_table(("split", "label", "first for", "own clips", "times its share"), rows),
+    }
 
 
 def extremes(evaluation: dict[str, Any] | None) -> str | None:

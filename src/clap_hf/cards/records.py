@@ -19,6 +19,7 @@ from ..text_files import read_json, read_json_lines
 RUN, RESULTS, CORPUS, CONVERSION = "run.jsonl", "results.json", "corpus.json", "conversion.json"
 EARLIER, AVERAGE, BASE = "earlier.jsonl", "average.json", "base.json"
 MOMENTS, CALIBRATION = "moments.json", "calibration.json"
+SEALED, LOOKS, HUBS = "sealed.json", "looks.jsonl", "hubs.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Records:
         base: What `base_facts` found of the model whose weights the run went on from.
         moments: What `scripts/measure_moments.py` measured of the model.
         calibration: What `scripts/calibrate.py` measured of the model.
+        sealed: `results.json` of `tools.release.sealed_test`.
+        looks: Lines of that test's ledger.
+        hubs: What `tools.release.hubs` counted.
     """
 
     run: Sequence[dict[str, Any]] = ()
@@ -46,6 +50,9 @@ class Records:
     base: dict[str, Any] | None = None
     moments: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    sealed: dict[str, Any] | None = None
+    looks: Sequence[dict[str, Any]] = ()
+    hubs: dict[str, Any] | None = None
 
 
 def read_records(
@@ -58,6 +65,9 @@ def read_records(
     base: Path | None = None,
     moments: Path | None = None,
     calibration: Path | None = None,
+    sealed: Path | None = None,
+    looks: Path | None = None,
+    hubs: Path | None = None,
 ) -> Records:
     """Read records from their files; None and files that do not exist are left out.
 
@@ -71,6 +81,9 @@ def read_records(
         base: `base.json`.
         moments: `moments.json`.
         calibration: `calibration.json`.
+        sealed: `sealed.json`.
+        looks: `looks.jsonl`.
+        hubs: `hubs.json`.
     """
 
     def content(path: Path | None) -> dict[str, Any] | None:
@@ -89,6 +102,9 @@ def read_records(
         content(base),
         content(moments),
         content(calibration),
+        content(sealed),
+        lines(looks),
+        content(hubs),
     )
 
 

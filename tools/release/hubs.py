@@ -1,0 +1,93 @@
+"""Count hubs: labels that come first for far more clips than are theirs.
+
+    python -m tools.release.hubs --weights src/clap_hf/embedded --dataset sound-corpus --splits test,sealed
+
+Every clip of the splits' sound events is compared with the 80 labels of `everyday_labels.json`. A label's share are
+the clips of that label, or one 80th of all where those are fewer. The sealed test is counted only for weights that
+its ledger names: see `tools.release.sealed_test`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import datasets
+import typer
+from rich.progress import track
+
+from clap_hf.atomic_io import write_json
+from clap_hf.audio import load_stored_audio
+from clap_hf.embedding import class_vectors
+from clap_hf.evaluation.command import load_encoder
+from clap_hf.evaluation.runner import EvaluationOptions
+from clap_hf.evaluation.sound_tasks import SOUND_TASKS, TEMPLATES
+from tools.release.sealed_test import LEDGER, read_ledger, weights_hash
+
+HUBS = LEDGER.with_name("embedded.hubs.json")
+BATCH = 16  # clips
+LISTED = 5  # labels
+EVENTS = next(task for task in SOUND_TASKS if task.name == "sound events")
+
+
+def everyday_labels() -> list[str]:
+    """The 80 labels."""
+    labels: list[str] = json.loads(resources.files("tools.release").joinpath("everyday_labels.json").read_text())
+    return labels
+
+
+def count_hubs(first: Sequence[str], own: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """How often labels come first, beside their shares.
+
+    Args:
+        first: The label that comes first for each clip.
+        own: Each clip's own label, among the labels or not.
+        labels: All labels.
+
+    Returns:
+        `clips`, and `labels`, those with the highest ratio of clips that they come first for to their share: `label`,
+        `first`, `own` and `ratio`.
+    """
+    came_first, theirs = Counter(first), Counter(own)
+    mean = len(first) / len(labels)
+    rows: list[dict[str, Any]] = [
+        {"label": label, "first": count, "own": theirs[label], "ratio": round(count / max(theirs[label], mean), 2)}
+        for label, count in came_first.items()
+    ]
+    return {"clips": len(first), "labels": sorted(rows, key=lambda row: -row["ratio"])[:LISTED]}
+
+
+def main(
+    weights: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    dataset: Annotated[Path, typer.Option(help="Folder of the sound corpus.")],
+    splits: Annotated[str, typer.Option(help="Splits, by commas.")] = "test",
+    record: Annotated[Path, typer.Option(help="JSON file to write.")] = HUBS,
+) -> None:
+    """Embed the clips of the events, and count."""
+    identity, labels = weights_hash(weights), everyday_labels()
+    if "sealed" in splits.split(",") and all(look["weights"] != identity for look in read_ledger(LEDGER)):
+        raise typer.BadParameter("these weights are not in the sealed test's ledger: measure them on it first.")
+    encoder = load_encoder(EvaluationOptions(model=str(weights), suite="sounds", data_dir=str(dataset)))
+    texts = [[template.format(label) for template in TEMPLATES] for label in labels]
+    vectors = class_vectors(encoder.embed_texts([text for own in texts for text in own]), texts)
+    counted: dict[str, Any] = {}
+    for split in splits.split(","):
+        rows = datasets.load_dataset(str(dataset), split=split).cast_column("audio", datasets.Audio(decode=False))
+        events = [i for i, row in enumerate(rows.remove_columns("audio")) if EVENTS.class_of(row)]
+        rows = rows.select(events)
+        first: list[str] = []
+        for start in track(range(0, len(rows), BATCH), split):
+            clips = [encoder.prepare(load_stored_audio(stored)) for stored in rows[start : start + BATCH]["audio"]]
+            best = (encoder.embed_audio(clips) @ vectors.t()).argmax(dim=1)
+            first += [labels[int(number)] for number in best]
+        counted[split] = count_hubs(first, rows["label"][:], labels)
+        typer.echo(f"{split}: {counted[split]}")
+    write_json(record, {"weights": identity, "everyday_labels": len(labels), "splits": counted})
+
+
+if __name__ == "__main__":
+    typer.run(main)
