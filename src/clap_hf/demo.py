@@ -16,7 +16,7 @@ import numpy as np
 
 from .audio import AudioReader, open_audio, read_whole
 from .calibration import Calibration
-from .embedding import embed_files
+from .embedding import TEMPLATES, embed_files
 from .moments import false_alarm_thresholds, score_timeline, segments
 from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline, check_labels
 from .search import SearchHit, SoundCollection, parse_words
@@ -104,22 +104,23 @@ class Demo:
             feature_extractor=self.processor.feature_extractor,
             calibration=self.calibration or False,
             candidate_labels=names,
+            hypothesis_template=TEMPLATES,
             device=self.model.device,
         )
         found = embed_files(self.model, self.processor, [path])
         if found.skipped:
             raise ValueError(next(iter(found.skipped.values())))
-        scores = pipeline.score_vector(found.vectors[0])
+        ranked = {} if self.calibration is None else {"function_to_apply": "probability"}
+        scores = pipeline.score_vector(found.vectors[0], postprocess=ranked)
         answer, best = scores[0]["label"], scores[0]["score"]
         text = f"## {answer}\n{best:.0%} among these labels"
         if self.calibration is not None:
-            probability = max(score["probability"] for score in scores)
             threshold = self.calibration.threshold(NONE_FALSE_ALARMS, count=len(names))
-            text += f"; the probability that it is there is {scores[0]['probability']:.0%}."
-            if probability < threshold:
+            text = f"## {answer}\nThe probability that it is there is {best:.0%}."
+            if best < threshold:
                 text = (
-                    f"## none of these\nThe closest, {answer}, is there with a probability of "
-                    f"{scores[0]['probability']:.0%}, below the {threshold:.0%} that a label needs here."
+                    f"## none of these\nThe closest, {answer}, is there with a probability of {best:.0%}, below the "
+                    f"{threshold:.0%} that a label needs here."
                 )
         return text, {score["label"]: score["score"] for score in scores[:SHOWN_LABELS]}
 

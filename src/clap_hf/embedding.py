@@ -34,6 +34,8 @@ from .model.processing_msclap import MSClapProcessor
 GPU_THREADS = 16  # beside a GPU, which waits for them, as far as there are cores
 WINDOWS_PER_BATCH = 32
 LONG_WINDOWS = 32  # a longer file is not decoded whole
+# Prompts around a label, whose vectors are averaged, where users give labels alone and in the tasks on sounds.
+TEMPLATES = ("this is a sound of {}", "the sound of {}", "{}")
 
 T = TypeVar("T")
 U = TypeVar("U")

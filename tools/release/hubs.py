@@ -22,10 +22,10 @@ from rich.progress import track
 
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio
-from clap_hf.embedding import class_vectors
+from clap_hf.embedding import TEMPLATES, class_vectors
 from clap_hf.evaluation.command import load_encoder
 from clap_hf.evaluation.runner import EvaluationOptions
-from clap_hf.evaluation.sound_tasks import SOUND_TASKS, TEMPLATES
+from clap_hf.evaluation.sound_tasks import SOUND_TASKS
 from tools.release.sealed_test import LEDGER, read_ledger, weights_hash
 
 HUBS = LEDGER.with_name("embedded.hubs.json")

@@ -99,15 +99,16 @@ def classify(
 ) -> None:
     """Name the sounds in files and folders by labels in any words, without training.
 
-    A calibrated model answers "none of these" where no label is probable enough.
+    A calibrated model ranks labels by the probability that the sound has them, and answers "none of these" where none
+    is probable enough; --raw ranks by cosine.
 
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
     of all labels, CSV those of the best --top-k.
     """
     from ..adapters import load_model
-    from ..embedding import embed_files
-    from ..pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline
+    from ..embedding import TEMPLATES, embed_files
+    from ..pipelines.zero_shot import MSClapZeroShotAudioClassificationPipeline
     from .sounds import run_over_files
 
     output = Output(format, json_path)
@@ -123,7 +124,7 @@ def classify(
         device,
         pipeline_class=MSClapZeroShotAudioClassificationPipeline,
         candidate_labels=candidates,
-        hypothesis_template=template or [DEFAULT_TEMPLATE],
+        hypothesis_template=template or TEMPLATES,
         max_windows=max_windows,
         calibration=not raw,
         function_to_apply="softmax" if plot is None else "none",
@@ -137,7 +138,8 @@ def classify(
             scores = shares_of(scores, float(classifier.model.logit_scale.detach().exp()))
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         if threshold is not None and scores:
-            known["none_of_these"] = max(score["probability"] for score in scores) < threshold
+            scores = sorted(scores, key=lambda score: -score["probability"])
+            known["none_of_these"] = scores[0]["probability"] < threshold
         return {"scores": scores or [], **known}
 
     def classify_long(file: Path) -> list[dict[str, Any]]:
@@ -149,12 +151,13 @@ def classify(
     results, failures, interrupted = run_over_files(files, classifier, record, classify_long)
     if plot is not None:
         draw_similarity(results, candidates, plot)
+    columns = ["label", "score"] if threshold is None else ["label", "score", "probability"]
     output.write(
         {"model": source, "labels": candidates, "results": results, "failures": failures},
         (
-            {**file_columns(result), "label": score["label"], "score": score["score"]}
+            file_columns(result) | {name: score.get(name, "") for name in columns}
             for result in results
-            for score in (result["scores"][:top_k] or [{"label": "", "score": ""}])
+            for score in (result["scores"][:top_k] or [{}])
         ),
         lambda console: print_scores(console, results, failures, top_k),
     )

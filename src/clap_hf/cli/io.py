@@ -268,14 +268,20 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
     if results:
         table = Table("file")
         table.add_column("length", justify="right")
-        table.add_column("most likely labels")
+        calibrated = any("probability" in score for result in results for score in result["scores"])
+        table.add_column("best label")
+        table.add_column("probability" if calibrated else "score", justify="right")
+        table.add_column("next")
         if compared:
             table.add_column("labels.csv")
         for result in results:
-            best = ", ".join(f"{score['label']} {score['score']:.0%}" for score in result["scores"][:top_k])
-            if result.get("none_of_these"):
-                best = f"none of these ({best})"
-            row = [escape(result["file"]), length_text(result), "silence" if result["silent"] else escape(best)]
+            shown = [(score["label"], score.get("probability", score["score"])) for score in result["scores"][:top_k]]
+            row = [escape(result["file"]), length_text(result), "silence", "", ""]
+            if shown:
+                row[2] = "none of these" if result.get("none_of_these") else escape(shown[0][0])
+                others = shown if result.get("none_of_these") else shown[1:]
+                row[3] = "" if result.get("none_of_these") else f"{shown[0][1]:.0%}"
+                row[4] = escape(", ".join(f"{label} {value:.0%}" for label, value in others))
             if compared:
                 mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
                 row.append(mark + escape(result.get("expected", "")))

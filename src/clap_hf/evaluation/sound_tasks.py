@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from ..embedding import TEMPLATES
 from .benchmarks import Task, read_table
 from .general_midi import FAMILY, PROGRAM_NAME
 from .loading import TaskData, classified
@@ -17,7 +18,6 @@ from .loading import TaskData, classified
 Row = dict[str, Any]  # a corpus row without its audio
 
 _TABLE = read_table("sound_tasks.yaml")
-TEMPLATES: tuple[str, ...] = tuple(_TABLE["templates"])
 RETRIEVAL_SOURCE: str = _TABLE["retrieval_source"]
 DESCRIBED = "described"  # quality of a clip whose caption was written for it alone
 RELABELLED_COLUMNS = ("category", "label", "quality")
