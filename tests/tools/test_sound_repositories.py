@@ -16,11 +16,18 @@ from tools.sound_corpus.assemble import assemble
 from tools.sound_corpus.build import build_packages, plan_jobs
 from tools.sound_corpus.captions import caption_variants
 from tools.sound_corpus.duplicates import read_outside
-from tools.sound_corpus.manifest import load_manifest
+from tools.sound_corpus.manifest import Clip, load_manifest
 from tools.sound_corpus.naming import describe_path, plain_words
 from tools.sound_corpus.packages import PackageError
 from tools.sound_corpus.repositories import clone_repository, find_repository, list_files, read_blobs
-from tools.sound_corpus.scan import load_repositories, scan_repository, wanted_paths
+from tools.sound_corpus.scan import (
+    MIN_CLASS,
+    load_descriptions,
+    load_repositories,
+    scan_repository,
+    wanted_paths,
+    without_thin_labels,
+)
 from tools.sound_corpus.sounds import GitClones
 from typer.testing import CliRunner
 
@@ -128,6 +135,48 @@ def test_sounds_of_a_sealed_repository_are_in_no_other_split(
     report = assemble(jobs, tmp_path / "work", tmp_path / "corpus", [])
     # The dog is in both repositories; it stays in one of them.
     assert report["rows"] == {"train": 1, "validation": 0, "test": 0, "sealed": 1, "unlabelled": 4}
+
+
+def test_described_clip_has_its_own_caption_first(
+    two_projects: tuple[Path, dict[str, scan.Settings]],
+) -> None:
+    base, settings = two_projects
+    described = {"someone/zoo/sfx/lion/roar 2": "the second roar of a lion"}
+    clips = list(scan_repository("someone/zoo", settings["someone/zoo"], base / "someone" / "zoo.git", described))
+    lion = next(clip for clip in clips if clip.label == "lion")
+    assert (lion.quality, lion.category, lion.caption) == ("described", "animal", "the second roar of a lion")
+    assert caption_variants(lion)[0] == "the second roar of a lion"
+    assert {clip.quality for clip in clips if clip.label != "lion"} == {"rule"}
+
+
+def clip_of(label: str, package: str, split: str, windows: int = 1) -> Clip:
+    """A clip of which only the label, the package, the split and the windows matter."""
+    return Clip(
+        id=f"{package}/{label}",
+        package=package,
+        path=f"{label}.wav",
+        split=split,
+        category="animal",
+        quality="rule",
+        label=label,
+        caption=label,
+        license="CC0-1.0",
+        windows=windows,
+    )
+
+
+def test_sealed_labels_without_several_sources_are_left_out() -> None:
+    def both(label: str, sealed: int, training: int, windows: int = 2) -> list[Clip]:
+        clips = [clip_of(label, f"sealed/{number}", "sealed", windows) for number in range(sealed)]
+        return clips + [clip_of(label, f"train/{number}", "train") for number in range(training)]
+
+    clips = both("cow", 2, 3) + both("owl", 2, 1) + both("bat", 1, 9, windows=3) + both("loon", 1, 0, windows=1)
+    packages = [clip_of("owl", "package", "validation"), clip_of("owl", "other package", "test")]
+    kept = without_thin_labels(clips, packages)
+    assert {clip.label for clip in kept if clip.split == "sealed"} == {"cow", "loon"}
+    assert [clip for clip in kept if clip.split == "train"] == [clip for clip in clips if clip.split == "train"]
+    enough = without_thin_labels(clips, [*packages, clip_of("owl", "third package", "train")])
+    assert {clip.label for clip in enough if clip.split == "sealed"} == {"cow", "owl", "loon"}
 
 
 def test_sounds_like_another_dataset_are_left_out(
@@ -247,6 +296,32 @@ def test_recorded_repositories_have_free_licenses_and_commits() -> None:
         assert clip.license == entry["license"] or "attributions" in entry
         assert not {"NC", "ND", "Custom"} & set(clip.license.replace(",", " ").replace("-", " ").split()), clip.id
         assert bool(clip.caption) == bool(clip.label) == (clip.split != "unlabelled") == bool(caption_variants(clip))
+
+
+def test_recorded_descriptions_are_of_one_sealed_clip_each() -> None:
+    descriptions = load_descriptions()
+    clips = {clip.id: clip for clip in load_manifest()}
+    assert len(descriptions) >= 150
+    assert len(set(descriptions.values())) == len(descriptions)
+    for name, caption in descriptions.items():
+        clip = clips[name]
+        assert (clip.split, clip.quality, clip.windows) == ("sealed", "described", 1), name
+        assert caption_variants(clip)[0] == caption, name
+        assert 4 <= len(caption.split()) <= 12, name
+    assert {clip.id for clip in clips.values() if clip.quality == "described"} == set(descriptions)
+
+
+def test_recorded_sealed_classes_have_several_sources() -> None:
+    sealed: dict[str, list[Clip]] = {}
+    training: dict[str, set[str]] = {}
+    for clip in load_manifest():
+        if clip.split == "sealed":
+            sealed.setdefault(clip.label, []).append(clip)
+        elif clip.split in ("train", "validation"):
+            training.setdefault(clip.label, set()).add(clip.package)
+    for label, clips in sealed.items():
+        if sum(clip.windows for clip in clips) >= MIN_CLASS:
+            assert len({clip.package for clip in clips}) >= 2 and len(training[label]) >= 3, label
 
 
 def test_rules_are_in_a_readable_order() -> None:

@@ -26,6 +26,8 @@ every sound left out, with the reason.
 `captions` holds one to five phrases, the most specific first. They are templates over labels. By `quality`, a label
 was `named` by people, found by a `rule` on the file name, or is the bare file name (`weak`). Expect some wrong labels
 among the last two. The captions of `openttd-opensfx` are titles that people gave to the recordings.
+Where `quality` is `described`, the first caption was written for this clip alone, from its file name or title and
+without a look at the sound.
 
 ## Splits
 

@@ -25,7 +25,7 @@ class Clip:
             soundfont is never on two sides.
         category: Coarse kind of sound, for example `animal`, `weapon`, `speech`, `instrument`, `drum`, `music`.
         quality: How the label was found: `named` by people, `rule` by keywords in the file name, `weak` the file name,
-            `none` for an unlabelled sound.
+            `none` for an unlabelled sound; `described` where the caption was written for this clip alone.
         label: Short class name.
         caption: One sentence about the sound; empty for an unlabelled one.
         license: License of the package's sounds as its copyright file states it.

@@ -1,7 +1,8 @@
 """Writes the manifest of the git repositories: which file of which repository has which caption.
 
 Needs the clones. Each repository of `repositories.json` names the license of its sounds, the files to take and the
-commit; a repository without a clone is one line, and its rows are left out.
+commit; a repository without a clone is one line, and its rows are left out. `described.json` has the captions that
+were written for one sealed clip each.
 
     python -m tools.sound_corpus.scan --git-root clones
 """
@@ -12,11 +13,12 @@ import dataclasses
 import gzip
 import io
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import soundfile
@@ -24,7 +26,7 @@ import typer
 import yaml
 
 from tools.sound_corpus.decode import LONG_SECONDS, MAX_SECONDS
-from tools.sound_corpus.manifest import Clip
+from tools.sound_corpus.manifest import MANIFESTS, Clip, load_manifest
 from tools.sound_corpus.naming import NamedSound, describe_path, plain_words
 from tools.sound_corpus.packages import PackageError
 from tools.sound_corpus.repositories import find_repository, list_files, read_blobs
@@ -39,6 +41,11 @@ MAX_PER_LABEL = 40
 UNLABELLED_WINDOWS = 12
 MAX_UNLABELLED = 220
 MIN_UNLABELLED_SECONDS = 3.0
+# A sealed label of as many sounds becomes a class of a task; it is tested where the test and training have several
+# sources of it.
+MIN_CLASS = 3
+MIN_SEALED_SOURCES = 2
+MIN_TRAINING_SOURCES = 3
 _FREE_LICENSES = (
     "CC0-",
     "CC-BY-3",
@@ -66,6 +73,15 @@ def load_repositories() -> dict[str, Settings]:
         YAML files that state license and author by file).
     """
     return json.loads((resources.files(__package__) / "repositories.json").read_text(encoding="utf-8"))
+
+
+def load_descriptions() -> dict[str, str]:
+    """Read the captions written for one clip each, from its file name or title alone.
+
+    Returns:
+        Caption by clip id.
+    """
+    return json.loads((resources.files(__package__) / "described.json").read_text(encoding="utf-8"))
 
 
 def _matches(path: str, patterns: list[str]) -> bool:
@@ -132,13 +148,16 @@ def _described(path: str, settings: Settings) -> NamedSound | None:
     return describe_path(title or path, settings.get("prefix", ""), without)
 
 
-def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Iterator[Clip]:
+def scan_repository(
+    repository: str, settings: Settings, git_dir: Path, descriptions: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Clip]:
     """List the clips of a repository.
 
     Args:
         repository: `owner/name`.
         settings: Its entry in `repositories.json`.
         git_dir: Its clone.
+        descriptions: Captions written for one clip each, by id.
 
     Yields:
         Labelled clips, at most `MAX_PER_LABEL` a label, and unlabelled ones of at least `MIN_UNLABELLED_SECONDS`.
@@ -180,14 +199,46 @@ def scan_repository(repository: str, settings: Settings, git_dir: Path) -> Itera
         is_titled = settings.get("titled", False) or path in settings.get("titles", {})
         words = plain_words(settings.get("titles", {}).get(path, PurePosixPath(path).stem))
         split = "sealed" if settings.get("sealed", False) else "train"
-        known |= {"split": split, "category": named.category, "quality": "named" if is_titled else "rule"}
+        description = descriptions.get(known["id"])
+        quality = "described" if description is not None else "named" if is_titled else "rule"
+        known |= {"split": split, "category": named.category, "quality": quality}
         yield Clip(
             **known,
             label=named.label,
-            caption=named.caption,
+            caption=description or named.caption,
             raw_label=words if is_titled else PurePosixPath(path).stem,
             windows=STEADY_WINDOWS if named.category in _STEADY and seconds > LONG_SECONDS else 1,
         )
+
+
+def without_thin_labels(clips: Iterable[Clip], others: Iterable[Clip]) -> list[Clip]:
+    """Leave sealed clips out whose label could be tested but not claimed.
+
+    Args:
+        clips: Clips of the git repositories.
+        others: Clips of the packages.
+
+    Returns:
+        The clips without the sealed ones of labels that have `MIN_CLASS` sounds but fewer than `MIN_SEALED_SOURCES`
+        sealed sources, or fewer than `MIN_TRAINING_SOURCES` sources in training and validation.
+    """
+    clips = list(clips)
+    sounds: Counter[str] = Counter()
+    sealed: dict[str, set[str]] = defaultdict(set)
+    training: dict[str, set[str]] = defaultdict(set)
+    for clip in (*clips, *others):
+        if clip.split == "sealed":
+            sounds[clip.label] += clip.windows
+            sealed[clip.label].add(clip.package)
+        elif clip.split in ("train", "validation"):
+            training[clip.label].add(clip.package)
+    thin = {
+        label
+        for label, count in sounds.items()
+        if count >= MIN_CLASS
+        and (len(sealed[label]) < MIN_SEALED_SOURCES or len(training[label]) < MIN_TRAINING_SOURCES)
+    }
+    return [clip for clip in clips if clip.split != "sealed" or clip.label not in thin]
 
 
 def main(
@@ -197,8 +248,9 @@ def main(
     ),
 ) -> None:
     """Write the manifest of the git repositories."""
-    lines: list[str] = []
+    found: list[Clip] = []
     missing = 0
+    descriptions = load_descriptions()
     for repository, settings in sorted(load_repositories().items()):
         git_dir = find_repository(git_root, repository)
         if git_dir is None:
@@ -206,14 +258,15 @@ def main(
             missing += 1
             continue
         try:
-            clips = list(scan_repository(repository, settings, git_dir))
+            found += scan_repository(repository, settings, git_dir, descriptions)
         except PackageError as error:
             typer.echo(str(error))
             missing += 1
-            continue
-        for clip in clips:
-            row = {key: value for key, value in dataclasses.asdict(clip).items() if value is not None}
-            lines.append(json.dumps(row, ensure_ascii=False))
+    packages = load_manifest(str(resources.files(__package__) / MANIFESTS[0]))
+    lines = []
+    for clip in without_thin_labels(found, packages):
+        row = {key: value for key, value in dataclasses.asdict(clip).items() if value is not None}
+        lines.append(json.dumps(row, ensure_ascii=False))
     # A fixed time keeps equal manifests byte-equal.
     output.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
     typer.echo(f"{len(lines)} clips, {missing} repositories left out")
