@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import clap_hf
 from clap_hf.cli import app
 from clap_hf.cli.commands import EVERYDAY_LABELS
-from clap_hf.embedding import ClapEncoder
+from clap_hf.embedding import TEMPLATES, ClapEncoder, class_vectors
 from clap_hf.pretrained import load_checked
 from conftest import EXAMPLES, make_model, sound
 
@@ -63,7 +63,7 @@ def test_a_table_and_json(run, folder, tmp_path):
     for name, result in by_name.items():
         assert sum(score["score"] for score in result["scores"]) == pytest.approx(1)
         best = result["scores"][0]
-        assert name in out and f"{best['label']} {best['score']:.0%}" in out
+        assert name in out and f"{best['label']} │ {best['score']:.0%} │" in out
         assert "expected" not in result
     assert "labels.csv" not in out
 
@@ -109,7 +109,8 @@ def test_a_plot_of_cosines_changes_no_score(run, folder, checkpoint, tmp_path):
         assert [s["score"] for s in before["scores"]] == pytest.approx([s["score"] for s in after["scores"]], abs=1e-6)
         if after["scores"]:
             sound_vector = encoder.embed_audio([encoder.prepare(Path(after["file"]))])[0]
-            texts = encoder.embed_texts([f"this is a sound of {s['label']}" for s in after["scores"]])
+            prompts = [[template.format(s["label"]) for template in TEMPLATES] for s in after["scores"]]
+            texts = class_vectors(encoder.embed_texts([text for own in prompts for text in own]), prompts)
             assert [s["cosine"] for s in after["scores"]] == pytest.approx((texts @ sound_vector).tolist(), abs=1e-5)
 
 
