@@ -413,7 +413,7 @@ def _notes(recipe: dict[str, Any]) -> str:
 
 
 def teachers(records: Records) -> str:
-    """Whose features the audio tower learned to predict in any of its runs; their files are named after the teachers."""
+    """Networks whose features the audio tower learned to predict in any run; their files are named after them."""
     files = [start["recipe"].get("teacher") for start in starts_of([*records.earlier, *records.run])]
     stems = " ".join(Path(given["features"]).stem for given in files if given)
     return "; ".join(text for name, text in _TEACHERS.items() if name in stems)
