@@ -80,6 +80,7 @@ def from_corpus(folder: Path, splits: list[str], model: Any, processor: Any) -> 
         chosen: list[int] = []
         for number, row in enumerate(data.remove_columns("audio").to_list()):
             vague = row["category"] in VAGUE_CATEGORIES or row["label"] in VAGUE_LABELS or row["quality"] == "weak"
+            vague = vague or row["velocity"] is not None  # notes rendered from soundfonts: far more than sounds
             counts[row["source"], row["label"]] += not vague
             if not vague and counts[row["source"], row["label"]] <= CLIPS:
                 chosen.append(number)

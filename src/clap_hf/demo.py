@@ -110,17 +110,17 @@ class Demo:
         found = embed_files(self.model, self.processor, [path])
         if found.skipped:
             raise ValueError(next(iter(found.skipped.values())))
-        ranked = {} if self.calibration is None else {"function_to_apply": "probability"}
-        scores = pipeline.score_vector(found.vectors[0], postprocess=ranked)
+        scores = pipeline.score_vector(found.vectors[0])
         answer, best = scores[0]["label"], scores[0]["score"]
         text = f"## {answer}\n{best:.0%} among these labels"
         if self.calibration is not None:
             threshold = self.calibration.threshold(NONE_FALSE_ALARMS, count=len(names))
-            text = f"## {answer}\nThe probability that it is there is {best:.0%}."
-            if best < threshold:
+            probability = scores[0]["probability"]
+            text += f"; the probability that it is there is {probability:.0%}."
+            if probability < threshold:
                 text = (
-                    f"## none of these\nThe closest, {answer}, is there with a probability of {best:.0%}, below the "
-                    f"{threshold:.0%} that a label needs here."
+                    f"## none of these\nThe closest, {answer}, is there with a probability of {probability:.0%}, "
+                    f"below the {threshold:.0%} that a label needs here."
                 )
         return text, {score["label"]: score["score"] for score in scores[:SHOWN_LABELS]}
 

@@ -82,7 +82,7 @@ def model_card(
     recipe = starts[-1]["recipe"] if starts else None
     title = name or (recipe["name"] if recipe else str(repo_id).rsplit("/", 1)[-1])
     base, _ = parts.base_model(records)
-    text_base, _ = parts.text_base(recipe)
+    text_base, _ = parts.text_base(records)
     license = "mit" if records.conversion else license
     front_end = processor.feature_extractor
     facts = {

@@ -95,7 +95,7 @@ def base_model(records: Records) -> tuple[str | list[str] | None, str | None]:
         return (found if len(found) > 1 else found[0] if found else None), None
     if records.base:
         return records.base["hub_id"], records.base["license"]
-    return text_base(recipe)
+    return text_base(records)
 
 
 def language_base(recipe: dict[str, Any]) -> str | None:
@@ -108,9 +108,13 @@ def _is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and not Path(source).exists()
 
 
-def text_base(recipe: dict[str, Any] | None) -> tuple[str | None, str | None]:
-    """Hub id of a recipe's pretrained text tower, and its license where known."""
-    source = ((recipe or {}).get("text") or {}).get("pretrained")
+def text_base(records: Records) -> tuple[str | None, str | None]:
+    """Hub id and license of the pretrained text tower that a run, or one that it goes on from, began with."""
+    recipes = [start["recipe"] for start in starts_of(records.run)][-1:]
+    if recipes and recipes[0].get("weights"):
+        recipes += [start["recipe"] for start in reversed(starts_of(records.earlier))]
+    sources = [(recipe.get("text") or {}).get("pretrained") for recipe in recipes]
+    source = next(filter(None, sources), None)
     if source in _PACKAGED:
         return _PACKAGED[source]
     return (source if source is not None and _is_hub_id(source) else None), None
@@ -368,7 +372,7 @@ def _contrastive_rows(
     """Settings that only the dual encoder has."""
     recipe, corpus, base, config = start["recipe"], records.corpus, records.base, model.config
     text, lora = recipe["text"], recipe.get("lora")
-    text_tower, _ = text_base(recipe)
+    text_tower, _ = text_base(records)
     loss = _LOSSES[recipe["loss"]]
     if recipe["text_bank"]:
         loss = f"{loss}; clips against all texts of the training set"

@@ -99,8 +99,8 @@ def classify(
 ) -> None:
     """Name the sounds in files and folders by labels in any words, without training.
 
-    A calibrated model ranks labels by the probability that the sound has them, and answers "none of these" where none
-    is probable enough; --raw ranks by cosine.
+    A calibrated model states the probability that the sound has the best label, and answers "none of these" where that
+    is too low.
 
     Without --labels, the distinct labels of the labels.csv (columns file,label) beside the sounds are used, or else a
     list of everyday sounds. Where labels.csv names a sound, the best label is compared with it. JSON holds the scores
@@ -138,7 +138,6 @@ def classify(
             scores = shares_of(scores, float(classifier.model.logit_scale.detach().exp()))
         known = {"expected": expected[file]} if expected.get(file) in candidates else {}
         if threshold is not None and scores:
-            scores = sorted(scores, key=lambda score: -score["probability"])
             known["none_of_these"] = scores[0]["probability"] < threshold
         return {"scores": scores or [], **known}
 

@@ -275,13 +275,13 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
         if compared:
             table.add_column("labels.csv")
         for result in results:
-            shown = [(score["label"], score.get("probability", score["score"])) for score in result["scores"][:top_k]]
+            shown = result["scores"][:top_k]
             row = [escape(result["file"]), length_text(result), "silence", "", ""]
             if shown:
-                row[2] = "none of these" if result.get("none_of_these") else escape(shown[0][0])
-                others = shown if result.get("none_of_these") else shown[1:]
-                row[3] = "" if result.get("none_of_these") else f"{shown[0][1]:.0%}"
-                row[4] = escape(", ".join(f"{label} {value:.0%}" for label, value in others))
+                none = result.get("none_of_these", False)
+                row[2] = "none of these" if none else escape(shown[0]["label"])
+                row[3] = f"{shown[0].get('probability', shown[0]['score']):.0%}"
+                row[4] = escape(", ".join(score["label"] for score in shown[0 if none else 1 :]))
             if compared:
                 mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
                 row.append(mark + escape(result.get("expected", "")))
