@@ -261,16 +261,21 @@ def length_text(result: dict[str, Any]) -> str:
     return f"{result['duration_s']:.1f} s" + (" (truncated)" if result["truncated"] else "")
 
 
+LONGEST_UNBROKEN = 32  # characters of a file name
+
+
 def print_scores(console: Console, results: list[dict[str, Any]], failures: list[dict[str, str]], top_k: int) -> None:
     """Print a table of results, how many agree with labels.csv, and what failed."""
     compared = [result for result in results if "expected" in result]
     agreeing = [result for result in compared if best_label(result) == result["expected"]]
     if results:
-        table = Table("file")
+        table = Table()
+        short = max(len(result["file"]) for result in results) <= LONGEST_UNBROKEN
+        table.add_column("file", overflow="fold", no_wrap=short)
         table.add_column("length", justify="right")
         calibrated = any("probability" in score for result in results for score in result["scores"])
         table.add_column("best label")
-        table.add_column("probability" if calibrated else "score", justify="right")
+        table.add_column("probability" if calibrated else "score", justify="right", no_wrap=True)
         table.add_column("next")
         if compared:
             table.add_column("labels.csv")
@@ -283,8 +288,8 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
                 row[3] = f"{shown[0].get('probability', shown[0]['score']):.0%}"
                 row[4] = escape(", ".join(score["label"] for score in shown[0 if none else 1 :]))
             if compared:
-                mark = "" if "expected" not in result else "[green]✓[/] " if result in agreeing else "[red]✗[/] "
-                row.append(mark + escape(result.get("expected", "")))
+                wrong = f"[red]✗[/] {escape(result.get('expected', ''))}"
+                row.append("" if "expected" not in result else "[green]✓[/]" if result in agreeing else wrong)
             table.add_row(*row)
         console.print(table)
     if compared:
