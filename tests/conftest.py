@@ -5,6 +5,8 @@ from hub_server.session import HUB
 
 # isort: split
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,14 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path == TESTS / "common" and config.option.markexpr == "not slow":
         return True
     return None
+
+
+@pytest.fixture(autouse=True)
+def one_environment() -> Iterator[None]:
+    """Undo that `Dataset.map` with several processes replaces `os.environ`: Rich goes on reading the first."""
+    environment = os.environ
+    yield
+    setattr(os, "environ", environment)  # noqa: B010 (assigning looks like clearing it)
 
 
 def make_config(text=None, audio=None, **settings) -> MSClapConfig:

@@ -80,14 +80,14 @@ def test_a_run_becomes_a_checkpoint_with_records_and_card(folder, tmp_path):
         {"audio": ["-", "-"], "license": ["CC0", "MIT"], "source": ["b", "a"], "duration_s": [1800.0, 1800.0]}
     )
     (corpus / "data").mkdir(parents=True)
-    for number, split in enumerate(("train", "validation")):  # the stored run learned from both
+    for number, split in enumerate(("train", "validation")):  # the stored run learned from the first
         rows.select([number]).to_parquet(corpus / "data" / f"{split}-00000-of-00001.parquet")
     output = tmp_path / "embedded"
     export_embedded.main(run, None, STORED[1], str(corpus), output, tmp_path / "records")
     assert {path.name for path in (tmp_path / "records").iterdir()} == {
         path.name for path in (*STORED, APART["earlier"])
     }
-    assert "2 clips, 1.0 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
+    assert "1 clips, 0.5 h" in (output / "README.md").read_text() and (output / "curves.png").is_file()
     assert not list(output.glob("*.py")) and "auto_map" not in (output / "config.json").read_text()
     before, after = (load_file(path / "model.safetensors") for path in (folder, output))
     assert all(torch.equal(value.half(), after[name].half()) for name, value in before.items())

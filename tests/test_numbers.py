@@ -81,6 +81,9 @@ def recorded(name: str) -> frozenset[tuple[str, float]]:
         collect("", json.loads(text))
         return frozenset(found)
     lines = [json.loads(line) for line in text.splitlines()]
+    if not any("recipe" in line for line in lines):  # no run's record
+        collect("", lines)
+        return frozenset(found)
     runs: list[dict[str, float]] = []  # of every run, its seconds, steps and clips
     for line in lines:
         if line.get("from_step") == 0:
@@ -102,7 +105,7 @@ def is_recorded(shown: str, records: list[str]) -> bool:
     text, (factors, keys) = match["value"].replace(",", ""), UNITS[match["unit"] or ""]
     values = [value for name in records for key, value in recorded(name) if re.search(keys, key)]
     runs = [dict(recorded(name)) for name in records if name.endswith(".jsonl")]
-    values += [sum(run["all/seconds"] for run in runs)] if re.search(keys, "seconds") else []
+    values += [sum(run.get("all/seconds", 0.0) for run in runs)] if re.search(keys, "seconds") else []
     if "e" in text:
         digits = len(text.partition("e")[0].partition(".")[2])
         return any(float(f"{value:.{digits}e}") == float(text) for value in values)

@@ -408,7 +408,8 @@ def test_manifest_inside_the_package() -> None:
         if clip.split == "unlabelled":
             continue
         assert 1 <= len(captions) <= 5 and all(caption.strip() for caption in captions)
-        assert not any(word in captions[0].split() for word in ("loud", "quiet"))
+        if clip.quality != "described":  # written by somebody; templates leave out what levels no longer show
+            assert not any(word in captions[0].split() for word in ("loud", "quiet"))
 
 
 def test_bad_manifest_names_the_line(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def main(
     unnamed = [rows.select([i for i, (_, category, _) in enumerate(facts) if category == "other"])]
     unnamed += [plain["unlabelled"].cast(rows.features)] if "unlabelled" in plain else []
     weak = datasets.concatenate_datasets(unnamed)
+    weak = weak.select([i for i, source in enumerate(weak["source"][:]) if source not in kept_out])
     parts = [weak[first : first + PART]["audio"] for first in range(0, len(weak), PART)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         found = [own for part in pool.map(partial(found_classes, yamnet, names), parts) for own in part]
