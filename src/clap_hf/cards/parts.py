@@ -455,13 +455,18 @@ def corpus(facts: dict[str, Any] | None, embedded: bool) -> dict[str, Any] | Non
         "hours": facts["hours"],
         "licenses": lines,
         "record": record,
-        "has_repositories": any("/" in source for source in known),
+        "has_repositories": any(map(_is_repository, known)),
     }
 
 
+def _is_repository(name: str) -> bool:
+    """Whether a source is `owner/name`, and no npm package `@scope/name`."""
+    return "/" in name and not name.startswith("@")
+
+
 def _sources(names: Collection[str]) -> str:
-    """How many packages and git repositories: the names of the latter are `owner/name`."""
-    repositories = sum("/" in name for name in names)
+    """How many packages and git repositories."""
+    repositories = sum(map(_is_repository, names))
     counts = ((len(names) - repositories, "package", "packages"), (repositories, "repository", "repositories"))
     return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
 
