@@ -262,6 +262,7 @@ def length_text(result: dict[str, Any]) -> str:
 
 
 LONGEST_UNBROKEN = 32  # characters of a file name
+WIDE = 95  # characters of a console that has room for the next labels
 
 
 def print_scores(console: Console, results: list[dict[str, Any]], failures: list[dict[str, str]], top_k: int) -> None:
@@ -276,17 +277,19 @@ def print_scores(console: Console, results: list[dict[str, Any]], failures: list
         calibrated = any("probability" in score for result in results for score in result["scores"])
         table.add_column("best label")
         table.add_column("probability" if calibrated else "score", justify="right", no_wrap=True)
-        table.add_column("next")
+        wide = console.width >= WIDE
+        if wide:
+            table.add_column("next")
         if compared:
             table.add_column("labels.csv")
         for result in results:
             shown = result["scores"][:top_k]
-            row = [escape(result["file"]), length_text(result), "silence", "", ""]
+            best, value, others = "silence", "", ", ".join(score["label"] for score in shown[1:])
             if shown:
-                none = result.get("none_of_these", False)
-                row[2] = "none of these" if none else escape(shown[0]["label"])
-                row[3] = f"{shown[0].get('probability', shown[0]['score']):.0%}"
-                row[4] = escape(", ".join(score["label"] for score in shown[0 if none else 1 :]))
+                best = f"none of these ({shown[0]['label']})" if result.get("none_of_these") else shown[0]["label"]
+                value = f"{shown[0].get('probability', shown[0]['score']):.0%}"
+            row = [escape(result["file"]), length_text(result), escape(best), value]
+            row += [escape(others)] if wide else []
             if compared:
                 wrong = f"[red]✗[/] {escape(result.get('expected', ''))}"
                 row.append("" if "expected" not in result else "[green]✓[/]" if result in agreeing else wrong)
