@@ -75,9 +75,9 @@ def sealed(evaluation: dict[str, Any] | None, looks: Sequence[dict[str, Any]]) -
     if evaluation is None:
         return None
     text = (
-        "Clips of repositories that no training clip comes from, compared by content with all of them. Looks at it, "
-        f"these weights' included: {len(looks)}; each was written to `model_cards/embedded.looks.jsonl` before the "
-        f"test was read. How these weights were decided on: {looks[-1]['why']}."
+        "Clips of repositories that no training clip comes from, compared by content with those of the last run. "
+        f"Looks at it, these weights' included: {len(looks)}; each was written to `model_cards/embedded.looks.jsonl` "
+        f"before the test was read. How these weights were decided on: {looks[-1]['why']}."
     )
     return {"text": text, "table": _table(evaluation)}
 
