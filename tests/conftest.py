@@ -6,7 +6,6 @@ from hub_server.session import HUB
 # isort: split
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +70,9 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.fixture(autouse=True)
-def one_environment() -> Iterator[None]:
+def one_environment(monkeypatch) -> None:
     """Undo that `Dataset.map` with several processes replaces `os.environ`: Rich goes on reading the first."""
-    environment = os.environ
-    yield
-    setattr(os, "environ", environment)  # noqa: B010 (assigning looks like clearing it)
+    monkeypatch.setattr(os, "environ", os.environ)
 
 
 def make_config(text=None, audio=None, **settings) -> MSClapConfig:

@@ -190,11 +190,12 @@ def _labels(text: str) -> list[str]:
 
 def _place(start_s: float | None, end_s: float | None) -> str:
     """A window as minutes and seconds; nothing for a whole file."""
-    return (
-        ""
-        if start_s is None or end_s is None
-        else f"{clock(start_s, exact=True)[3:10]}–{clock(end_s, exact=True)[3:10]}"
-    )
+    return "" if start_s is None or end_s is None else f"{_minutes(start_s)}–{_minutes(end_s)}"
+
+
+def _minutes(seconds: float) -> str:
+    """A time as minutes, seconds and tenths, within its hour."""
+    return clock(seconds, exact=True)[3:10]
 
 
 # The page
@@ -284,9 +285,7 @@ def build_page(demo: Demo) -> gradio.Blocks:
 
     def play_hit(hits: list[SearchHit], event: gradio.SelectData) -> Any:
         hit = hits[int(event.row_value[0]) - 1]
-        label = (
-            hit.file.name if hit.start_s is None else f"{hit.file.name} from {clock(hit.start_s, exact=True)[3:10]}"
-        )
+        label = hit.file.name if hit.start_s is None else f"{hit.file.name} from {_minutes(hit.start_s)}"
         return gradio.update(value=in_words(excerpt)(hit.file, hit.start_s or 0.0), label=label, visible=True)
 
     def play_segment(file: str | None, event: gradio.SelectData) -> Any:

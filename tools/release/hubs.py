@@ -22,7 +22,7 @@ from rich.progress import track
 
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio
-from clap_hf.embedding import TEMPLATES, class_vectors
+from clap_hf.embedding import TEMPLATES, embed_classes
 from clap_hf.evaluation.command import load_encoder
 from clap_hf.evaluation.runner import EvaluationOptions
 from clap_hf.evaluation.sound_tasks import SOUND_TASKS
@@ -73,7 +73,7 @@ def main(
         raise typer.BadParameter("these weights are not in the sealed test's ledger: measure them on it first.")
     encoder = load_encoder(EvaluationOptions(model=str(weights), suite="sounds", data_dir=str(dataset)))
     texts = [[template.format(label) for template in TEMPLATES] for label in labels]
-    vectors = class_vectors(encoder.embed_texts([text for own in texts for text in own]), texts)
+    vectors = embed_classes(encoder.model, encoder.processor.tokenizer, texts).cpu()
     counted: dict[str, Any] = {}
     for split in splits.split(","):
         rows = datasets.load_dataset(str(dataset), split=split).cast_column("audio", datasets.Audio(decode=False))

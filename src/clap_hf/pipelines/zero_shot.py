@@ -19,13 +19,13 @@ from transformers import ZeroShotAudioClassificationPipeline
 
 from ..audio import is_one_sound, pipeline_inputs, read_sound
 from ..calibration import Calibration
-from ..embedding import embed_classes, evaluation_mode, warn_of_unreadable_labels
+from ..embedding import TEMPLATES, embed_classes, evaluation_mode, warn_of_unreadable_labels
 from ..fast_cpu import optimize_if_possible
 from ..pretrained import check_weights
 from .long_files import embed_file, is_long, long_sounds
 
 # The paper's prompt (CLAP 2022, Section 3.3) in lower case, as Microsoft's zero_shot_predictions.py asks for.
-DEFAULT_TEMPLATE = "this is a sound of {}"
+DEFAULT_TEMPLATE = TEMPLATES[0]
 FUNCTIONS = ("softmax", "sigmoid", "none", "probability")
 LONGEST_LABEL = 10_000  # characters: tokenizers take some 200 bytes of memory for each, before they cut
 LABEL_SETS = 16  # whose embeddings are kept: a server's callers may take turns with labels of their own
