@@ -52,6 +52,18 @@ def test_vectors_that_are_alike_are_close():
     np.testing.assert_allclose(project(vectors[::-1], "pca")[::-1], places, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error:n_jobs")
+def test_umap_is_the_default_where_it_is_installed():
+    pytest.importorskip("umap")
+    centers = np.random.default_rng(0).normal(size=(2, 24))
+    vectors = np.repeat(centers, 12, axis=0) + 0.05 * np.random.default_rng(1).normal(size=(24, 24))
+    places = project(vectors)
+    np.testing.assert_array_equal(project(vectors, "umap"), places)
+    one, other = places[:12], places[12:]
+    assert np.ptp(one, axis=0).max() < np.linalg.norm(one.mean(axis=0) - other.mean(axis=0))
+    assert np.abs(places - project(vectors, "pca")).max() > 0.01
+
+
 def test_what_the_file_holds(collection, tmp_path):
     def run(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["map", str(collection), "--output", str(tmp_path / "map.html"), *options])

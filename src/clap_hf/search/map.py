@@ -102,7 +102,7 @@ def project(vectors: np.ndarray, method: str | None = None) -> np.ndarray:
             from umap import UMAP
         except ImportError as error:
             raise ImportError("method 'umap' needs umap-learn: pip install umap-learn") from error
-        places = np.asarray(UMAP(metric="cosine", random_state=0).fit_transform(vectors))
+        places = np.asarray(UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors))
     else:
         centred = vectors - vectors.mean(axis=0)
         _, axes = np.linalg.eigh(centred.T @ centred)
