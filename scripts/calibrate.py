@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from clap_hf import MSClapModel, embed_files
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio, read_ahead
-from clap_hf.calibration import Calibration, sigmoid
+from clap_hf.calibration import SOURCES_HELD, Calibration, sigmoid
 from clap_hf.embedding import embed_clips, embed_texts, front_end, model_identity
 from clap_hf.evaluation.loading import AudioColumn
 from clap_hf.pipelines.zero_shot import DEFAULT_TEMPLATE
@@ -39,6 +39,7 @@ CLIPS = 20  # of a label of a source at most
 BATCH = 32
 RATES = (0.01, 0.05, 0.1, 0.2)
 BINS = 15
+LEFT_OUT, FACTOR = 0.25, 1.5  # share of the sources that a draw leaves out; of a stated rate, in which it holds
 SETS = (2, 10, 45)  # labels that a sound is classified by
 COLLECTIONS = (10, 50, 200)  # sounds that are searched
 
@@ -165,6 +166,39 @@ def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) 
     return found
 
 
+def fit(sounds: Sounds, embed: Any, facts: dict[str, Any], sources_held: float) -> Calibration:
+    """A calibration by sounds, and their labels in all templates."""
+    labels = np.array(sorted(set(sounds.labels)))
+    text = embed([template.replace("{}", label) for template in TEMPLATES for label in labels])
+    present, absent = (np.tile(pair, (1, len(TEMPLATES))) for pair in pairs(sounds, labels))
+    return Calibration.fit(sounds.vectors, text, present, absent, list(sounds.sources), facts, sources_held)
+
+
+def leave_out(sounds: Sounds, embed: Any, sources_held: float, draws: int) -> dict[str, Any]:
+    """False alarms in sources that are left out of the fit, drawn again and again."""
+    random = np.random.default_rng(0)
+    names = sorted(set(sounds.sources))
+    found = []
+    for _ in range(draws):
+        chosen = np.isin(sounds.sources, random.choice(names, round(LEFT_OUT * len(names)), replace=False))
+        calibration = fit(sounds.select(~chosen), embed, {}, sources_held)
+        others = sounds.select(chosen)
+        labels = np.array(sorted(set(others.labels)))
+        text = embed([DEFAULT_TEMPLATE.replace("{}", label) for label in labels])
+        probability = calibration.probabilities(others.vectors, text)[pairs(others, labels)[1]]
+        found.append([(probability >= calibration.threshold(rate)).mean() for rate in RATES])
+    ratios = np.array(found) / RATES
+    return {
+        "draws": draws,
+        "sources_held": sources_held,
+        "false_alarms": dict(zip(RATES, np.median(found, axis=0).tolist(), strict=True)),
+        "within_factor": {
+            "above": dict(zip(RATES, (ratios <= FACTOR).mean(axis=0).tolist(), strict=True)),
+            "both": dict(zip(RATES, ((ratios <= FACTOR) & (ratios >= 1 / FACTOR)).mean(axis=0).tolist(), strict=True)),
+        },
+    }
+
+
 def draw(record: dict[str, Any], file: Path) -> None:
     """Reliability diagram: share of present pairs over the stated probability."""
     import matplotlib
@@ -195,6 +229,12 @@ def main(
     ] = None,
     record: Annotated[Path | None, typer.Option(help="JSON of what was measured on the held-out sources.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of the reliability on them.")] = None,
+    sources_held: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the sources in which a stated rate of false alarms holds.")
+    ] = SOURCES_HELD,
+    draws: Annotated[
+        int, typer.Option(min=0, help="How often a quarter of the sources is left out, to see what rates hold.")
+    ] = 0,
 ) -> None:
     """Fit, measure, write."""
     identity: dict[str, str] = {}
@@ -202,28 +242,35 @@ def main(
         loaded, processor = load_checked(MSClapModel, checkpoint_path(model), dtype=getattr(torch, dtype))
         identity[dtype] = model_identity(loaded, front_end(processor.feature_extractor), processor.tokenizer)
 
+    known: dict[str, np.ndarray] = {}
+
     def embed(texts: list[str]) -> np.ndarray:
-        return embed_texts(loaded, processor.tokenizer, texts).cpu().numpy()
+        fresh = [text for text in texts if text not in known]
+        if fresh:
+            known.update(zip(fresh, embed_texts(loaded, processor.tokenizer, fresh).cpu().numpy(), strict=True))
+        return np.stack([known[text] for text in texts])
 
     found = from_corpus(sounds, split, loaded, processor) if split else from_folder(sounds, loaded, processor)
     kept_out = np.isin(found.sources, held_out or [])
     fitted = found.select(~kept_out)
-    labels = np.array(sorted(set(fitted.labels)))
-    text = embed([template.replace("{}", label) for template in TEMPLATES for label in labels])
-    present, absent = (np.tile(pair, (1, len(TEMPLATES))) for pair in pairs(fitted, labels))
     facts = {
         "model": model,
         "identity": identity,
         "sounds": len(fitted.labels),
-        "labels": len(labels),
+        "labels": len(set(fitted.labels)),
         "sources": sorted(set(fitted.sources)),
     }
-    calibration = Calibration.fit(fitted.vectors, text, present, absent, list(fitted.sources), facts)
+    if draws and len(set(fitted.sources)) < 4:
+        raise typer.BadParameter(f"--draws leaves out one source in four, and there are {len(set(fitted.sources))}.")
+    calibration = fit(fitted, embed, facts, sources_held)
     calibration.save(output)
+    left_out = leave_out(fitted, embed, sources_held, draws) if draws else None
+    if left_out:
+        typer.echo(json.dumps(left_out, indent=1))
     if kept_out.any():
         measured = measure(calibration, found.select(kept_out), embed, float(loaded.logit_scale.detach().exp()))
         if record:
-            write_json(record, {"fitted": facts, "held_out": measured})
+            write_json(record, {"fitted": facts, "held_out": measured, "left_out": left_out})
         if plot:
             draw(measured, plot)
         typer.echo(json.dumps({name: measured[name] for name in ("false_alarms", "detections")}, indent=1))

@@ -61,6 +61,20 @@ def test_what_is_stated_holds_on_other_sounds(calibration):
     assert probability[present].mean() > probability[~present].mean() + 0.4
 
 
+def test_rates_that_hold_in_more_sources_have_higher_thresholds():
+    audio, text, present = made_up(seed=1)
+    audio = unit(audio + np.repeat(np.random.default_rng(5).normal(size=(6, DIM)), 100, axis=0) / 6).astype(np.float32)
+    sources = np.repeat(list("abcdef"), 100)
+    low, high = (
+        Calibration.fit(audio, text, present, ~present, list(sources), {}, sources_held=share) for share in (0.5, 1.0)
+    )
+    assert (high.thresholds > low.thresholds).all() and (high.weights == low.weights).all()
+    logits = high.logits(audio, text)
+    for source in "abcdef":
+        own = sources == source
+        assert (logits[own][~present[own]] >= high.thresholds[0]).mean() <= RATES[0] + 0.05
+
+
 def test_a_threshold_of_many_pairs_is_of_any_of_them(calibration):
     audio, text, present = made_up(seed=3)
     probability = np.where(present, 0, calibration.probabilities(audio, text))
@@ -244,11 +258,12 @@ def test_any_checkpoint_can_be_calibrated(processor, tmp_path):
         rows.writerow(["file", "label", "source"])
         for i in range(24):
             soundfile.write(tmp_path / f"{i}.wav", sound(0.5, seed=i), 16_000)
-            rows.writerow([f"{i}.wav", ("dog", "rain", "bell")[i % 3], ("one", "two")[i % 2]])
-    options = ["--output", tmp_path / "model" / FILE, "--held-out", "two", "--record", tmp_path / "record.json"]
-    result = run("calibrate", tmp_path / "model", tmp_path, *options)
+            rows.writerow([f"{i}.wav", ("dog", "rain", "bell")[i % 3], str(i % 8)])
+    options = ["--output", tmp_path / "model" / FILE, "--held-out", "7", "--record", tmp_path / "record.json"]
+    result = run("calibrate", tmp_path / "model", tmp_path, *options, "--draws", 2)
     assert result.exit_code == 0, result.output
     calibration = beside(tmp_path / "model", *load_checked(clap_hf.MSClapModel, str(tmp_path / "model")))
-    assert calibration.sounds.shape == (12, 24) and calibration.facts["sources"] == ["one"]
+    assert calibration.sounds.shape == (21, 24) and calibration.facts["sources"] == list("0123456")
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["held_out"]["sounds"] == 12 and 0 <= record["held_out"]["with"]["auroc"] <= 1
+    assert set(record["left_out"]["false_alarms"]) == {"0.01", "0.05", "0.1", "0.2"}
+    assert record["held_out"]["sounds"] == 3 and 0 <= record["held_out"]["with"]["auroc"] <= 1

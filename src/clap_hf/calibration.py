@@ -23,7 +23,7 @@ from .pretrained import HUB_ID
 FILE = "calibration.safetensors"  # beside the weights
 BACKGROUND = 256  # sounds and texts that are kept
 RATES = np.geomspace(0.5, 1e-3, 64)  # false-alarm rates whose thresholds are kept; the tail is extrapolated
-SOURCES_HELD, SOUNDS_OF_SOURCE = 0.75, 20  # a stated rate holds for this share of the sources with so many sounds
+SOURCES_HELD, SOUNDS_OF_SOURCE = 0.9, 20  # a stated rate holds for this share of the sources with so many sounds
 LOW, MIDDLE = 0.16, 0.5  # quantiles: what is above them may hold sounds that the text does name
 TENSORS = ("sounds", "texts", "weights", "thresholds")
 
@@ -40,8 +40,7 @@ class Calibration:
         sounds: Unit vectors of background sounds `[sounds, dim]`.
         texts: Unit vectors of background texts `[texts, dim]`.
         weights: Of the constant and the two standardised scores in the logit of the probability, at even odds `[3]`.
-        thresholds: Logits that at most the shares `RATES` of absent sounds exceed, in three of four sources, ascending
-            `[64]`.
+        thresholds: Logits that at most the shares `RATES` of absent sounds exceed, in most sources, ascending `[64]`.
         facts: What it was made of; `identity` has the model's for every dtype that it may be loaded in, see
             `model_identity`.
     """
@@ -178,6 +177,7 @@ class Calibration:
         absent: np.ndarray,
         sources: Sequence[str],
         facts: dict[str, Any],
+        sources_held: float = SOURCES_HELD,
     ) -> Calibration:
         """Fit a calibration to sounds and texts of which it is known which belong together.
 
@@ -189,6 +189,7 @@ class Calibration:
             sources: Where every sound comes from: the scores of its pairs are standardised by other sources' sounds,
                 as those of users will be. One source throughout is standardised by itself.
             facts: What it was made of.
+            sources_held: Share of the sources in which a stated rate of false alarms holds, 0 to 1.
 
         Raises:
             ValueError: There is no pair of one of the two kinds.
@@ -222,7 +223,7 @@ class Calibration:
         if len(of_source) < 4:
             thresholds = np.quantile(logits[absent], 1 - RATES)
         else:
-            thresholds = np.quantile(of_source, SOURCES_HELD, axis=0)
+            thresholds = np.quantile(of_source, sources_held, axis=0)
         return cls(sounds, texts, weights, thresholds, facts)
 
 
