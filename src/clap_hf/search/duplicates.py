@@ -1,14 +1,16 @@
 """Copies of one recording in a collection: in another codec, at another level, or cut shorter.
 
-Candidates are neighbours by their vectors whose log-mels, aligned in time, are alike whatever their level. Whether
-they are copies is decided by the correlation of their waveforms in a band that every codec keeps: two sounds of one
-kind have log-mels alike, but not waveforms.
+Candidates are neighbours by their vectors, or by the means of their log-mels over time: copies of a telephone are
+closer to one another by their vectors than to what they are copies of. Those whose aligned log-mels are alike whatever
+their level are compared by the correlation of their waveforms in a band that every codec keeps: two sounds of
+one kind have log-mels alike, but not waveforms.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,6 +31,8 @@ RANGE_DB = 50.0  # below the loudest band; what is below is noise of the codec
 LONGEST_S = 30.0  # of a file that is compared
 OVERLAP = 0.5  # of the shorter one of two files, at least
 NEIGHBOURS, COSINE = 30, 0.6  # of a vector, which are compared
+SHAPES = 8  # neighbours by the shape of the log-mel, which are compared too
+SOUNDING_DB = 20.0  # level of the loudest band from which a frame counts for the shape, above the range's end
 SIMILAR = 0.7  # correlation of two aligned log-mels from which the waveforms are compared
 ALIKE = 0.8  # correlation of two aligned waveforms from which files are copies
 CLOSE, TRIES = 0.9, 3  # cosine of pairs compared before all others; pairs of two groups compared before they are apart
@@ -57,7 +61,7 @@ def find_duplicates(
         folder: The collection.
         alike: Correlation of their waveforms from which two files are copies, 0 to 1.
         cosine: Of the vectors of two files, from which they are compared, -1 to 1.
-        neighbours: Of a file, those with the highest cosines, that it is compared with.
+        neighbours: Of a file, those with the highest cosines, that it is compared with, beside those of its shape.
 
     Raises:
         ValueError: There is no collection, or a part of it is damaged.
@@ -68,12 +72,18 @@ def find_duplicates(
     whole = vectors.matrix[vectors.first]
     paths = [root_of(folder) / name for name in vectors.files]
     cosines = _candidates(whole, cosine, neighbours)
+    skipped: dict[int, str] = {}
+    known = sorted({number for pair in cosines for number in pair})
+    pictures = dict(read_ahead(known, lambda number: fingerprint(paths[number]), skipped))
+    if pictures:
+        read = list(pictures)
+        for places in _candidates(_shapes(pictures.values()), -1.0, SHAPES):
+            one, other = sorted(read[place] for place in places)
+            if (close := float(whole[one] @ whole[other])) >= cosine:
+                cosines[one, other] = close
     # Close ones first, so that groups are found and their other pairs left out; file by file, so that a waveform is
     # read once.
     pairs = sorted(cosines, key=lambda pair: (cosines[pair] < CLOSE, pair[0], -cosines[pair]))
-    needed = sorted({number for pair in pairs for number in pair})
-    skipped: dict[int, str] = {}
-    pictures = dict(read_ahead(needed, lambda number: fingerprint(paths[number]), skipped))
     waves = lru_cache(WAVES)(lambda number: waveform(paths[number]))
     group = list(range(len(paths)))
     apart: Counter[tuple[int, int]] = Counter()
@@ -94,7 +104,7 @@ def find_duplicates(
         else:
             apart[groups] += 1
     members: dict[int, list[Path]] = {}
-    for number in needed:
+    for number in known:
         members.setdefault(first(number), []).append(paths[number])
     found = [sorted(files) for files in members.values() if len(files) > 1]
     return Duplicates(sorted(found), {paths[number]: reason for number, reason in skipped.items()})
@@ -140,6 +150,14 @@ def fingerprint(file: Path) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames, axis=1)).astype(np.float32) ** 2 @ _filterbank()
     decibels = 10 * np.log10(power + 1e-12)
     return np.maximum(decibels - decibels.max() + RANGE_DB, 0)
+
+
+def _shapes(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Means and deviations of fingerprints over their frames, as unit vectors about a center `[files, 2 * bands]`."""
+    means = [[picture[picture.max(axis=1) > SOUNDING_DB].mean(axis=0), picture.std(axis=0)] for picture in pictures]
+    shapes = np.stack(means).reshape(len(means), -1)
+    shapes = shapes - shapes.mean(axis=0)
+    return shapes / np.maximum(np.linalg.norm(shapes, axis=1, keepdims=True), 1e-12)
 
 
 def waveform(file: Path) -> np.ndarray:
