@@ -217,9 +217,9 @@ def correlations(truth: dict[Path, str]) -> dict[str, Any]:
     }
 
 
-def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -> dict[str, Any]:
+def measure_duplicates(source: Path, skip: int, chosen_on: int, count: int, folder: Path) -> dict[str, Any]:
     """Correlations of the first sounds drawn, by which the threshold was chosen, and F1 on the other ones."""
-    sounds = choose(source, chosen_on + count)
+    sounds = choose(source, skip + chosen_on + count)[skip:]
     parts = {"chosen_on": sounds[:chosen_on], "measured_on": sounds[chosen_on:]}
     for part in parts:
         (folder / part).mkdir(exist_ok=True)
@@ -234,7 +234,7 @@ def measure_duplicates(source: Path, chosen_on: int, count: int, folder: Path) -
     facts = {"sounds": count, "files": len(files), "embed_s": embedded, "search_s": time.perf_counter() - started}
     originals = {name: (samples, rate) for name, samples, rate in parts["measured_on"]}
     packages = sorted({name.partition("/")[0] for name in originals})
-    found["measured_on"] = facts | {"packages": packages} | scores(groups, files, originals)
+    found["measured_on"] = facts | {"skipped": skip, "packages": packages} | scores(groups, files, originals)
     return found
 
 
@@ -242,7 +242,10 @@ def main(
     source: Annotated[Path, typer.Argument(help="The sound corpus, or one parquet file of it.")],
     record: Annotated[Path, typer.Option(help="JSON to write.")],
     sounds: Annotated[int, typer.Option(min=1, help="Sounds whose copies are looked for.")] = 500,
-    chosen_on: Annotated[int, typer.Option(min=0, help="Further sounds, by which the threshold was chosen.")] = 50,
+    chosen_on: Annotated[
+        int, typer.Option(min=0, help="Further sounds, by which the threshold was chosen; 0 keeps the record's.")
+    ] = 50,
+    skip: Annotated[int, typer.Option(min=0, help="Sounds drawn first that are left out, as seen before.")] = 0,
     vectors: Annotated[list[int] | None, typer.Option(help="Sizes of collections; repeatable.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Keeps copies and collections, to go on after a stop.")] = None,
     part: Annotated[str | None, typer.Option(help="queries or duplicates alone; the record keeps the other.")] = None,
@@ -255,7 +258,8 @@ def main(
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(temporary) if folder is None else folder
             place.mkdir(parents=True, exist_ok=True)
-            found["duplicates"] = measure_duplicates(source, chosen_on, sounds, place)
+            measured = measure_duplicates(source, skip, chosen_on, sounds, place)
+            found["duplicates"] = found.get("duplicates", {}) | measured
     write_json(record, found)
     typer.echo(json.dumps(found, indent=1))
 
