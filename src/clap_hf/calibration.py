@@ -24,6 +24,7 @@ FILE = "calibration.safetensors"  # beside the weights
 BACKGROUND = 256  # sounds and texts that are kept
 RATES = np.geomspace(0.5, 1e-3, 64)  # false-alarm rates whose thresholds are kept; the tail is extrapolated
 SOURCES_HELD, SOUNDS_OF_SOURCE = 0.9, 20  # a stated rate holds for this share of the sources with so many sounds
+FALSE_ALARMS = 0.2  # of sounds that get a label though none fits, of searches that state a match though there is none
 LOW, MIDDLE = 0.16, 0.5  # quantiles: what is above them may hold sounds that the text does name
 TENSORS = ("sounds", "texts", "weights", "thresholds")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audio import AudioReader, open_audio, read_whole
-from .calibration import Calibration
+from .calibration import FALSE_ALARMS, Calibration
 from .embedding import TEMPLATES, embed_files
 from .moments import false_alarm_thresholds, score_timeline, segments
 from .pipelines.zero_shot import DEFAULT_TEMPLATE, MSClapZeroShotAudioClassificationPipeline, check_labels
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from .model.processing_msclap import MSClapProcessor
 
 LABELS = "dog, bird, speech, footsteps, applause, music, drums, rain, thunder, stream, fire, glass breaking, engine"
-NONE_FALSE_ALARMS = 0.2  # of sounds that get a label though none fits
-SEARCH_FALSE_ALARMS = TIMELINE_FALSE_ALARMS = 0.01
+TIMELINE_FALSE_ALARMS = 0.01
 TIMELINE_THRESHOLD = 0.35  # a cosine, for a model without calibration
 HITS, SHOWN_LABELS, MOST_LABELS = 10, 6, 100
 EXCERPT_S = 30.0  # of a hit that is played
@@ -114,7 +113,7 @@ class Demo:
         answer, best = scores[0]["label"], scores[0]["score"]
         text = f"## {answer}\n{best:.0%} among these labels"
         if self.calibration is not None:
-            threshold = self.calibration.threshold(NONE_FALSE_ALARMS, count=len(names))
+            threshold = self.calibration.threshold(FALSE_ALARMS, count=len(names))
             probability = scores[0]["probability"]
             text += f"; the probability that it is there is {probability:.0%}."
             if probability < threshold:
@@ -132,7 +131,7 @@ class Demo:
         count = f"{len(self.collection):,} sounds"
         text = f"The closest of {count}. Click a row to play it from its second."
         if self.calibration is not None and isinstance(query, str):
-            threshold = self.calibration.threshold(SEARCH_FALSE_ALARMS)
+            threshold = self.collection.match_threshold()
             if all((hit.probability or 0.0) < threshold for hit in hits):
                 text = f"**Nothing in this collection matches.** {text}"
         rows = [

@@ -207,6 +207,11 @@ def calibration(record: dict[str, Any] | None) -> dict[str, str] | None:
         f"{found['sounds']:,} sounds of {len(found['sources'])} others with {found['labels']} labels. Without "
         "calibration the probability is the sigmoid of the logit."
     )
+    if left_out := record.get("left_out"):
+        text += (
+            f" Of {left_out['draws']} fits without a quarter of their sources, {left_out['all_within_factor']:.0%} "
+            f"kept every stated rate within a factor of {left_out['factor']} on these."
+        )
     head = ["stated false-alarm rate of a pair", *(f"{float(rate):.0%}" for rate in rates)]
     return {
         "text": text,

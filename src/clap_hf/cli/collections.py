@@ -19,7 +19,6 @@ app = typer.Typer()
 
 PROBLEMS_SHOWN = 20
 LAUNCHED_WAIT = timedelta(days=30)  # that a process waits at the end for those with longer sounds
-FALSE_ALARMS = 0.01  # of sounds that do not match, above whose threshold a hit counts as a match
 
 
 @app.command()
@@ -152,8 +151,8 @@ def search(
 ) -> None:
     """Find sounds of a collection by words, or by other sounds, and the seconds where they match.
 
-    A calibrated model also states the probability of every hit, and whether anything matches: one in a hundred sounds
-    that do not match is above the threshold.
+    A calibrated model also states the probability of every hit, and whether anything matches, by a threshold that one
+    in five searches for a sound that is not there would reach.
     """
     from ..search import Filter, WeightedQuery, collection_facts, load_part, parse_words
 
@@ -180,7 +179,7 @@ def search(
     hits: list[dict[str, Any]] = [{**vars(hit), "file": str(hit.file)} for hit in found]
     matches = None
     if collection.calibration is not None and isinstance(query, str):
-        threshold = collection.calibration.threshold(FALSE_ALARMS)
+        threshold = collection.match_threshold()
         matches = any((hit.probability or 0.0) >= threshold for hit in found)
 
     def print_table(console: Console) -> None:

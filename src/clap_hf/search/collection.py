@@ -27,7 +27,7 @@ from ..atomic_io import PartStore, locked, part_facts
 from ..audio import AudioReader, audio_files, open_audio, read_ahead
 from ..audio.reader import open_regular, printable
 from ..audio.stored import is_there, state_of
-from ..calibration import Calibration
+from ..calibration import FALSE_ALARMS, Calibration
 from ..embedder import row_id, window_columns
 from ..embedding import ClapEncoder, embed_sounds
 from ..model.modeling_msclap import MSClapModel
@@ -384,8 +384,8 @@ class SoundCollection:
             sampling_rate: Rate of samples that do not carry their own, Hz.
             exclude: Words or a sound; files that are closer to it than to the query are left out.
             where: Which files take part.
-            false_alarm_rate: Leave out hits below the calibrated threshold, which this share of the sounds that do not
-                match the words reach.
+            false_alarm_rate: Leave out hits below the probability that some sound reaches in this share of searches
+                for a sound that is not there, see `match_threshold`.
 
         Returns:
             Hits, the best first.
@@ -434,9 +434,22 @@ class SoundCollection:
         if missing and not hits:
             raise self._all_missing(missing)
         if false_alarm_rate is not None and calibration is not None:
-            threshold = calibration.threshold(false_alarm_rate)
+            threshold = self.match_threshold(false_alarm_rate)
             hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
         return hits
+
+    def match_threshold(self, false_alarm_rate: float = FALSE_ALARMS) -> float:
+        """The probability from which a hit counts as a match: the more sounds, the higher.
+
+        Args:
+            false_alarm_rate: Share of searches for a sound that is not there in which a hit reaches it, 0 to 1.
+
+        Raises:
+            ValueError: The model has no calibration, or the rate is no share.
+        """
+        if self.calibration is None:
+            raise ValueError("no calibration of the model, expected one. Make one by scripts/calibrate.py.")
+        return self.calibration.threshold(false_alarm_rate, count=max(1, len(self._index.vectors().matrix)))
 
     def _ranked(
         self, vectors: Vectors, query: np.ndarray, against: np.ndarray | None, where: Filter, top_k: int
