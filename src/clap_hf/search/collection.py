@@ -439,7 +439,7 @@ class SoundCollection:
         return hits
 
     def match_threshold(self, false_alarm_rate: float = FALSE_ALARMS) -> float:
-        """The probability from which a hit counts as a match: the more sounds, the higher.
+        """The probability from which a hit counts as a match: the more sounds and windows, the higher.
 
         Args:
             false_alarm_rate: Share of searches for a sound that is not there in which a hit reaches it, 0 to 1.
@@ -448,7 +448,9 @@ class SoundCollection:
             ValueError: The model has no calibration, or the rate is no share.
         """
         if self.calibration is None:
-            raise ValueError("no calibration of the model, expected one. Make one by scripts/calibrate.py.")
+            raise ValueError(
+                f"{self.folder}: its model has no calibration, expected one. Make one by scripts/calibrate.py."
+            )
         return self.calibration.threshold(false_alarm_rate, count=max(1, len(self._index.vectors().matrix)))
 
     def _ranked(
