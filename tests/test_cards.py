@@ -109,10 +109,13 @@ def test_the_mean_of_two_models_is_exported_and_its_card_says_so(folder, process
     processor.save_pretrained(other)
     run.mkdir()
     shutil.copy(STORED[0], run / "run.jsonl")
-    average_weights.main(str(folder), str(other), "it is wider", mean)
+    average_weights.main(str(folder), str(other), "it is wider", mean, "the weights that the last run went on from")
     export_embedded.main(run, mean, STORED[1], None, tmp_path / "embedded", tmp_path / "records")
     card = (tmp_path / "embedded" / "README.md").read_text()
-    assert "the mean of the weights that the last run went on from and those it ended with; it is wider" in card
+    assert (
+        "the mean of the weights that the last run went on from and those that the last run ended with; it is wider"
+        in card
+    )
     first, second, exported = (
         load_file(path / "model.safetensors") for path in (folder, other, tmp_path / "embedded")
     )

@@ -1,4 +1,4 @@
-"""Average the weights of two models of one shape, one of which went on from the other.
+"""Average the weights of two models of one shape, one of which goes back to the other.
 
     python -m tools.release.average_weights --before RUN/before --after RUN/best --why "kept for ..." --output averaged
 
@@ -43,6 +43,9 @@ def main(
     after: Annotated[str, typer.Option(help="Folder or Hub id of the model it ended with; gives the settings.")],
     why: Annotated[str, typer.Option(help="Why the mean was taken, for the card.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
+    name: Annotated[str, typer.Option(help="What the card calls the weights before.")] = (
+        "the weights that the last run went on from"
+    ),
 ) -> None:
     """Write the mean of two models, with the second's processor."""
     first, model = (clap_hf.MSClapModel.from_pretrained(name, dtype=torch.float32) for name in (before, after))
@@ -51,8 +54,7 @@ def main(
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         clap_hf.MSClapProcessor.from_pretrained(after).save_pretrained(folder)
-        of = ["the weights that the last run went on from", "those it ended with"]
-        write_json(folder / AVERAGE, {"of": of, "why": why})
+        write_json(folder / AVERAGE, {"of": [name, "those that the last run ended with"], "why": why})
 
     replace_folder(output, write)
 
