@@ -29,7 +29,7 @@ CHECK_SEED = 0
 # Axis of a weight's inputs: 8-bit weights keep a scale for every block along it, and for every row of an embedding
 # table, whose rounding matters less.
 INPUT_AXIS = {"MatMul": 0, "Gemm": 1, "Conv": 1, "Gather": 1}
-BLOCKS = (32, 16)  # weights of a scale
+BLOCK = 16  # weights of a scale
 SMALLEST_QUANTIZED = 4096  # weights; smaller ones stay float32
 OPSET = 21  # the first that dequantises by blocks
 
@@ -298,9 +298,8 @@ def _quantize_weights(source: Path, target: Path) -> None:
         axis = INPUT_AXIS.get(user)
         if axis is None or values.dtype != np.float32 or values.ndim < 2 or values.size < SMALLEST_QUANTIZED:
             continue
-        sizes = values.shape[axis:] if user == "Gather" else BLOCKS
-        block = next((size for size in sizes if values.shape[axis] % size == 0), None)
-        if block is None:
+        block = values.shape[axis] if user == "Gather" else BLOCK
+        if values.shape[axis] % block:
             continue
         blocks = np.moveaxis(values, axis, -1).reshape(-1, block)
         scales = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
