@@ -29,7 +29,7 @@ from pages import Block, run_python
 
 ROOT = Path(__file__).parent.parent
 STORED = [ROOT / "model_cards" / f"embedded.{name}" for name in ("run.jsonl", "results.json", "corpus.json")]
-APART = {name: ROOT / "model_cards" / f"embedded.{name}.json" for name in ("sealed", "hubs")}
+APART = {name: ROOT / "model_cards" / f"embedded.{name}.json" for name in ("sealed", "hubs", "average")}
 APART |= {name: ROOT / "model_cards" / f"embedded.{name}.jsonl" for name in ("earlier", "looks")}
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
