@@ -105,6 +105,21 @@ def pairs(sounds: Sounds, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sounds.labels[:, None] == labels, sounds.groups[:, None] != groups
 
 
+def labelled(
+    sounds: Sounds, embed: Any, templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors of the sounds' labels in templates, and which sound has which, and surely has not: see `pairs`."""
+    labels = np.array(sorted(set(sounds.labels)))
+    text = embed([template.replace("{}", label) for template in templates for label in labels])
+    present, absent = (np.tile(pair, (1, len(templates))) for pair in pairs(sounds, labels))
+    return text, present, absent
+
+
+def exceeding(calibration: Calibration, probability: np.ndarray) -> dict[float, float]:
+    """Share of pairs above the threshold of every rate."""
+    return {rate: float((probability >= calibration.threshold(rate)).mean()) for rate in RATES}
+
+
 def reliability(probability: np.ndarray, truth: np.ndarray) -> tuple[float, list[tuple[float, float, float]]]:
     """Expected calibration error at even odds; of every bin the mean probability, share of present pairs, weight."""
     weight = np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum())
@@ -120,15 +135,13 @@ def reliability(probability: np.ndarray, truth: np.ndarray) -> tuple[float, list
 
 def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) -> dict[str, Any]:
     """Scores of sounds with and without calibration, by the labels in the default template."""
-    labels = np.array(sorted(set(sounds.labels)))
-    text = embed([DEFAULT_TEMPLATE.replace("{}", label) for label in labels])
-    present, absent = pairs(sounds, labels)
+    text, present, absent = labelled(sounds, embed)
     truth = np.repeat([True, False], [present.sum(), absent.sum()])
     cosines = sounds.vectors @ text.T
     probability = calibration.probabilities(sounds.vectors, text)
     found: dict[str, Any] = {
         "sounds": len(sounds.labels),
-        "labels": len(labels),
+        "labels": present.shape[1],
         "sources": sorted(set(sounds.sources)),
     }
     for name, scores in (("without", sigmoid(scale * cosines)), ("with", probability)):
@@ -140,9 +153,8 @@ def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) 
             "false_alarms_at_half": float((scores[absent] >= 0.5).mean()),
             "reliability": bins,
         }
-    thresholds = {rate: calibration.threshold(rate) for rate in RATES}
-    found["false_alarms"] = {rate: float((probability[absent] >= t).mean()) for rate, t in thresholds.items()}
-    found["detections"] = {rate: float((probability[present] >= t).mean()) for rate, t in thresholds.items()}
+    found["false_alarms"] = exceeding(calibration, probability[absent])
+    found["detections"] = exceeding(calibration, probability[present])
     random = np.random.default_rng(0)
     found["none_of_these"] = []
     for count in (count for count in SETS if count <= absent.sum(axis=1).min()):
@@ -173,9 +185,7 @@ def measure(calibration: Calibration, sounds: Sounds, embed: Any, scale: float) 
 
 def fit(sounds: Sounds, embed: Any, facts: dict[str, Any], sources_held: float) -> Calibration:
     """A calibration by sounds, and their labels in all templates."""
-    labels = np.array(sorted(set(sounds.labels)))
-    text = embed([template.replace("{}", label) for template in TEMPLATES for label in labels])
-    present, absent = (np.tile(pair, (1, len(TEMPLATES))) for pair in pairs(sounds, labels))
+    text, present, absent = labelled(sounds, embed, TEMPLATES)
     return Calibration.fit(sounds.vectors, text, present, absent, list(sounds.sources), facts, sources_held)
 
 
@@ -188,10 +198,9 @@ def leave_out(sounds: Sounds, embed: Any, sources_held: float, draws: int) -> di
         chosen = np.isin(sounds.sources, random.choice(names, round(LEFT_OUT * len(names)), replace=False))
         calibration = fit(sounds.select(~chosen), embed, {}, sources_held)
         others = sounds.select(chosen)
-        labels = np.array(sorted(set(others.labels)))
-        text = embed([DEFAULT_TEMPLATE.replace("{}", label) for label in labels])
-        probability = calibration.probabilities(others.vectors, text)[pairs(others, labels)[1]]
-        found.append([(probability >= calibration.threshold(rate)).mean() for rate in RATES])
+        text, _, absent = labelled(others, embed)
+        probability = calibration.probabilities(others.vectors, text)[absent]
+        found.append(list(exceeding(calibration, probability).values()))
     ratios = np.array(found) / RATES
     return {
         "draws": draws,

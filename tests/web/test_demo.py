@@ -132,8 +132,7 @@ def test_the_page(address, demo, sounds, tmp_path):
         wait(lambda: "0:00" in text("#classify-sound"))
         press("Classify")
         wait(lambda: text("#answer h2") == "dog")
-        label, share = text("#classify-labels").splitlines()[1:3]
-        assert label == "dog" and int(share.rstrip("%")) > 90
+        assert "100%" in text("#classify-labels") and "dog" in text("#classify-labels")
         picture("classify")
         words = shown("//textarea")
         words.clear()
