@@ -1,5 +1,7 @@
 """How often a clip is drawn."""
 
+from collections import Counter
+
 import datasets
 import numpy as np
 import pytest
@@ -34,3 +36,20 @@ def test_labels_are_balanced_by_the_exponent(dataset):
 def test_sources_of_a_label_are_balanced_within_its_share(dataset):
     assert shares(dataset.weights(1.0, {}, 1.0)) == pytest.approx([0.25, 0.25, 0.5])
     assert shares(dataset.weights(0.0, {}, 0.5)) == pytest.approx([0.75 * 10 / 14, 0.25 * 10 / 14, 4 / 14])
+
+
+def test_shares_of_texts_are_how_often_they_are_drawn():
+    rows = {
+        "captions": [["a dog barks", "a dog"], ["a dog"], ["a low note", "a piano"]],
+        "label": ["dog", "dog", "piano"],
+        "category": ["animal", "animal", "instrument"],
+        "source": ["one", "two", "one"],
+    }
+    dataset = PairDataset(datasets.Dataset.from_dict(rows), None, 1, Augmentation(), "a sound of {}", 0.3, 0)
+    probabilities = np.array([0.5, 0.2, 0.3])
+    found = dict(zip(dataset.texts, dataset.text_shares(probabilities).tolist(), strict=True))
+    assert sum(found.values()) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    drawn = Counter(dataset.text(int(row), rng) for row in rng.choice(3, 40_000, p=probabilities))
+    for text, share in found.items():
+        assert drawn[text] / 40_000 == pytest.approx(share, abs=0.01)

@@ -1,5 +1,7 @@
 """The multi-positive loss against Eq. 4 and against a plain loop."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,3 +42,20 @@ def test_text_bank_leaves_out_what_is_also_true_and_nothing_else():
     assert loss.item() == pytest.approx(((first + second) / 2).item(), abs=1e-6)
     loss.backward()
     assert logits.grad[0, 2] == 0 and (logits.grad[0, [1, 3]] > 0).all()
+
+
+def test_text_bank_with_shares_of_the_draws_learns_what_does_not_depend_on_them():
+    """Of two texts that sound alike, one is drawn nine times as often: their logits end equal, not log 9 apart."""
+    shares = torch.tensor([0.9, 0.1])
+    texts = torch.tensor([0] * 9 + [1])
+    apart = {}
+    for name, offsets in (("plain", None), ("adjusted", shares.log())):
+        bias = torch.zeros(2, requires_grad=True)
+        optimizer = torch.optim.Adam([bias], lr=0.1)
+        for _ in range(500):
+            optimizer.zero_grad()
+            text_bank_loss(bias.expand(10, 2), texts, torch.zeros(10, 2, dtype=torch.bool), offsets).backward()
+            optimizer.step()
+        apart[name] = (bias[0] - bias[1]).item()
+    assert apart["plain"] == pytest.approx(math.log(9), abs=1e-3)
+    assert apart["adjusted"] == pytest.approx(0, abs=1e-3)

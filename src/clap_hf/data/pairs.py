@@ -133,6 +133,27 @@ class PairDataset(Dataset):
         # Half of the time the first caption, which is the most specific one.
         return captions[0] if rng.random() < 0.5 else captions[int(rng.integers(len(captions)))]
 
+    def text_shares(self, probabilities: np.ndarray) -> torch.Tensor:
+        """How often each of `texts` is drawn by `text`.
+
+        Args:
+            probabilities: Of drawing every row `[rows]`; sum 1.
+
+        Returns:
+            `[texts]`, sum 1, float64.
+        """
+        column = {text: i for i, text in enumerate(self.texts)}
+        shares = torch.zeros(len(self.texts), dtype=torch.float64)
+        for row, probability in enumerate(probabilities.tolist()):
+            captions = self.captions[row]
+            if self.categories[row] not in CAPTION_GROUPS:
+                shares[column[self.template.format(self.labels[row])]] += probability * self.template_probability
+                probability *= 1 - self.template_probability
+            shares[column[captions[0]]] += probability / 2
+            for caption in captions:
+                shares[column[caption]] += probability / 2 / len(captions)
+        return shares
+
 
 class BalancedSampler(Sampler):
     """Draws (row, draw number) by weight, with replacement, from (seed, epoch).

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..data.augment import augment_log_mel
 from ..data.batches import SampledBatches
+from ..data.pairs import BalancedSampler
 from ..model.modeling_msclap import MSClapModel, contrastive_loss
 from ..model.processing_msclap import MSClapProcessor
 from .cached_step import cached_backward, prepare_batch_norm, trunk_batch_norms, whole_batch_statistics
@@ -79,7 +80,11 @@ class ContrastiveStage(TrainingStage):
                 raise ValueError(
                     "text_bank needs one process and a dataset in the layout of the sound corpus; leave it out."
                 )
-            self.bank = TextBank(self.model, self.processor, self.data.dataset)
+            offsets = None
+            if self.recipe.logit_adjustment and isinstance(self.data.sampler, BalancedSampler):
+                shares = self.data.dataset.text_shares(self.data.sampler.probabilities)
+                offsets = (self.recipe.logit_adjustment * shares.log()).float()
+            self.bank = TextBank(self.model, self.processor, self.data.dataset, offsets)
         if self.recipe.chunk_size != "auto":
             self.set_chunk_size(self.asked_chunk_size)
 

@@ -35,7 +35,9 @@ def multi_positive_contrastive_loss(logits_per_text: torch.Tensor, groups: torch
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
 
 
-def text_bank_loss(logits: torch.Tensor, texts: torch.Tensor, also_true: torch.Tensor) -> torch.Tensor:
+def text_bank_loss(
+    logits: torch.Tensor, texts: torch.Tensor, also_true: torch.Tensor, offsets: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy of clips against all texts of the training set instead of the batch's alone.
 
     A frozen text tower encodes every text once, so that thousands of negatives cost one projection; a small batch
@@ -45,10 +47,15 @@ def text_bank_loss(logits: torch.Tensor, texts: torch.Tensor, also_true: torch.T
         logits: Scaled similarities of clips and texts `[batch, texts]`.
         texts: The text of every clip `[batch]`, column numbers.
         also_true: Texts that are true of a clip too and must not count as negatives `[batch, texts]`, bool.
+        offsets: Added to the logits in training alone `[texts]`: with the log of every text's share of the draws, a
+            text that is drawn often need not lie near everything (Menon et al., 2021, "Long-tail learning via logit
+            adjustment", Eq. 10).
 
     Returns:
         Scalar loss.
     """
+    if offsets is not None:
+        logits = logits.float() + offsets
     ignored = also_true.clone()
     ignored[torch.arange(len(texts), device=texts.device), texts] = False
     return F.cross_entropy(logits.float().masked_fill(ignored, -torch.inf), texts)
@@ -107,9 +114,16 @@ class TextBank:
         model: Model with a frozen text tower.
         processor: Its processor.
         dataset: Names the texts, and which of them are true of each other's clips.
+        offsets: See `text_bank_loss`.
     """
 
-    def __init__(self, model: MSClapModel, processor: MSClapProcessor, dataset: PairDataset):
+    def __init__(
+        self,
+        model: MSClapModel,
+        processor: MSClapProcessor,
+        dataset: PairDataset,
+        offsets: torch.Tensor | None = None,
+    ):
         states = []
         with evaluation_mode(model), torch.no_grad():
             for start in range(0, len(dataset.texts), TEXTS_PER_BATCH):
@@ -117,6 +131,7 @@ class TextBank:
                 states.append(model.pool_text(model.text_model(**tokens), tokens["attention_mask"]))
         self.states = torch.cat(states)  # [texts, text tower's size]
         self.texts_of_groups = dataset.texts_of_groups().to(model.device)
+        self.offsets = None if offsets is None else offsets.to(model.device)
 
     def loss(
         self, model: MSClapModel, audio_embeds: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -134,5 +149,5 @@ class TextBank:
         texts = F.normalize(model.text_projection(self.states).float(), dim=-1)
         against_all = model.compute_similarity(audio_embeds, texts)  # [batch, texts]
         within = against_all[:, batch["texts"]].t()
-        to_text = text_bank_loss(against_all, batch["texts"], self.texts_of_groups[batch["groups"]])
+        to_text = text_bank_loss(against_all, batch["texts"], self.texts_of_groups[batch["groups"]], self.offsets)
         return 0.5 * (to_text + multi_positive_contrastive_loss(within, batch["groups"])), within
