@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..atomic_io import PartStore
-from ..audio import load_audio, read_ahead
+from ..audio import Audio, load_audio, read_ahead
 from ..model.feature_extraction_msclap import resample
 from .check import collection_facts, root_of
 from .index import Index
@@ -144,7 +144,7 @@ def fingerprint(file: Path) -> np.ndarray:
     Raises:
         AudioDecodeError: The file cannot be decoded.
     """
-    samples = _samples(file, RATE)
+    samples = _mono(load_audio(file, duration_s=LONGEST_S), RATE)
     padded = np.pad(samples, (FFT // 2, FFT // 2 + HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP] * np.hanning(FFT).astype(np.float32)
     power = np.abs(np.fft.rfft(frames, axis=1)).astype(np.float32) ** 2 @ _filterbank()
@@ -166,7 +166,12 @@ def waveform(file: Path) -> np.ndarray:
     Raises:
         AudioDecodeError: The file cannot be decoded.
     """
-    samples = _samples(file, WAVE_RATE)
+    return speech_band(load_audio(file, duration_s=LONGEST_S))
+
+
+def speech_band(audio: Audio) -> np.ndarray:
+    """Waveform of decoded audio as `waveform` has it: the first 30 s at 16 kHz, 100 to 3400 Hz `[samples, 1]`."""
+    samples = _mono(audio, WAVE_RATE)
     frequencies = np.fft.rfftfreq(len(samples), 1 / WAVE_RATE)
     # High bands are weak in most sounds, but differ between similar ones: 3 dB more an octave.
     weights = np.sqrt(frequencies) * ((frequencies >= LOWEST) & (frequencies <= HIGHEST))
@@ -174,20 +179,21 @@ def waveform(file: Path) -> np.ndarray:
     return (filtered / max(float(np.abs(filtered).max()), 1e-12)).astype(np.float32)[:, None]
 
 
-def _samples(file: Path, rate: int) -> np.ndarray:
-    """Mono samples of a file's first 30 s at a rate, Hz `[samples]`."""
+def _mono(audio: Audio, rate: int) -> np.ndarray:
+    """Mono samples of the first 30 s at a rate, Hz `[samples]`."""
     import torch
 
-    audio = load_audio(file, duration_s=LONGEST_S)
-    return resample(torch.from_numpy(audio.samples).mean(dim=0), audio.sampling_rate, rate).numpy()
+    samples = audio.samples[:, : round(LONGEST_S * audio.sampling_rate)]
+    return resample(torch.from_numpy(samples).mean(dim=0), audio.sampling_rate, rate).numpy()
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> float:
+def likeness(one: np.ndarray, other: np.ndarray, overlap: float = OVERLAP) -> float:
     """Highest correlation of two log-mels or waveforms over all shifts at which they overlap enough, -1 to 1.
 
     Args:
         one: `[frames, bands]` or `[samples, 1]`.
         other: The same.
+        overlap: Share of the shorter one that overlaps at least, 0 to 1.
     """
     shifts = np.arange(1 - len(other), len(one))  # of the other's first frame, in frames of the one
     length = 1 << (len(shifts) - 1).bit_length()
@@ -205,5 +211,5 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
     count = (end - first) * one.shape[1]
     covariance = products - sum_one * sum_other / count
     variances = (square_one - sum_one**2 / count) * (square_other - sum_other**2 / count)
-    enough = (end - first >= OVERLAP * min(len(one), len(other))) & (variances > 1e-3)
+    enough = (end - first >= overlap * min(len(one), len(other))) & (variances > 1e-3)
     return float(np.max(covariance[enough] / np.sqrt(variances[enough]), initial=-1.0))
