@@ -79,8 +79,6 @@ def sealed(evaluation: dict[str, Any] | None, looks: Sequence[dict[str, Any]]) -
         f"Looks at it, these weights' included: {len(looks)}; each was written to `model_cards/embedded.looks.jsonl` "
         f"before the test was read. How these weights were decided on: {looks[-1]['why']}."
     )
-    if remark := evaluation.get("remark"):
-        text += f" {remark}"
     return {"text": text, "table": _table(evaluation)}
 
 

@@ -76,15 +76,20 @@ class ContrastiveStage(TrainingStage):
 
     def setup(self, accelerator: Accelerator) -> None:
         if self.recipe.text_bank:
-            if world_size() > 1 or not isinstance(self.data, SampledBatches):
+            data = self.data
+            if (
+                world_size() > 1
+                or not isinstance(data, SampledBatches)
+                or not isinstance(data.sampler, BalancedSampler)
+            ):
                 raise ValueError(
                     "text_bank needs one process and a dataset in the layout of the sound corpus; leave it out."
                 )
             offsets = None
-            if self.recipe.logit_adjustment and isinstance(self.data.sampler, BalancedSampler):
-                shares = self.data.dataset.text_shares(self.data.sampler.probabilities)
+            if self.recipe.logit_adjustment:
+                shares = data.dataset.text_shares(data.sampler.probabilities)
                 offsets = (self.recipe.logit_adjustment * shares.log()).float()
-            self.bank = TextBank(self.model, self.processor, self.data.dataset, offsets)
+            self.bank = TextBank(self.model, self.processor, data.dataset, offsets)
         if self.recipe.chunk_size != "auto":
             self.set_chunk_size(self.asked_chunk_size)
 
