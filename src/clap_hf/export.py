@@ -294,14 +294,12 @@ def _quantize_weights(source: Path, target: Path) -> None:
     nodes = []
     for weight in list(model.graph.initializer):
         values = numpy_helper.to_array(weight)
-        user = users[weight.name]
-        axis = INPUT_AXIS.get(user)
+        axis = INPUT_AXIS.get(users[weight.name])
         if axis is None or values.dtype != np.float32 or values.ndim < 2 or values.size < SMALLEST_QUANTIZED:
             continue
-        block = values.shape[axis] if user == "Gather" else BLOCK
-        if values.shape[axis] % block:
+        if values.shape[axis] % BLOCK:
             continue
-        blocks = np.moveaxis(values, axis, -1).reshape(-1, block)
+        blocks = np.moveaxis(values, axis, -1).reshape(-1, BLOCK)
         scales = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
         moved = np.moveaxis(values, axis, -1).shape
         integers = np.moveaxis(np.round(blocks / scales).astype(np.int8).reshape(moved), -1, axis)
@@ -310,7 +308,7 @@ def _quantize_weights(source: Path, target: Path) -> None:
         model.graph.initializer.remove(weight)
         model.graph.initializer.append(numpy_helper.from_array(integers, names[0]))
         model.graph.initializer.append(numpy_helper.from_array(scales, names[1]))
-        nodes.append(helper.make_node("DequantizeLinear", names, [weight.name], axis=axis, block_size=block))
+        nodes.append(helper.make_node("DequantizeLinear", names, [weight.name], axis=axis, block_size=BLOCK))
     for node in nodes:
         model.graph.node.insert(0, node)
     onnx.save(model, target)
