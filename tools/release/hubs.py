@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import datasets
+import torch
 import typer
 from rich.progress import track
 
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio
-from clap_hf.embedding import TEMPLATES, embed_classes
+from clap_hf.embedding import TEMPLATES, ClapEncoder, embed_classes
 from clap_hf.evaluation.command import load_encoder
 from clap_hf.evaluation.runner import EvaluationOptions
 from clap_hf.evaluation.sound_tasks import SOUND_TASKS
@@ -61,6 +62,21 @@ def count_hubs(first: Sequence[str], own: Sequence[str], labels: Sequence[str]) 
     return {"clips": len(first), "labels": sorted(rows, key=lambda row: -row["ratio"])[:LISTED]}
 
 
+def embed_rows(encoder: ClapEncoder, rows: datasets.Dataset) -> Iterator[torch.Tensor]:
+    """Embed clips, batch by batch.
+
+    Args:
+        encoder: The model.
+        rows: Rows whose `audio` holds encoded bytes (`Audio(decode=False)`).
+
+    Returns:
+        Unit vectors of each batch `[at most BATCH, dim]`, in order.
+    """
+    for start in range(0, len(rows), BATCH):
+        stored = rows[start : start + BATCH]["audio"]
+        yield encoder.embed_audio([encoder.prepare(load_stored_audio(audio)) for audio in stored])
+
+
 def main(
     weights: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     dataset: Annotated[Path, typer.Option(help="Folder of the sound corpus.")],
@@ -80,10 +96,8 @@ def main(
         events = [i for i, row in enumerate(rows.remove_columns("audio")) if EVENTS.class_of(row)]
         rows = rows.select(events)
         first: list[str] = []
-        for start in track(range(0, len(rows), BATCH), split):
-            clips = [encoder.prepare(load_stored_audio(stored)) for stored in rows[start : start + BATCH]["audio"]]
-            best = (encoder.embed_audio(clips) @ vectors.t()).argmax(dim=1)
-            first += [labels[int(number)] for number in best]
+        for clips in track(embed_rows(encoder, rows), split, total=-(-len(rows) // BATCH)):
+            first += [labels[int(number)] for number in (clips @ vectors.t()).argmax(dim=1)]
         counted[split] = count_hubs(first, rows["label"][:], labels)
         typer.echo(f"{split}: {counted[split]}")
     write_json(record, {"weights": identity, "everyday_labels": len(labels), "splits": counted})

@@ -27,12 +27,12 @@ from clap_hf.audio import load_stored_audio
 from clap_hf.evaluation.command import load_encoder
 from clap_hf.evaluation.runner import EvaluationOptions
 from clap_hf.search.duplicates import likeness, speech_band
+from tools.release.hubs import embed_rows
 
 OVERLAP = 0.25  # of the shorter clip, at least
 NEAREST, COSINE = 12, 0.55  # sealed clips of other labels that a training clip is compared with
-LISTED = 0.4  # correlation of two waveforms from which a pair is listed, for people to judge
+REPORTED = 0.4  # correlation of two waveforms from which a pair is reported, for people to judge
 CHUNK = 200  # training clips of a process's turn
-BATCH = 16  # clips embedded at once
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,7 @@ def _embed(turn: tuple[str, datasets.Dataset]) -> np.ndarray:
     torch.set_num_threads(1)
     weights, rows = turn
     encoder = load_encoder(EvaluationOptions(model=weights))
-    vectors = [
-        encoder.embed_audio(
-            [encoder.prepare(load_stored_audio(stored)) for stored in rows[start : start + BATCH]["audio"]]
-        )
-        for start in range(0, len(rows), BATCH)
-    ]
-    return torch.cat(vectors).numpy()
+    return torch.cat(list(embed_rows(encoder, rows))).numpy()
 
 
 def _compare(turn: _Turn) -> list[dict[str, Any]]:
@@ -72,7 +66,7 @@ def _compare(turn: _Turn) -> list[dict[str, Any]]:
         wave = speech_band(load_stored_audio(turn.training[number]["audio"]))
         for row in map(int, rows):
             correlation = likeness(wave, waves(row), OVERLAP)
-            if correlation >= LISTED:
+            if correlation >= REPORTED:
                 found.append({"training": names[number], "sealed": sealed[row], "correlation": round(correlation, 3)})
     return found
 
@@ -108,19 +102,18 @@ def main(
         ]
         parts = list(track(pool.map(_compare, comparisons), "Comparing", total=len(comparisons)))
     pairs = sorted((pair for part in parts for pair in part), key=lambda pair: -pair["correlation"])
+    total = sum(map(len, compared))
     write_json(
         output,
         {
             "sealed_clips": len(test),
             "training_clips": len(rows),
             "overlap": OVERLAP,
-            "compared": sum(map(len, compared)),
+            "compared": total,
             "pairs": pairs,
         },
     )
-    typer.echo(
-        f"{sum(map(len, compared)):,} pairs compared, {len(pairs)} of them correlate by {LISTED} or more: {output}"
-    )
+    typer.echo(f"{total:,} pairs compared, {len(pairs)} of them correlate by {REPORTED} or more: {output}")
 
 
 if __name__ == "__main__":
