@@ -20,7 +20,7 @@ def test_a_notebook_prints_what_it_shows(notebook):
     for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
         assert float(ours) == pytest.approx(float(theirs), abs=10 if float(theirs) > 1 else 0.05)
     if before := re.search(r"accuracy: (\d+)% before, (\d+)% after", printed):
-        assert int(before[2]) > int(before[1])  # 18 and 20 of 22 clips
+        assert int(before[2]) >= int(before[1]) + 10
 
 
 def test_notebooks_are_whole_and_linked():
