@@ -214,6 +214,21 @@ def test_unfetchable_package_is_listed_and_not_fatal(tmp_path: Path, monkeypatch
         assemble(jobs, tmp_path, tmp_path / "corpus", [problem])
 
 
+@needs_dpkg
+def test_a_font_that_failed_to_render_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package without sounds once passed for finished: two soundfonts were missing from training so."""
+    (tmp_path / "packages").mkdir()
+    make_deb(tmp_path / "packages", "a-soundfont", {"usr/share/notes.sf2": b"not read"})
+    (tmp_path / "bin").mkdir()
+    for name in ("dpkg-deb", "tar"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # without fluidsynth
+    jobs = plan_jobs([], fonts=[Font("a-soundfont", "notes.sf2", "train", "MIT")], limit=2)
+    (problem,) = build_packages(jobs, tmp_path, processes=1)
+    assert problem["package"] == "a-soundfont" and "fluidsynth is not installed" in problem["reason"]
+    assert not is_finished(jobs[0], tmp_path)
+
+
 def test_packages_of_other_suites_are_asked_for_there_and_the_suite_is_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

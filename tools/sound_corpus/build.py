@@ -70,7 +70,7 @@ def build_packages(
         clones: Where the git repositories are.
 
     Returns:
-        The packages that could not be fetched or unpacked, with the reason.
+        The packages that could not be fetched, unpacked or rendered, with the reason.
     """
     waiting = []
     for job in jobs:

@@ -160,8 +160,8 @@ def _rendered_sounds(
                 problems.append(_problem(phrase.clip, "the font does not play this"))
             else:
                 yield _sound(phrase.clip, Excerpt(waveform, SAMPLING_RATE))
-    except RenderError as error:
-        problems.append({"id": "", "package": font.package, "path": font.file, "reason": str(error)})
+    except RenderError as error:  # of the machine, not of the font: the next run tries the package again
+        raise PackageError(str(error)) from error
 
 
 def _wanted_paths(job: PackageJob) -> Callable[[str], bool]:
@@ -232,7 +232,7 @@ def _unpack(job: PackageJob, work_dir: Path, folder: Path, clones: GitClones | N
 def build_package(job: PackageJob, work_dir: Path, clones: GitClones | None = None) -> None:
     """Make the sounds of one package and keep them in the work folder, with the problems met.
 
-    A package that cannot be fetched leaves no file, so the next run tries it again.
+    A package that cannot be fetched or rendered leaves no file, so the next run tries it again.
 
     Args:
         job: The package's clips.
@@ -240,7 +240,7 @@ def build_package(job: PackageJob, work_dir: Path, clones: GitClones | None = No
         clones: Where the git repositories are; None if there are none.
 
     Raises:
-        PackageError: If the package cannot be fetched or unpacked.
+        PackageError: If the package cannot be fetched, unpacked or rendered.
     """
     folder = work_dir / "unpacked" / job.part
     shutil.rmtree(folder, ignore_errors=True)
