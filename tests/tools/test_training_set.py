@@ -5,6 +5,7 @@ import pytest
 import typer
 from onnx import save
 from tools.release import training_set
+from tools.sound_corpus.soundfonts import Font, plan_phrases
 
 from training.corpus import write_corpus
 from yamnet_graph import graph
@@ -18,6 +19,17 @@ def test_a_share_of_the_clips_is_kept_whatever_their_order():
     assert all(training_set.is_kept(name, 0.5) for name in kept) and not any(
         training_set.is_kept(name, 0.0) for name in names
     )
+
+
+def test_notes_of_dense_soundfonts_are_thinned():
+    """By pitch and velocity; chords, melodies and the notes of other fonts stay."""
+    font = Font("fluid-soundfont-gm", "FluidR3_GM.sf2", "train", "MIT", dense=True, velocities=(35, 60, 90, 120))
+    clips = [phrase.clip for phrase in plan_phrases(font)]
+    kept = [clip for clip in clips if not training_set.is_spare_note(clip.id)]
+    assert {clip.velocity for clip in kept} == {None, 50, 60, 120}
+    assert {clip.midi % 2 for clip in kept if clip.midi and clip.category == "instrument"} == {0}
+    assert {clip.id for clip in clips if "chord" in clip.id or "melody" in clip.id} <= {clip.id for clip in kept}
+    assert not training_set.is_spare_note("opl3-soundfont/OPL-3_FM_128M-program000-note061-velocity090")
 
 
 def test_a_set_from_a_corpus(tmp_path, monkeypatch):

