@@ -84,7 +84,7 @@ class Stored:
         clips: `[frames, 64]` of every row.
     """
 
-    speeds = (1.0,)
+    speeds: tuple[float, ...] = (1.0,)
 
     def __init__(self, clips: list[np.ndarray]):
         self.clips = clips
@@ -111,8 +111,8 @@ def crop(log_mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return window
     window = _interpolated(window, np.linspace(0, length - 1, WINDOW))
     bands = np.arange(window.shape[1])
-    centre, factor, shift = rng.uniform(0, bands[-1]), rng.uniform(0.9, 1.1), rng.uniform(-2, 2)
-    return _interpolated(window.T, np.clip(centre + (bands - centre) * factor + shift, 0, bands[-1])).T
+    centre, factor, moved = rng.uniform(0, bands[-1]), rng.uniform(0.9, 1.1), rng.uniform(-2, 2)
+    return _interpolated(window.T, np.clip(centre + (bands - centre) * factor + moved, 0, bands[-1])).T
 
 
 def _interpolated(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
