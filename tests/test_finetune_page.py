@@ -34,7 +34,7 @@ def assert_similar(printed: str, shown: str) -> None:
 
 def assert_learns(printed: str) -> None:
     before, after = (float(found) for found in re.findall(r"([\d.]+)%", printed.splitlines()[-1]))
-    assert after >= before + 10
+    assert 100 - after <= (100 - before) / 2  # half of the mistakes, at least, are gone
 
 
 def test_the_command_learns_and_prints_what_is_shown(folder, monkeypatch):

@@ -55,7 +55,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(EXAMPLES / "thunder.ogg", folder / "below")
     sheep, dog = load_audio(EXAMPLES / "sheep.wav"), load_audio(EXAMPLES / "dog.ogg")
     soundfile.write(folder / "low rate.flac", sheep.samples[0, ::4], sheep.sampling_rate // 4)
-    night = np.random.default_rng(0).normal(0, 1e-4, 30 * dog.sampling_rate).astype(np.float32)
+    night = np.random.default_rng(0).normal(0, 1e-3, 30 * dog.sampling_rate).astype(np.float32)
     night[20 * dog.sampling_rate :][: dog.samples.shape[1]] += dog.samples.mean(axis=0)
     soundfile.write(folder / "night.wav", night, dog.sampling_rate)
     (folder / "broken.mp3").write_bytes(b"no sound")
