@@ -158,3 +158,27 @@ def test_pipelines_know_clap(captioner, tmp_path, pipelines_first):
     saved = {path.name for path in tmp_path.iterdir()}
     assert {"modeling_msclap.py", "configuration_msclap.py", "feature_extraction_msclap.py"} <= saved
     assert '"auto_map"' in (tmp_path / "config.json").read_text()
+
+
+def test_scikit_learn_is_for_probes_and_calibrations_alone() -> None:
+    """Whoever has it pays for scipy at every start of transformers; who lacks it is told where it is needed."""
+    out = run(
+        f"""
+        import sys
+        sys.modules.update(sklearn=None, scipy=None)
+        import numpy as np
+        import clap_hf
+        from clap_hf.calibration import Calibration
+        found = clap_hf.MSClapModel.from_pretrained({EMBEDDED!r})
+        pairs = np.eye(2, dtype=bool)
+        for needs in (
+            lambda: Calibration.fit(np.eye(2), np.eye(2), pairs, ~pairs, ["one", "two"], {{}}),
+            lambda: __import__("clap_hf.training.classification"),
+        ):
+            try:
+                needs()
+            except ImportError as error:
+                print(error)
+        """
+    )
+    assert out.count("needs scikit-learn: pip install 'clap-hf[train]'") == 2, out

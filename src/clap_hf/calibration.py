@@ -193,10 +193,13 @@ class Calibration:
             sources_held: Share of the sources in which a stated rate of false alarms holds, 0 to 1.
 
         Raises:
+            ImportError: If scikit-learn is not installed.
             ValueError: There is no pair of one of the two kinds.
         """
-        from sklearn.linear_model import LogisticRegression  # takes a second to import, and fitting is rare
-
+        try:
+            from sklearn.linear_model import LogisticRegression
+        except ImportError as error:
+            raise ImportError("Fitting a calibration needs scikit-learn: pip install 'clap-hf[train]'.") from error
         if not present.any() or not absent.any():
             raise ValueError(
                 f"{int(present.sum())} pairs of a sound and a text belong together and {int(absent.sum())} do not, "

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -27,6 +25,12 @@ from ..model.modeling_msclap import MSClapForAudioClassification
 from ..pretrained import check_finite, checkpoint_path
 from ..text_files import read_json
 from .recipe import ClassificationRecipe
+
+try:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+except ImportError as error:
+    raise ImportError("The classification stage needs scikit-learn: pip install 'clap-hf[train]'.") from error
 
 
 class _Clips(Dataset):
