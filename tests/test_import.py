@@ -169,7 +169,7 @@ def test_scikit_learn_is_for_probes_and_calibrations_alone() -> None:
         import numpy as np
         import clap_hf
         from clap_hf.calibration import Calibration
-        found = clap_hf.MSClapModel.from_pretrained({EMBEDDED!r})
+        clap_hf.MSClapModel.from_pretrained({EMBEDDED!r})
         pairs = np.eye(2, dtype=bool)
         for needs in (
             lambda: Calibration.fit(np.eye(2), np.eye(2), pairs, ~pairs, ["one", "two"], {{}}),

@@ -1,4 +1,4 @@
-"""YAMNet fine-tuned whole on a small training set, in the space of the embedded model's texts."""
+"""YAMNet fine-tuned on a small training set, in the space of the embedded model's texts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fine-tune YAMNet whole on a training set, as a teacher whose vectors lie in the space of a model's texts.
+"""Fine-tune YAMNet, all but its first layers, as a teacher whose vectors lie in the space of a model's texts.
 
     python -m tools.teachers.tune --recipe configs/embedded/12.yaml --dataset training-set --model embedded \\
         --yamnet yamnet/*/model.onnx --output tuned.safetensors
