@@ -31,7 +31,7 @@ from tools.release.hubs import embed_rows
 
 OVERLAP = 0.25  # of the shorter clip, at least
 NEAREST, COSINE = 12, 0.55  # sealed clips of other labels that a training clip is compared with
-REPORTED = 0.4  # correlation of two waveforms from which a pair is reported, for people to judge
+REPORTED = 0.4  # lowest correlation of two waveforms that is reported
 CHUNK = 200  # training clips of a process's turn
 
 

@@ -25,11 +25,11 @@ from torch import nn
 
 from clap_hf.adapters import load_model
 from clap_hf.audio import Audio, load_stored_audio
-from clap_hf.data.augment import Augmentation
+from clap_hf.data.augment import Augmentation, interpolate_rows
 from clap_hf.data.pairs import PairDataset
 from clap_hf.embedding import embed_texts
 from clap_hf.training.factory import resolve
-from clap_hf.training.losses import text_bank_loss
+from clap_hf.training.losses import logit_offsets, text_bank_loss
 from clap_hf.training.optimization import update_average
 from clap_hf.training.recipe import ContrastiveRecipe, load_recipe
 from tools.teachers.features import save_features
@@ -109,16 +109,10 @@ def crop(log_mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     window = window.astype(np.float32)
     if not stretched:
         return window
-    window = _interpolated(window, np.linspace(0, length - 1, WINDOW))
+    window = interpolate_rows(window, np.linspace(0, length - 1, WINDOW))
     bands = np.arange(window.shape[1])
     centre, factor, moved = rng.uniform(0, bands[-1]), rng.uniform(0.9, 1.1), rng.uniform(-2, 2)
-    return _interpolated(window.T, np.clip(centre + (bands - centre) * factor + moved, 0, bands[-1])).T
-
-
-def _interpolated(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    below = positions.astype(int)
-    weight = (positions - below).astype(np.float32)[:, None]
-    return rows[below] * (1 - weight) + rows[np.minimum(below + 1, len(rows) - 1)] * weight
+    return interpolate_rows(window.T, centre + (bands - centre) * factor + moved).T
 
 
 def change(log_mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -171,7 +165,7 @@ def tune(
     network = TunedYAMNet(yamnet, texts.shape[1])
     weights = pairs.weights(recipe.balance, recipe.category_weights, recipe.source_balance)
     probabilities = weights / weights.sum()
-    offsets = (recipe.logit_adjustment * pairs.text_shares(probabilities).log()).float()
+    offsets = logit_offsets(pairs, probabilities, recipe.logit_adjustment)
     also_true, groups = pairs.texts_of_groups(), torch.tensor(pairs.groups)
     column = {text: number for number, text in enumerate(pairs.texts)}
     layers = [parameter for parameter in network.convolutions.parameters() if parameter.requires_grad]

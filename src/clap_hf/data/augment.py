@@ -91,15 +91,23 @@ def _stretched(log_mel: np.ndarray, frames: int, rng: np.random.Generator, setti
     """
     slow, fast = np.log(settings.time_stretch)
     length = max(1, round(frames * float(np.exp(rng.uniform(slow, fast)))))
-    filled = _interpolated(_fill(log_mel, length, FLOOR_DB, rng, settings), np.linspace(0, length - 1, frames))
+    filled = interpolate_rows(_fill(log_mel, length, FLOOR_DB, rng, settings), np.linspace(0, length - 1, frames))
     bins = np.arange(log_mel.shape[1])
     centre, factor = rng.uniform(0, bins[-1]), rng.uniform(*settings.mel_stretch)
     shift = rng.uniform(-settings.mel_shift, settings.mel_shift)
-    return _interpolated(filled.T, centre + (bins - centre) * factor + shift).T
+    return interpolate_rows(filled.T, centre + (bins - centre) * factor + shift).T
 
 
-def _interpolated(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows at fractional positions `[positions]`; beyond the ends, the first and the last row."""
+def interpolate_rows(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows at fractional positions; beyond the ends, the first and the last row.
+
+    Args:
+        rows: `[rows, columns]`, float32.
+        positions: In rows `[positions]`.
+
+    Returns:
+        `[positions, columns]`.
+    """
     positions = np.clip(positions, 0, len(rows) - 1)
     below = positions.astype(int)
     above = np.minimum(below + 1, len(rows) - 1)

@@ -21,7 +21,7 @@ from .cached_step import cached_backward, prepare_batch_norm, trunk_batch_norms,
 from .chunking import automatic_chunk_size
 from .distributed import gather, world_size
 from .factory import resolve, save_adapters
-from .losses import SigmoidLoss, TextBank, mask_shared_pairs, multi_positive_contrastive_loss
+from .losses import SigmoidLoss, TextBank, logit_offsets, mask_shared_pairs, multi_positive_contrastive_loss
 from .recipe import ContrastiveRecipe
 from .stage import Batch, Batches, Metrics, Position, TrainingStage
 from .teacher import TeacherHead
@@ -85,10 +85,7 @@ class ContrastiveStage(TrainingStage):
                 raise ValueError(
                     "text_bank needs one process and a dataset in the layout of the sound corpus; leave it out."
                 )
-            offsets = None
-            if self.recipe.logit_adjustment:
-                shares = data.dataset.text_shares(data.sampler.probabilities)
-                offsets = (self.recipe.logit_adjustment * shares.log()).float()
+            offsets = logit_offsets(data.dataset, data.sampler.probabilities, self.recipe.logit_adjustment)
             self.bank = TextBank(self.model, self.processor, data.dataset, offsets)
         if self.recipe.chunk_size != "auto":
             self.set_chunk_size(self.asked_chunk_size)

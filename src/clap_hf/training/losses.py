@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,6 +60,20 @@ def text_bank_loss(
     ignored = also_true.clone()
     ignored[torch.arange(len(texts), device=texts.device), texts] = False
     return F.cross_entropy(logits.float().masked_fill(ignored, -torch.inf), texts)
+
+
+def logit_offsets(dataset: PairDataset, probabilities: np.ndarray, adjustment: float) -> torch.Tensor | None:
+    """Offsets of `text_bank_loss` for logit adjustment.
+
+    Args:
+        dataset: Knows how often it draws every text.
+        probabilities: Of drawing every row `[rows]`; sum 1.
+        adjustment: Factor on the log of the shares of the texts; 0 adjusts nothing.
+
+    Returns:
+        `[texts]`, float32, or None where nothing is adjusted.
+    """
+    return (adjustment * dataset.text_shares(probabilities).log()).float() if adjustment else None
 
 
 def sigmoid_loss(logits_per_text: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
