@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,11 +46,21 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Served]:
-    """Serve a folder on the loopback until the context ends."""
+def serve(folder: Path, slow: dict[str, float] | None = None) -> Iterator[Served]:
+    """Serve a folder on the loopback until the context ends.
+
+    Args:
+        folder: The files.
+        slow: Seconds until the answer for a file begins, by its name.
+    """
     served = Served("")
+    delays = slow or {}
 
     class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(delays.get(self.path.strip("/"), 0))
+            super().do_GET()
+
         def log_message(self, *_: Any) -> None:
             served.requests.append(f"{self.command} {self.path}")
 

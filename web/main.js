@@ -24,8 +24,7 @@ async function startWorker() {
   // The worker's downloads pass through the service worker, which keeps them.
   if ("serviceWorker" in navigator) {
     try {
-      await navigator.serviceWorker.register("service_worker.js");
-      await Promise.race([controlled(), new Promise((resolve) => setTimeout(resolve, 3000))]);
+      await controlled(await navigator.serviceWorker.register("service_worker.js"));
     } catch {
       // The page works without it, but not offline.
     }
@@ -50,9 +49,15 @@ async function startWorker() {
   worker.onerror = (event) => ready.reject(new Error(event.message || "the worker did not start"));
 }
 
-function controlled() {
+// Waits until the service worker sees this page's requests, or until it is known that it never will.
+function controlled({ installing, waiting, active }) {
   if (navigator.serviceWorker.controller) return Promise.resolve();
-  return new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
+  const coming = installing ?? waiting ?? (active?.state === "activating" ? active : null);
+  if (!coming) return Promise.resolve(); // a page that was loaded again past it
+  return new Promise((resolve) => {
+    navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true });
+    coming.addEventListener("statechange", () => coming.state === "redundant" && resolve());
+  });
 }
 
 let requests = 0;

@@ -170,6 +170,19 @@ def test_drop_search_play_and_offline(embedded, site, sounds, tmp_path):
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_a_slow_server_delays_the_page_but_it_is_kept_whole(site, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with ExitStack() as running, chromium(tmp_path / "profile") as browser:
+        served = running.enter_context(serve(site, slow={"style.css": 5.0}))
+        for visit in ("with the server", "without it"):
+            browser.get(served.url)
+            status = browser.find_element(By.ID, "status")
+            WebDriverWait(browser, 60).until(lambda _, shown=status: shown.text == "The model is ready.", visit)
+            running.close()
+
+
 def test_a_model_that_does_not_load_is_an_error_in_words(site, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
