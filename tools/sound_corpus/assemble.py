@@ -25,6 +25,7 @@ from tools.sound_corpus.sounds import PackageJob, Problem, is_finished
 SEED = 2023
 ROWS_PER_GROUP = 200
 ROWS_PER_FILE = 3000
+ORDER = ("test", "sealed", "validation", "train", "unlabelled")  # of splits with one sound, the first keeps it
 
 FEATURES = Features(
     {
@@ -105,10 +106,10 @@ def _without_repeats(sounds: list[_Sound], order: list[int]) -> list[int]:
 def _without_leaks(
     sounds: list[_Sound], order: list[int], pictures: np.ndarray
 ) -> tuple[list[int], list[dict[str, object]]]:
-    """Drop from every split near-duplicates of the splits before it: test, sealed, validation, train."""
+    """Drop from every split near-duplicates of the splits before it, in `ORDER`."""
     leaks: list[dict[str, object]] = []
-    kept = [index for index in order if sounds[index].clip.split == "test"]
-    for split in ("sealed", "validation", "train", "unlabelled"):
+    kept = [index for index in order if sounds[index].clip.split == ORDER[0]]
+    for split in ORDER[1:]:
         candidates = [index for index in order if sounds[index].clip.split == split]
         found = find_near_duplicates(pictures[candidates], pictures[kept])
         for position, (other, cosine) in sorted(found.items()):
@@ -133,14 +134,17 @@ def _without_outside(
 def _without_shared(
     sounds: list[_Sound], order: list[int], pictures: np.ndarray
 ) -> tuple[list[int], list[dict[str, object]]]:
-    """Drop from git repositories what an earlier source has: projects copy sounds, takes inside one stay."""
+    """Drop from git repositories what an earlier source has: projects copy sounds, takes inside one stay.
+
+    Sources of tests come first, so that what is tested does not depend on what is trained on.
+    """
     shared: list[dict[str, object]] = []
     kept = [index for index in order if sounds[index].clip.commit is None]
     by_source: dict[str, list[int]] = {}
     for index in order:
         if sounds[index].clip.commit is not None:
             by_source.setdefault(sounds[index].clip.package, []).append(index)
-    for indices in by_source.values():
+    for indices in sorted(by_source.values(), key=lambda own: min(ORDER.index(sounds[i].clip.split) for i in own)):
         found = find_near_duplicates(pictures[indices], pictures[kept])
         for position, (other, cosine) in sorted(found.items()):
             clip = sounds[indices[position]]
