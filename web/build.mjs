@@ -1,7 +1,7 @@
 // node build.mjs MODEL OUT: the page as a folder of static files. MODEL: what `clap-hf export embedded MODEL --web` wrote.
 
 import { createHash } from "node:crypto";
-import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -19,7 +19,9 @@ rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
 for (const name of ["index.html", "style.css", "icon.svg"]) cpSync(join(here, name), join(out, name));
 cpSync(join(here, "space.md"), join(out, "README.md")); // of a static Space
-const downloads = ["audio.onnx", "text.onnx", "model.json", "tokenizer.json", "tokenizer_config.json"];
+const downloads = ["audio.onnx", "text.onnx", "calibration.bin", "model.json", "tokenizer.json", "tokenizer_config.json"].filter(
+  (name) => name !== "calibration.bin" || existsSync(join(model, name)),
+);
 for (const name of downloads) cpSync(join(model, name), join(out, name));
 cpSync(join(modules, "onnxruntime-web", "dist", runtime), join(out, runtime));
 

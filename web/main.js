@@ -1,8 +1,9 @@
 // The page: sounds in, labels, hits and a timeline out. The model is in the worker `towers.js`.
 
 import { decode, fill, wav, windowStarts } from "./audio.js";
+import { Calibration } from "./calibration.js";
 import { Resampler } from "./resample.js";
-import { mean, probabilities, search, timeline } from "./vectors.js";
+import { answer, mean, search, timeline } from "./vectors.js";
 
 const SOUND = /\.(wav|wave|mp3|flac|ogg|oga|opus|m4a|aac|mp4|webm|weba)$/i;
 const TEMPLATE = "this is a sound of {}"; // the zero-shot pipeline's
@@ -13,6 +14,7 @@ const find = (id) => document.getElementById(id);
 const sounds = []; // {name, file, seconds, starts in s, vectors of windows, vector, row}
 let labels = { names: [], vectors: [] };
 let settings; // of model.json
+let calibration; // where the model has one
 
 // ---- the worker
 
@@ -36,6 +38,7 @@ async function startWorker() {
       find("load-text").textContent = `Loading the model, ${(data.loaded / 1e6).toFixed(0)} of ${(data.total / 1e6).toFixed(0)} MB`;
     } else if (data.settings) {
       settings = data.settings;
+      if (data.background) calibration = new Calibration(settings.calibration, data.background);
       ready.resolve();
     } else if (data.failed) {
       ready.reject(new Error(data.failed));
@@ -252,6 +255,8 @@ find("audio").addEventListener("timeupdate", ({ target }) => {
 
 // ---- labels and timeline
 
+const NONE = "none of these";
+const percent = (share) => `${Math.round(100 * share)} %`;
 const hue = (index) => (index * 137.5 + 190) % 360;
 
 function element(tag, properties = {}, ...children) {
@@ -275,11 +280,10 @@ function show(sound) {
 function labelsOf(sound) {
   const list = element("ol");
   if (labels.names.length) {
-    const scores = probabilities(sound.vector, labels.vectors, settings.logit_scale);
-    const order = scores.map((_, i) => i).sort((left, right) => scores[right] - scores[left]);
-    for (const i of order.slice(0, TOP).filter((i, rank) => !rank || scores[i] > 0.005)) {
-      list.append(element("li", { textContent: `${labels.names[i]} ${Math.round(100 * scores[i])} %` }));
-    }
+    const { order, label, probability } = answer(sound.vector, labels.vectors, settings.logit_scale, calibration);
+    const [best, ...next] = order.slice(0, TOP).map((i) => labels.names[i]);
+    const first = label < 0 ? `${NONE} (${best})` : best;
+    for (const textContent of [`${first} ${percent(probability)}`, ...next]) list.append(element("li", { textContent }));
   }
   return element("td", {}, list);
 }
@@ -289,11 +293,14 @@ function timelineOf(sound) {
   bar.setAttribute("role", "toolbar");
   bar.setAttribute("aria-label", `Timeline of ${sound.name}`);
   if (!labels.names.length) return bar;
-  timeline(sound, labels.vectors, settings.logit_scale).forEach(({ start, end, label, probability }, i) => {
-    const words = `${clock(start)} to ${clock(end)}: ${labels.names[label]}, ${Math.round(100 * probability)} %`;
-    const button = element("button", { type: "button", textContent: labels.names[label], title: words });
+  const runs = timeline(sound, labels.vectors, settings.logit_scale, calibration);
+  runs.forEach(({ start, end, label, probability }, i) => {
+    const name = label < 0 ? NONE : labels.names[label];
+    const words = `${clock(start)} to ${clock(end)}: ${name}${label < 0 ? "" : `, ${percent(probability)}`}`;
+    const button = element("button", { type: "button", textContent: label < 0 ? "" : name, title: words });
     button.setAttribute("aria-label", `Play ${words}`);
-    button.style.setProperty("--hue", hue(label));
+    if (label < 0) button.className = "none";
+    else button.style.setProperty("--hue", hue(label));
     button.style.flexGrow = Math.max(1, Math.round(100 * (end - start)));
     button.tabIndex = i ? -1 : 0; // one stop for Tab, arrows within
     button.addEventListener("click", () => play(sound, start, end));
@@ -348,8 +355,12 @@ async function runSearch() {
     const [vector] = await embedTexts([words]);
     if (current !== searches) return; // another search began
     const hits = search(vector, sounds, HITS);
+    const windows = sounds.reduce((sum, sound) => sum + sound.vectors.length, 0);
+    const reached = (hit) => calibration.probability(hit.sound.vectors[hit.window], vector) >= calibration.threshold(windows);
+    const found = !calibration || hits.some(reached);
     find("hits").replaceChildren(...hits.map(hitItem));
-    write("search-status", `${counted(hits.length, "result")} for “${words}”, the most similar first.`);
+    const none = found ? "" : ` None of them matches, by its probability.`;
+    write("search-status", `${counted(hits.length, "result")} for “${words}”, the most similar first.${none}`);
   } catch (error) {
     write("search-status", `The search failed: ${error.message}.`);
   }
@@ -378,7 +389,7 @@ find("search").addEventListener("submit", (event) => {
 
 // ---- start
 
-globalThis.clapHf = { embedFile, embedTexts, sounds }; // for the console, and for measure.py
+globalThis.clapHf = { embedFile, embedTexts, sounds, calibration: () => calibration }; // for the console, and for measure.py
 startWorker();
 ready.promise.then(
   async () => {

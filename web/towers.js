@@ -1,11 +1,12 @@
 // Worker: the model's two towers. Takes {id, samples} (a window) or {id, texts}, gives {id, vectors} or {id, error};
-// before that {loaded, total} in bytes while it loads, and {settings} or {failed} once.
+// before that {loaded, total} in bytes while it loads, and {settings, background} or {failed} once.
 
 import { Tokenizer } from "@huggingface/tokenizers";
 import * as ort from "onnxruntime-web/wasm";
 import { LogMel } from "./log_mel.js";
 
 const RUNTIME = "ort-wasm-simd-threaded.wasm";
+const CALIBRATION = "calibration.bin"; // not every model has one
 const TEXTS = 16; // a run at most, so that memory does not grow with the number of labels
 
 const total = Object.values(SIZES).reduce((sum, bytes) => sum + bytes, 0); // SIZES: of build.mjs
@@ -29,9 +30,11 @@ async function download(name) {
 }
 
 async function load() {
-  const [runtime, audio, text, ...texts] = await Promise.all(
-    [RUNTIME, "audio.onnx", "text.onnx", "model.json", "tokenizer.json", "tokenizer_config.json"].map(download),
-  );
+  const [runtime, audio, text, background, ...texts] = await Promise.all([
+    ...[RUNTIME, "audio.onnx", "text.onnx"].map(download),
+    SIZES[CALIBRATION] ? download(CALIBRATION) : null,
+    ...["model.json", "tokenizer.json", "tokenizer_config.json"].map(download),
+  ]);
   const [settings, vocabulary, options] = texts.map((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
   ort.env.wasm.wasmBinary = runtime.buffer;
   ort.env.wasm.numThreads = 1; // several need headers that plain file hosts do not send
@@ -39,6 +42,7 @@ async function load() {
   const session = { executionProviders: ["wasm"], extra: { session: { disable_quant_qdq: "1" } } };
   return {
     settings,
+    background: background && new Float32Array(background.buffer),
     logMel: new LogMel(settings),
     tokenizer: new Tokenizer(vocabulary, options),
     audio: await ort.InferenceSession.create(audio, session),
@@ -86,7 +90,7 @@ async function embedTexts({ tokenizer, text, settings }, texts) {
 
 const model = load();
 model.then(
-  ({ settings }) => postMessage({ settings }),
+  ({ settings, background }) => postMessage({ settings, background }),
   (error) => postMessage({ failed: error.message }),
 );
 

@@ -23,10 +23,6 @@ export function probabilities(vector, labels, scale) {
   return powers.map((power) => power / sum);
 }
 
-export function largest(values) {
-  return values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
-}
-
 // Windows most similar to a query, best first: [{sound, window, similarity}]; none beside another of the same sound.
 export function search(query, sounds, most) {
   const all = sounds.flatMap((sound) =>
@@ -42,19 +38,29 @@ export function search(query, sounds, most) {
   return hits;
 }
 
-// Runs of windows with the same first label: [{start, end, label, probability}], seconds, the last up to `seconds`.
-export function timeline(sound, labels, scale) {
+// What a vector is by labels: {order, label, probability}. `order`: all labels, the best first; `label`: the best, or -1
+// for none of these, which takes a calibration; `probability`: that the best is there, without calibration its share.
+export function answer(vector, labels, scale, calibration) {
+  const shares = probabilities(vector, labels, scale);
+  const order = shares.map((_, i) => i).sort((left, right) => shares[right] - shares[left]);
+  const [best] = order;
+  if (!calibration) return { order, label: best, probability: shares[best] };
+  const probability = calibration.probability(vector, labels[best]);
+  return { order, label: probability < calibration.threshold(labels.length) ? -1 : best, probability };
+}
+
+// Runs of windows with the same answer: [{start, end, label, probability}], seconds, the last up to `seconds`.
+export function timeline(sound, labels, scale, calibration) {
   const runs = [];
   sound.vectors.forEach((vector, i) => {
-    const scores = probabilities(vector, labels, scale);
-    const label = largest(scores);
+    const { label, probability } = answer(vector, labels, scale, calibration);
     const end = i + 1 < sound.starts.length ? sound.starts[i + 1] : sound.seconds;
     const last = runs.at(-1);
     if (last && last.label === label) {
       last.end = end;
-      last.probability = Math.max(last.probability, scores[label]);
+      last.probability = Math.max(last.probability, probability);
     } else {
-      runs.push({ start: sound.starts[i], end, label, probability: scores[label] });
+      runs.push({ start: sound.starts[i], end, label, probability });
     }
   });
   return runs;

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .atomic_io import replace_folder, write_json
+from .calibration import FALSE_ALARMS, LOW, MIDDLE, RATES, Calibration
 from .model.feature_extraction_msclap import MSClapFeatureExtractor
 from .model.modeling_msclap import MSClapModel
 from .model.processing_msclap import MSClapProcessor
@@ -140,7 +141,9 @@ def export_onnx(
     return report
 
 
-def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path) -> dict[str, Any]:
+def export_web(
+    model: MSClapModel, processor: MSClapProcessor, output_dir: Path, calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Write what the page in `web/` downloads: both towers with 8-bit weights, the tokenizer, and the front end.
 
     The graphs' inputs and outputs are those of `export_onnx`. Their weights are 8-bit integers with a scale for every
@@ -152,6 +155,8 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
         output_dir: The folder to write: `audio.onnx`, `text.onnx`, `tokenizer.json`, `tokenizer_config.json` and
             `model.json`, whose keys are those of `front_end` and `text_limits`, `logit_scale`, and `graphs`, as of
             `export_onnx`.
+        calibration: Of the model, for "none of these"; its vectors go to `calibration.bin`, little-endian float32, its
+            numbers to `model.json`.
 
     Returns:
         What `model.json` holds.
@@ -165,10 +170,15 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
     model = model.float().cpu().eval()
     report = front_end(processor.feature_extractor) | text_limits(processor.tokenizer)
     report |= {"logit_scale": _logit_scale(model), "graphs": {}}
+    if calibration is not None:
+        report["calibration"] = calibration_numbers(calibration)
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
         processor.tokenizer.save_pretrained(folder)
+        if calibration is not None:
+            vectors = np.concatenate([calibration.sounds, calibration.texts])
+            (folder / "calibration.bin").write_bytes(vectors.astype("<f4").tobytes())
         with TemporaryDirectory() as float32:
             for graph in _graphs(model, processor):
                 source, target = Path(float32) / f"{graph.name}.onnx", folder / f"{graph.name}.onnx"
@@ -179,6 +189,28 @@ def export_web(model: MSClapModel, processor: MSClapProcessor, output_dir: Path)
 
     replace_folder(output_dir, write)
     return report
+
+
+def calibration_numbers(calibration: Calibration) -> dict[str, Any]:
+    """Numbers of a calibration, for an implementation in another language.
+
+    Args:
+        calibration: The calibration.
+
+    Returns:
+        How many background `sounds` and `texts` its vectors are, its `weights` and `thresholds`, the `rates` of these,
+        the quantiles `low` and `middle` of standardised scores, and `false_alarms`, the rate of "none of these".
+    """
+    return {
+        "sounds": len(calibration.sounds),
+        "texts": len(calibration.texts),
+        "low": LOW,
+        "middle": MIDDLE,
+        "weights": calibration.weights.tolist(),
+        "rates": RATES.tolist(),
+        "thresholds": calibration.thresholds.tolist(),
+        "false_alarms": FALSE_ALARMS,
+    }
 
 
 def front_end(extractor: MSClapFeatureExtractor) -> dict[str, Any]:

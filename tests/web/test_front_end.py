@@ -14,7 +14,8 @@ import soundfile
 import torch
 
 from clap_hf import MSClapProcessor, embedded_checkpoint
-from clap_hf.export import front_end, text_limits
+from clap_hf.calibration import FALSE_ALARMS, Calibration
+from clap_hf.export import calibration_numbers, front_end, text_limits
 from clap_hf.model.feature_extraction_msclap import MSClapFeatureExtractor, resample
 from conftest import make_feature_extractor
 
@@ -24,7 +25,13 @@ pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is no
 
 def node(script: str, folder: Path, **values: Any) -> Any:
     """What a script's `answer` is, as JSON; the values, and `input`: Float32Array of `input.f32`, are in its scope."""
-    names = {"log_mel": "LogMel", "resample": "Resampler", "audio": "windowStarts, fill, statedRate, wav"}
+    names = {
+        "log_mel": "LogMel",
+        "resample": "Resampler",
+        "audio": "windowStarts, fill, statedRate, wav",
+        "calibration": "Calibration",
+        "vectors": "answer as named, timeline",
+    }
     program = "".join(f'import {{ {name} }} from "{(WEB / file).as_uri()}.js";\n' for file, name in names.items())
     program += 'import { readFileSync, writeFileSync } from "node:fs";\n'
     program += "".join(f"const {name} = {json.dumps(value)};\n" for name, value in values.items())
@@ -126,3 +133,40 @@ def test_other_transforms_are_refused():
     extractor = MSClapFeatureExtractor(n_fft=1000)
     with pytest.raises(ValueError, match="n_fft is 1000, expected a power of two"):
         front_end(extractor)
+
+
+def test_calibrated_answers(tmp_path):
+    calibration = Calibration.load(embedded_checkpoint() / "calibration.safetensors")
+    rng = np.random.default_rng(0)
+    shape = (5, calibration.sounds.shape[1])
+    audio = calibration.sounds[:5] + rng.normal(0, 0.02, shape).astype(np.float32)
+    text = calibration.texts[:5] + rng.normal(0, 0.02, shape).astype(np.float32)
+    audio, text = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (audio, text))
+    np.concatenate([calibration.sounds, calibration.texts]).astype("<f4").tofile(tmp_path / "background.f32")
+    np.concatenate([audio, text]).tofile(tmp_path / "in.f32")
+    script = """
+    const known = new Calibration(facts, floats("background.f32"));
+    const all = floats("in.f32");
+    const rows = Array.from({ length: 10 }, (_, i) => all.subarray(i * size, (i + 1) * size));
+    const [sounds, texts] = [rows.slice(0, 5), rows.slice(5)];
+    const long = { vectors: sounds, starts: [0, 1, 2, 3, 4], seconds: 5 };
+    answer = {
+      probabilities: sounds.map((sound) => texts.map((text) => known.probability(sound, text))),
+      thresholds: [1, 2, 10, 45, 200, 100000].map((count) => known.threshold(count)),
+      labels: sounds.map((sound) => named(sound, texts, scale, known).label),
+      plain: sounds.map((sound) => named(sound, texts, scale).label),
+      timeline: timeline(long, texts, scale, known),
+    };"""
+    found = node(script, tmp_path, facts=calibration_numbers(calibration), size=shape[1], scale=40.0)
+    expected = calibration.probabilities(audio, text)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
+    counts = (1, 2, 10, 45, 200, 100_000)
+    np.testing.assert_allclose(
+        found["thresholds"], [calibration.threshold(FALSE_ALARMS, n) for n in counts], rtol=1e-6
+    )
+    best = (audio @ text.T).argmax(axis=1)
+    certain = expected[range(5), best] >= calibration.threshold(FALSE_ALARMS, 5)
+    assert found["plain"] == best.tolist() and found["labels"] == np.where(certain, best, -1).tolist()
+    assert -1 in found["labels"] and [run["label"] for run in found["timeline"]] == [
+        label for i, label in enumerate(found["labels"]) if not i or label != found["labels"][i - 1]
+    ]

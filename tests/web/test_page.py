@@ -17,9 +17,11 @@ import torch
 from web.browser import chromium, missing, serve
 
 from clap_hf import MSClapModel, MSClapProcessor, embedded_checkpoint, load_audio
+from clap_hf.calibration import FALSE_ALARMS, Calibration
 from clap_hf.export import export_web
 from conftest import EXAMPLES
 
+CALIBRATION = Calibration.load(embedded_checkpoint() / "calibration.safetensors")
 WEB = Path(__file__).parent.parent.parent / "web"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
@@ -39,7 +41,7 @@ def site(embedded: tuple[MSClapModel, MSClapProcessor], tmp_path_factory: pytest
     installed = subprocess.run(install, cwd=source, capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"npm ci failed: {installed.stderr.strip()[-200:]}")
-    export_web(*embedded, folder / "model")
+    export_web(*embedded, folder / "model", CALIBRATION)
     subprocess.run(["node", "build.mjs", folder / "model", folder / "site"], cwd=source, check=True)
     yield folder / "site"
     shutil.rmtree(folder)  # 100 MB
@@ -111,6 +113,14 @@ def test_drop_search_play_and_offline(embedded, site, sounds, tmp_path):
         found = run("clapHf.embedTexts(arguments[0]).then((all) => arguments[1](all.map((one) => [...one])))", words)
         assert (np.asarray(found) * expected).sum(axis=1).min() > 0.99
 
+        # Probabilities are Python's, as near as the vectors are.
+        script = "arguments[1](clapHf.sounds.map((sound) => arguments[0].map((text) => {probability})))".replace(
+            "{probability}", "clapHf.calibration().probability(sound.vector, text)"
+        )
+        probabilities = np.asarray(run(script, found))
+        audio = np.stack([embed(*embedded, paths[Path(name).name]) for name, _ in vectors])
+        assert np.abs(probabilities - CALIBRATION.probabilities(audio, expected)).max() < 0.05
+
         # Labels of every sound; the timeline of the long one has the dog, and the arrows walk on it.
         browser.find_element(By.ID, "labels").clear()
         browser.find_element(By.ID, "labels").send_keys("dog barking, white noise, thunder, music, breaking glass")
@@ -148,6 +158,21 @@ def test_drop_search_play_and_offline(embedded, site, sounds, tmp_path):
         WebDriverWait(browser, 10, 0.1).until(lambda _: browser.execute_script(playing)[1] > 19.0)
         paused, second, source = browser.execute_script(playing)
         assert not paused and second < 22 and source.startswith("blob:") and text("playing") == "night.wav from 0:18"
+
+        # Whether any hit matches is what Python says of the page's own vectors.
+        windows = np.asarray(
+            run("arguments[0](clapHf.sounds.flatMap((sound) => sound.vectors.map((one) => [...one])))")
+        )
+        for words in ("a violin", "a dog barks"):
+            browser.find_element(By.ID, "query").clear()
+            browser.find_element(By.ID, "query").send_keys(words, Keys.ENTER)
+            wait("search-status", f"results for “{words}”")
+            [query] = run(
+                "clapHf.embedTexts([arguments[0]]).then((all) => arguments[1](all.map((one) => [...one])))", words
+            )
+            best = CALIBRATION.probabilities(windows, np.asarray([query])).max()
+            matches = bool(best >= CALIBRATION.threshold(FALSE_ALARMS, len(windows)))
+            assert ("None of them matches" in text("search-status")) is not matches, words
 
         # The microphone.
         browser.find_element(By.ID, "record").click()

@@ -419,6 +419,7 @@ def export(
     """Write both towers as ONNX graphs, checked against the model."""
     import torch
 
+    from ..calibration import Calibration
     from ..export import export_onnx, export_web
     from ..model.modeling_msclap import MSClapModel
     from ..pretrained import load_checked
@@ -427,9 +428,11 @@ def export(
         raise typer.BadParameter("--web writes graphs with 8-bit weights alone, expected no --int8 beside it.")
     source = checked_checkpoint(model, ("msclap",))
     loaded, processor = load_checked(MSClapModel, source, dtype=torch.float32)
-    report = (
-        export_web(loaded, processor, output_dir) if web else export_onnx(loaded, processor, output_dir, int8=int8)
-    )
+    if web:
+        parts = {"extractor": processor.feature_extractor, "tokenizer": processor.tokenizer}
+        report = export_web(loaded, processor, output_dir, Calibration.beside(source, loaded, **parts))
+    else:
+        report = export_onnx(loaded, processor, output_dir, int8=int8)
     table = Table("graph", title=str(output_dir))
     for heading in ("size", "largest difference", "lowest cosine"):
         table.add_column(heading, justify="right")
