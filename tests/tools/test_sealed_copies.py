@@ -59,3 +59,7 @@ def test_another_cut_of_a_sealed_recording_is_found_and_another_recording_is_not
     assert found["sealed_clips"] == 2 and found["training_clips"] == 3 and found["compared"] >= 3
     (pair,) = found["pairs"]
     assert (pair["training"], pair["sealed"]) == ("later", "storm") and pair["correlation"] > 0.9
+    result = CliRunner().invoke(made, [*options, "--nearest", "1"])
+    assert result.exit_code == 0, result.output
+    nearest = json.loads((tmp_path / "copies.json").read_text())
+    assert nearest["compared"] == 2 and nearest["pairs"] == found["pairs"]

@@ -3,8 +3,9 @@
     python -m tools.release.sealed_copies --sealed sound-corpus --training training-set --output copies.json
 
 Every training clip is compared with the sealed clips of its label, and with those of any label that are near it by
-their vectors. Names, thumbnails and an overlap of half the shorter clip missed seven clips once: two projects cut one
-field recording differently.
+their vectors; with `--nearest 14` every sealed clip with so many training clips alone, which takes minutes for a whole
+set. Names, thumbnails and an overlap of half the shorter clip missed seven clips once: two projects cut one field
+recording differently.
 """
 
 from __future__ import annotations
@@ -71,12 +72,42 @@ def _compare(turn: _Turn) -> list[dict[str, Any]]:
     return found
 
 
+def proposed(cosines: np.ndarray, own: list[str], sealed: np.ndarray, nearest: int | None) -> list[np.ndarray]:
+    """Sealed clips that every training clip is compared with.
+
+    Args:
+        cosines: Of training clips and sealed clips `[training, sealed]`.
+        own: Label of every training clip.
+        sealed: Label of every sealed clip `[sealed]`.
+        nearest: How many training clips a sealed clip is compared with, the nearest by cosine whatever their labels;
+            None compares with all of its label, and with near ones of others.
+
+    Returns:
+        Numbers of sealed clips, for every training clip.
+    """
+    if nearest is None:
+        near = [np.argsort(-row)[:NEAREST] for row in cosines]
+        return [
+            np.union1d(np.flatnonzero(sealed == label), numbers[row[numbers] >= COSINE])
+            for label, row, numbers in zip(own, cosines, near, strict=True)
+        ]
+    closest = np.argsort(-cosines, axis=0)[:nearest]  # [nearest, sealed], training clips
+    compared: list[list[int]] = [[] for _ in own]
+    for column in range(closest.shape[1]):
+        for number in closest[:, column]:
+            compared[number].append(column)
+    return [np.array(columns, dtype=np.int64) for columns in compared]
+
+
 def main(
     sealed: Annotated[Path, typer.Option(help="Folder of the sound corpus with the split sealed.")],
     training: Annotated[Path, typer.Option(help="Folder of the training set.")],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
     split: Annotated[str, typer.Option(help="Split of the training set.")] = "train",
     weights: Annotated[str, typer.Option(help="Checkpoint whose vectors propose pairs of other labels.")] = "embedded",
+    nearest: Annotated[
+        int | None, typer.Option(min=1, help="Compare every sealed clip with so many of the nearest alone: minutes.")
+    ] = None,
     processes: Annotated[int, typer.Option(help="Worker processes.")] = 2,
 ) -> None:
     """Compare the clips and write the pairs that are alike, the most alike first."""
@@ -87,11 +118,7 @@ def main(
         turns = [(weights, part.select_columns("audio")) for part in (test, *chunks)]
         vectors = list(track(pool.map(_embed, turns), "Embedding", total=len(turns)))
         cosines = np.concatenate(vectors[1:]) @ vectors[0].T
-        labels = np.array(test["label"][:])
-        compared = []
-        for label, row in zip(rows["label"][:], cosines, strict=True):
-            near = np.argsort(-row)[:NEAREST]
-            compared.append(np.union1d(np.flatnonzero(labels == label), near[row[near] >= COSINE]))
+        compared = proposed(cosines, rows["label"][:], np.array(test["label"][:]), nearest)
         comparisons = [
             _Turn(
                 test.select_columns(["id", "audio"]),
