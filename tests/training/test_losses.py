@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clap_hf.model.modeling_msclap import contrastive_loss
-from clap_hf.training.losses import label_balance_loss, multi_positive_contrastive_loss, text_bank_loss
+from clap_hf.training.losses import multi_positive_contrastive_loss, text_bank_loss
 
 
 def test_distinct_groups_give_the_papers_loss():
@@ -59,21 +59,3 @@ def test_text_bank_with_shares_of_the_draws_learns_what_does_not_depend_on_them(
         apart[name] = (bias[0] - bias[1]).item()
     assert apart["plain"] == pytest.approx(math.log(9), abs=1e-3)
     assert apart["adjusted"] == pytest.approx(0, abs=1e-3)
-
-
-def test_label_balance_moves_a_hub_away_and_counts_no_clip_that_a_label_is_true_of():
-    """60 clips, 6 labels, label 0 above all others for every clip; only the first 10 clips are of it."""
-    torch.manual_seed(0)
-    own = torch.zeros(60, 6, dtype=torch.bool)
-    own[:10, 0] = True
-    logits = torch.zeros(60, 6)
-    assert label_balance_loss(logits, own).item() == pytest.approx(0, abs=1e-6)  # all alike
-    logits[:, 0] = 4.0
-    logits.requires_grad_()
-    loss = label_balance_loss(logits, own)
-    chances = logits.detach()[0].softmax(dim=0)
-    assert loss.item() == pytest.approx((chances * (6 * chances).log()).sum().item(), abs=1e-6)
-    loss.backward()
-    assert (logits.grad[:10] == 0).all()
-    assert (logits.grad[10:, 0] > 0).all() and (logits.grad[10:, 1:] < 0).all()
-    assert torch.isfinite(label_balance_loss(logits, torch.ones_like(own)))  # no clip is left

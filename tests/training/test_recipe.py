@@ -174,7 +174,6 @@ CLASSIFICATION = {"stage": "classification", "model": "x", "dataset": "y"}
         (BANK, {"loss": "sigmoid"}, "loss is 'sigmoid'.* text_bank: true"),
         (BANK, {"chunk_size": 8}, "chunk_size is 8.* text_bank: true"),
         (CONTRASTIVE, {"logit_adjustment": 1.0}, "logit_adjustment is 1.0.* text_bank: false"),
-        (CONTRASTIVE, {"label_balance": 1.0}, "label_balance is 1.0.* text_bank: false"),
         (CAPTIONING, {"augmentation": {"mix_probability": 0.5}}, "mix_probability is 0.5.* stage: captioning"),
         (CLASSIFICATION | {"fold": "f"}, {"folds": 3}, "folds is 3.* fold: f"),
         (CLASSIFICATION | {"frozen": True}, {"epochs": 3}, "epochs is 3.* frozen: true"),

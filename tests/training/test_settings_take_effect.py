@@ -48,7 +48,7 @@ CHANGES = {
     "validation_pairs": 4, "evaluation_tasks": "nonsense",
     "audio": HTSAT | {"depths": [1, 2]}, "audio_tower": "{tower}", "weights": "{weights}",
     "features": FEATURES | {"fmax": 7000.0}, "text": TEXT | {"max_length": 3}, "model": {"projection_dim": 8},
-    "loss": "sigmoid", "mask_shared": True, "text_bank": True, "logit_adjustment": 1.0, "label_balance": 1.0,
+    "loss": "sigmoid", "mask_shared": True, "text_bank": True, "logit_adjustment": 1.0,
     "teacher": {"features": "{teacher}"}, "chunk_size": 2,
     "batch_norm": "frozen", "template": "a {}", "template_probability": 1.0,
     "clap": "{cnn14}", "language_model": TEXT | {"max_length": 3}, "validation_clips": 1, "streams": [],

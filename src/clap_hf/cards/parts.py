@@ -378,8 +378,6 @@ def _contrastive_rows(
         loss = f"{loss}; clips against all texts of the training set"
         if recipe.get("logit_adjustment"):  # recipes of earlier versions have none
             loss += ", whose logits are adjusted by the log of their shares of the draws"
-        if recipe.get("label_balance"):
-            loss += "; labels shared out evenly among clips that none of a set of them names"
     if recipe.get("teacher"):
         loss += f"; the audio tower also predicts a teacher's features, `{Path(recipe['teacher']['features']).name}`"
     began = "pretrained" if text["pretrained"] or recipe.get("weights") else "from scratch"

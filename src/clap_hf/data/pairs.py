@@ -96,14 +96,6 @@ class PairDataset(Dataset):
             table[group, [column[text] for text in (*captions, self.template.format(label))]] = True
         return table
 
-    def label_texts(self) -> torch.Tensor:
-        """Numbers among `texts` of the labels that `text` draws in the template, `[labels]`, rising."""
-        labels = {
-            label for label, of_clip in zip(self.labels, self.categories, strict=True) if of_clip not in CAPTION_GROUPS
-        }
-        drawn = {self.template.format(label) for label in labels}
-        return torch.tensor([number for number, text in enumerate(self.texts) if text in drawn], dtype=torch.long)
-
     def weights(self, balance: float, category_weights: dict[str, float], source_balance: float = 0.0) -> np.ndarray:
         """Sampling weight of every row: (rows of its label) ** -balance, times its category's factor.
 

@@ -86,7 +86,7 @@ class ContrastiveStage(TrainingStage):
                     "text_bank needs one process and a dataset in the layout of the sound corpus; leave it out."
                 )
             offsets = logit_offsets(data.dataset, data.sampler.probabilities, self.recipe.logit_adjustment)
-            self.bank = TextBank(self.model, self.processor, data.dataset, offsets, self.recipe.label_balance)
+            self.bank = TextBank(self.model, self.processor, data.dataset, offsets)
         if self.recipe.chunk_size != "auto":
             self.set_chunk_size(self.asked_chunk_size)
 

@@ -13,8 +13,6 @@ from ..model.modeling_msclap import MSClapModel
 from ..model.processing_msclap import MSClapProcessor
 
 TEXTS_PER_BATCH = 64
-LABEL_SET = 80  # labels, about as many as people type
-LABEL_SETS = 16  # a step
 
 
 def multi_positive_contrastive_loss(logits_per_text: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -78,31 +76,6 @@ def logit_offsets(dataset: PairDataset, probabilities: np.ndarray, adjustment: f
     return (adjustment * dataset.text_shares(probabilities).log()).float() if adjustment else None
 
 
-def label_balance_loss(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """How unevenly random sets of labels are shared out among the clips that none of a set's labels is true of.
-
-    A label that such clips come to far more often than to others is a hub: it will be the wrong answer to everything.
-    The divergence of the mean distribution over the labels from the uniform one keeps it away (mean entropy
-    maximisation: Assran et al., 2022, "Masked Siamese Networks for Label-Efficient Learning", Section 3).
-
-    Args:
-        logits: Scaled similarities of clips and labels `[batch, labels]`.
-        own: Which labels are true of a clip `[batch, labels]`, bool.
-
-    Returns:
-        Scalar: the mean Kullback-Leibler divergence of `LABEL_SETS` sets, drawn from torch's random numbers.
-    """
-    size = min(LABEL_SET, logits.shape[1])
-    total = logits.new_zeros((), dtype=torch.float32)
-    for _ in range(LABEL_SETS):
-        drawn = torch.randperm(logits.shape[1])[:size].to(logits.device)
-        foreign = ~own[:, drawn].any(dim=1)
-        chances = logits[:, drawn].float().softmax(dim=1) * foreign[:, None]
-        mean = chances.sum(dim=0) / foreign.sum().clamp(min=1)
-        total = total + torch.xlogy(mean, mean * size).sum()
-    return total / LABEL_SETS
-
-
 def sigmoid_loss(logits_per_text: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Pairwise sigmoid loss: every cell of the matrix is its own yes-or-no question (Zhai et al., 2023, "Sigmoid Loss
     for Language Image Pre-Training", Algorithm 1).
@@ -157,7 +130,6 @@ class TextBank:
         processor: Its processor.
         dataset: Names the texts, and which of them are true of each other's clips.
         offsets: See `text_bank_loss`.
-        label_balance: Weight of `label_balance_loss` over the labels in the template.
     """
 
     def __init__(
@@ -166,7 +138,6 @@ class TextBank:
         processor: MSClapProcessor,
         dataset: PairDataset,
         offsets: torch.Tensor | None = None,
-        label_balance: float = 0.0,
     ):
         states = []
         with evaluation_mode(model), torch.no_grad():
@@ -176,8 +147,6 @@ class TextBank:
         self.states = torch.cat(states)  # [texts, text tower's size]
         self.texts_of_groups = dataset.texts_of_groups().to(model.device)
         self.offsets = None if offsets is None else offsets.to(model.device)
-        self.label_balance = label_balance
-        self.labels = dataset.label_texts().to(model.device)
 
     def loss(
         self, model: MSClapModel, audio_embeds: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -195,11 +164,5 @@ class TextBank:
         texts = F.normalize(model.text_projection(self.states).float(), dim=-1)
         against_all = model.compute_similarity(audio_embeds, texts)  # [batch, texts]
         within = against_all[:, batch["texts"]].t()
-        also_true = self.texts_of_groups[batch["groups"]]
-        to_text = text_bank_loss(against_all, batch["texts"], also_true, self.offsets)
-        loss = 0.5 * (to_text + multi_positive_contrastive_loss(within, batch["groups"]))
-        if self.label_balance:
-            loss = loss + self.label_balance * label_balance_loss(
-                against_all[:, self.labels], also_true[:, self.labels]
-            )
-        return loss, within
+        to_text = text_bank_loss(against_all, batch["texts"], self.texts_of_groups[batch["groups"]], self.offsets)
+        return 0.5 * (to_text + multi_positive_contrastive_loss(within, batch["groups"])), within

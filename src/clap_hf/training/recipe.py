@@ -126,8 +126,6 @@ class ContrastiveRecipe(PairSettings):
             text tower, a `dataset` and one process.
         logit_adjustment: With `text_bank`, factor on the log of every text's share of the draws, which is added to its
             logits in training alone: 1 keeps labels that are drawn often from lying near all sounds.
-        label_balance: With `text_bank`, weight of a loss that keeps each label from being the answer to sounds that no
-            label of a set names.
         teacher: Another audio network whose features of the clips the audio tower learns to predict besides; needs
             `text_bank`.
         chunk_size: Pairs that go through the towers at once, with the loss still over the whole batch (gradient
@@ -153,7 +151,6 @@ class ContrastiveRecipe(PairSettings):
     mask_shared: bool = False
     text_bank: bool = False
     logit_adjustment: float = 0.0
-    label_balance: float = 0.0
     teacher: Teacher | None = None
     chunk_size: int | str | None = None
     batch_norm: str = "exact"
@@ -205,7 +202,7 @@ class ContrastiveRecipe(PairSettings):
                 raise ValueError("text_bank needs 'dataset', in the layout of the sound corpus, instead of 'sources'.")
             refuse_unused(self, ("loss", "chunk_size"), "text_bank: true")
         else:
-            refuse_unused(self, ("logit_adjustment", "label_balance"), "text_bank: false")
+            refuse_unused(self, ("logit_adjustment",), "text_bank: false")
         if self.teacher is not None and not self.text_bank:
             raise ValueError("teacher needs text_bank, and with it one process and a dataset in the corpus' layout.")
         if self.batch_norm != "exact" and self.weights is None and self.audio.get("architecture") != "cnn14":

@@ -23,8 +23,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "max_length", "validation_clips"), (1, INFINITY)),
     **dict.fromkeys(("validation_pairs", "folds"), (2, INFINITY)),
     **dict.fromkeys(("epochs", "seed", "learning_rate", "weight_decay", "warmup_steps"), (0, INFINITY)),
-    **dict.fromkeys(("plateau_patience", "max_skipped", "max_grad_norm"), (0, INFINITY)),
-    **dict.fromkeys(("logit_adjustment", "label_balance"), (0, INFINITY)),
+    **dict.fromkeys(("plateau_patience", "max_skipped", "max_grad_norm", "logit_adjustment"), (0, INFINITY)),
     **dict.fromkeys(("ema_decay", "plateau_factor", "template_probability", "held_out"), (0, 1)),
 }
 DATASET_ONLY = ("split", "balance", "source_balance", "category_weights")
