@@ -138,6 +138,7 @@ def test_the_script_writes_it_again(tmp_path):
 
 def test_every_number_of_the_records_is_in_the_card(embedded_card):
     records = read_records(*STORED, **APART)
+    assert records.looks[-1]["found_later"] in embedded_card
     assert records.looks[-1]["why"] in embedded_card and f"included: {len(records.looks)};" in embedded_card
     assert f"Looks at the test: {records.evaluation['test_looks']} sets of weights" in embedded_card
     results = measured(records.evaluation)

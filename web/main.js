@@ -256,7 +256,7 @@ find("audio").addEventListener("timeupdate", ({ target }) => {
 // ---- labels and timeline
 
 const NONE = "none of these";
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => `${Math.round(100 * share)}\u00a0%`; // no line ends before the sign
 const hue = (index) => (index * 137.5 + 190) % 360;
 
 function element(tag, properties = {}, ...children) {

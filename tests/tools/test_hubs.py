@@ -18,6 +18,9 @@ def test_a_label_without_clips_has_the_mean_share():
         {"label": "dog", "first": 6, "own": 2, "ratio": 3.0},
         {"label": "rain", "first": 2, "own": 0, "ratio": 1.0},
     ]
+    assert hubs.count_hubs([None, "dog", None, None], ["dog"] * 4, ["dog", "cat"])["labels"] == [
+        {"label": "dog", "first": 1, "own": 4, "ratio": 0.25}
+    ]
 
 
 def test_eighty_labels_each_once():
@@ -42,6 +45,7 @@ def test_the_command(tmp_path):
     found = counted["splits"]["validation"]
     assert counted["everyday_labels"] == 80 and 1 <= len(found["labels"]) <= hubs.LISTED
     assert sum(row["first"] for row in found["labels"]) <= found["clips"] > 20
+    assert sum(row["first"] for row in found["stated"]["labels"]) <= found["stated"]["clips"] < found["clips"]
 
 
 def test_the_sealed_split_needs_a_look(tmp_path, monkeypatch):

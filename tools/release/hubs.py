@@ -3,8 +3,9 @@
     python -m tools.release.hubs --weights src/clap_hf/embedded --dataset sound-corpus --splits test,sealed
 
 Every clip of the splits' sound events is compared with the 80 labels of `everyday_labels.json`. A label's share are
-the clips of that label, or one 80th of all where those are fewer. The sealed test is counted only for weights that
-its ledger names: see `tools.release.sealed_test`.
+the clips of that label, or one 80th of all where those are fewer. Beside weights with a calibration, labels that are
+stated are counted as well, as `clap-hf classify` does: of the other clips it says "none of these". The sealed test is
+counted only for weights that its ledger names: see `tools.release.sealed_test`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.progress import track
 
 from clap_hf.atomic_io import write_json
 from clap_hf.audio import load_stored_audio
+from clap_hf.calibration import FALSE_ALARMS, FILE, Calibration
 from clap_hf.embedding import TEMPLATES, ClapEncoder, embed_classes
 from clap_hf.evaluation.command import load_encoder
 from clap_hf.evaluation.runner import EvaluationOptions
@@ -41,11 +43,11 @@ def everyday_labels() -> list[str]:
     return labels
 
 
-def count_hubs(first: Sequence[str], own: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+def count_hubs(first: Sequence[str | None], own: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """How often labels come first, beside their shares.
 
     Args:
-        first: The label that comes first for each clip.
+        first: The label that comes first for each clip, or None of these.
         own: Each clip's own label, among the labels or not.
         labels: All labels.
 
@@ -58,6 +60,7 @@ def count_hubs(first: Sequence[str], own: Sequence[str], labels: Sequence[str]) 
     rows: list[dict[str, Any]] = [
         {"label": label, "first": count, "own": theirs[label], "ratio": round(count / max(theirs[label], mean), 2)}
         for label, count in came_first.items()
+        if label is not None
     ]
     return {"clips": len(first), "labels": sorted(rows, key=lambda row: -row["ratio"])[:LISTED]}
 
@@ -88,6 +91,7 @@ def main(
     if "sealed" in splits.split(",") and all(look["weights"] != identity for look in read_ledger(LEDGER)):
         raise typer.BadParameter("these weights are not in the sealed test's ledger: measure them on it first.")
     encoder = load_encoder(EvaluationOptions(model=str(weights), suite="sounds", data_dir=str(dataset)))
+    found = Calibration.load(weights / FILE) if (weights / FILE).is_file() else None
     texts = [[template.format(label) for template in TEMPLATES] for label in labels]
     vectors = embed_classes(encoder.model, encoder.processor.tokenizer, texts).cpu()
     counted: dict[str, Any] = {}
@@ -95,10 +99,15 @@ def main(
         rows = datasets.load_dataset(str(dataset), split=split).cast_column("audio", datasets.Audio(decode=False))
         events = [i for i, row in enumerate(rows.remove_columns("audio")) if EVENTS.class_of(row)]
         rows = rows.select(events)
-        first: list[str] = []
-        for clips in track(embed_rows(encoder, rows), split, total=-(-len(rows) // BATCH)):
-            first += [labels[int(number)] for number in (clips @ vectors.t()).argmax(dim=1)]
+        clips = torch.cat(list(track(embed_rows(encoder, rows), split, total=-(-len(rows) // BATCH))))
+        best = (clips @ vectors.t()).argmax(dim=1).numpy()
+        first = [labels[number] for number in best]
         counted[split] = count_hubs(first, rows["label"][:], labels)
+        if found is not None:
+            stated = found.probabilities(clips.numpy(), vectors.numpy())[range(len(best)), best]
+            certain = stated >= found.threshold(FALSE_ALARMS, count=len(labels))
+            answers = [label if sure else None for label, sure in zip(first, certain, strict=True)]
+            counted[split]["stated"] = count_hubs(answers, rows["label"][:], labels) | {"clips": int(certain.sum())}
         typer.echo(f"{split}: {counted[split]}")
     write_json(record, {"weights": identity, "everyday_labels": len(labels), "splits": counted})
 

@@ -70,7 +70,7 @@ def sealed(evaluation: dict[str, Any] | None, looks: Sequence[dict[str, Any]]) -
 
     Args:
         evaluation: What `tools.release.sealed_test` measured.
-        looks: Its ledger.
+        looks: Its ledger; `found_later` of the last line is what is known of that look since.
     """
     if evaluation is None:
         return None
@@ -79,6 +79,8 @@ def sealed(evaluation: dict[str, Any] | None, looks: Sequence[dict[str, Any]]) -
         f"Looks at it, these weights' included: {len(looks)}; each was written to `model_cards/embedded.looks.jsonl` "
         f"before the test was read. How these weights were decided on: {looks[-1]['why']}."
     )
+    if "found_later" in looks[-1]:
+        text += f" Found later: {looks[-1]['found_later']}."
     return {"text": text, "table": _table(evaluation)}
 
 
@@ -91,20 +93,22 @@ def hubs(record: dict[str, Any] | None) -> dict[str, str] | None:
     if record is None:
         return None
     rows = [
-        [split, row["label"], row["first"], row["own"], f"{row['ratio']:.1f}"]
+        [split, answer, row["label"], row["first"], row["own"], f"{row['ratio']:.1f}"]
         for split, counted in record["splits"].items()
-        for row in counted["labels"]
+        for answer, own in (("best", counted), ("stated", counted.get("stated", {"labels": []})))
+        for row in own["labels"]
     ]
     clips = " and ".join(
         f"{counted['clips']:,} clips of the split {split}" for split, counted in record["splits"].items()
     )
     text = (
         f"{record['everyday_labels']} everyday labels were compared with {clips}. A label's share are its own clips, "
-        f"or 1/{record['everyday_labels']} of all where those are fewer; the labels furthest above theirs:"
+        f"or 1/{record['everyday_labels']} of all where those are fewer; the labels furthest above theirs, among the "
+        'best labels of all clips, and among those that are stated: the other clips are "none of these".'
     )
     return {
         "text": text,
-        "table": markdown_table(("split", "label", "first for", "own clips", "times its share"), rows),
+        "table": markdown_table(("split", "label is", "label", "clips", "own clips", "times its share"), rows),
     }
 
 
