@@ -19,9 +19,8 @@ rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
 for (const name of ["index.html", "style.css", "icon.svg"]) cpSync(join(here, name), join(out, name));
 cpSync(join(here, "space.md"), join(out, "README.md")); // of a static Space
-const downloads = ["audio.onnx", "text.onnx", "calibration.bin", "model.json", "tokenizer.json", "tokenizer_config.json"].filter(
-  (name) => name !== "calibration.bin" || existsSync(join(model, name)),
-);
+const downloads = ["audio.onnx", "text.onnx", "model.json", "tokenizer.json", "tokenizer_config.json"];
+if (existsSync(join(model, "calibration.bin"))) downloads.push("calibration.bin"); // not every model has one
 for (const name of downloads) cpSync(join(model, name), join(out, name));
 cpSync(join(modules, "onnxruntime-web", "dist", runtime), join(out, runtime));
 
