@@ -25,6 +25,8 @@ function interpolate(place, places, values) {
 export class Calibration {
   #sounds;
   #texts;
+  #places; // -log of the rates, rising
+  #slope; // of thresholds beyond the rarest rate, as over the last decade before it
   #ofText = new WeakMap(); // by vector
   #ofSound = new WeakMap();
 
@@ -35,6 +37,11 @@ export class Calibration {
     const rows = Array.from({ length: facts.sounds + facts.texts }, (_, i) => vectors.subarray(i * size, (i + 1) * size));
     this.#sounds = rows.slice(0, facts.sounds);
     this.#texts = rows.slice(facts.sounds);
+    const { rates, thresholds } = facts;
+    const distances = rates.map((rate) => Math.abs(rate - 10 * rates.at(-1)));
+    const tail = distances.indexOf(Math.min(...distances));
+    this.#places = rates.map((rate) => -Math.log(rate));
+    this.#slope = (thresholds.at(-1) - thresholds[tail]) / Math.log(rates[tail] / rates.at(-1));
   }
 
   #text(vector) {
@@ -67,13 +74,8 @@ export class Calibration {
 
   // The probability that any of `count` pairs reaches in a share of cases (`false_alarms`) though none fits.
   threshold(count) {
-    const { rates, thresholds, false_alarms: rate } = this.facts;
-    const one = -Math.expm1(Math.log1p(-rate) / count);
-    const rarest = rates.at(-1);
-    const places = rates.map((each) => -Math.log(each));
-    const distances = rates.map((each) => Math.abs(each - 10 * rarest));
-    const tail = distances.indexOf(Math.min(...distances));
-    const slope = (thresholds.at(-1) - thresholds[tail]) / Math.log(rates[tail] / rarest);
-    return sigmoid(interpolate(-Math.log(one), places, thresholds) + slope * Math.max(0, Math.log(rarest / one)));
+    const place = -Math.log(-Math.expm1(Math.log1p(-this.facts.false_alarms) / count));
+    const beyond = Math.max(0, place - this.#places.at(-1));
+    return sigmoid(interpolate(place, this.#places, this.facts.thresholds) + this.#slope * beyond);
   }
 }

@@ -342,6 +342,13 @@ find("labels-form").addEventListener("submit", (event) => {
 
 // ---- search
 
+// Whether any hit is probable enough among all windows; without a calibration nobody knows.
+function matches(vector, hits) {
+  if (!calibration) return true;
+  const needed = calibration.threshold(sounds.reduce((sum, sound) => sum + sound.vectors.length, 0));
+  return hits.some((hit) => calibration.probability(hit.sound.vectors[hit.window], vector) >= needed);
+}
+
 let searches = 0;
 async function runSearch() {
   const words = find("query").value.trim();
@@ -355,11 +362,8 @@ async function runSearch() {
     const [vector] = await embedTexts([words]);
     if (current !== searches) return; // another search began
     const hits = search(vector, sounds, HITS);
-    const windows = sounds.reduce((sum, sound) => sum + sound.vectors.length, 0);
-    const reached = (hit) => calibration.probability(hit.sound.vectors[hit.window], vector) >= calibration.threshold(windows);
-    const found = !calibration || hits.some(reached);
     find("hits").replaceChildren(...hits.map(hitItem));
-    const none = found ? "" : ` None of them matches, by its probability.`;
+    const none = matches(vector, hits) ? "" : " None of them matches, by its probability.";
     write("search-status", `${counted(hits.length, "result")} for “${words}”, the most similar first.${none}`);
   } catch (error) {
     write("search-status", `The search failed: ${error.message}.`);

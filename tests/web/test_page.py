@@ -114,9 +114,8 @@ def test_drop_search_play_and_offline(embedded, site, sounds, tmp_path):
         assert (np.asarray(found) * expected).sum(axis=1).min() > 0.99
 
         # Probabilities are Python's, as near as the vectors are.
-        script = "arguments[1](clapHf.sounds.map((sound) => arguments[0].map((text) => {probability})))".replace(
-            "{probability}", "clapHf.calibration().probability(sound.vector, text)"
-        )
+        script = """const known = clapHf.calibration();
+        arguments[1](clapHf.sounds.map(({vector}) => arguments[0].map((text) => known.probability(vector, text))));"""
         probabilities = np.asarray(run(script, found))
         audio = np.stack([embed(*embedded, paths[Path(name).name]) for name, _ in vectors])
         assert np.abs(probabilities - CALIBRATION.probabilities(audio, expected)).max() < 0.05
